@@ -1,0 +1,43 @@
+# Every target sets up what it needs: Python 3.11+ and the package registry are enough.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+MODEL  ?=
+
+.PHONY: setup chat test lint type bench golden soak clean
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "localoss needs Python 3.11 or newer: make setup PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+chat: setup
+	$(BIN)/localoss chat $(MODEL)
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: setup
+	$(BIN)/mypy
+
+bench: setup
+	$(BIN)/localoss bench $(MODEL)
+
+golden: setup
+	@$(BIN)/python -c 'import torch, transformers' 2>/dev/null || \
+		{ echo "make golden needs the oracles: $(BIN)/pip install -e '.[oracle]'" >&2; exit 1; }
+	$(BIN)/python tests/golden/make_golden.py
+
+soak: setup
+	LOCALOSS_SOAK=1 $(BIN)/python -m pytest -m soak
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,29 @@
+"""Errors whose message is for the user: one line that says what is wrong and what to do about it."""
+
+
+class LocalossError(Exception):
+    """Something a user can mend. The command line prints the message alone and exits with `exit_code`."""
+
+    exit_code = 1
+
+
+class UsageError(LocalossError):
+    """The request itself cannot be met as asked: a wrong option, model or path."""
+
+    exit_code = 2
+
+
+class ModelError(LocalossError):
+    """A model directory is missing, incomplete, damaged, or of a kind that localoss does not run."""
+
+    exit_code = 2
+
+
+class ContextFullError(LocalossError):
+    """More tokens than the context holds."""
+
+
+class Cancelled(LocalossError):
+    """The caller asked to stop; what was computed before stays valid."""
+
+    exit_code = 130

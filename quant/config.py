@@ -1,0 +1,151 @@
+"""The architecture of a gpt-oss model, read from a Hugging Face config.json."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quant.errors import QuantError
+
+SWIGLU_ALPHA = 1.702  # fixed by the architecture; not in config.json
+
+
+@dataclass(frozen=True)
+class RopeConfig:
+    """Rotary embedding with YaRN. See https://arxiv.org/abs/2309.00071."""
+
+    theta: float
+    factor: float  # 1.0: no YaRN
+    original_context: int
+    beta_fast: float
+    beta_slow: float
+    truncate: bool
+    concentration: float | None  # None: YaRN's 0.1 ln(factor) + 1
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Dimensions of a gpt-oss model; the letters are those of docstrings and shape comments."""
+
+    layers: int
+    hidden: int  # D
+    intermediate: int  # I
+    heads: int  # H
+    kv_heads: int  # K
+    head_dim: int
+    experts: int  # E
+    active_experts: int  # A
+    vocab: int  # V
+    context: int  # longest position that the model was made for
+    sliding_window: int
+    is_sliding: tuple[bool, ...]  # one per layer
+    rms_norm_eps: float
+    swiglu_limit: float
+    rope: RopeConfig
+
+    @property
+    def q_rows(self) -> int:
+        return self.heads * self.head_dim
+
+    @property
+    def kv_rows(self) -> int:
+        return self.kv_heads * self.head_dim
+
+    @property
+    def qkv_rows(self) -> int:
+        return self.q_rows + 2 * self.kv_rows
+
+
+def read_config(path: Path) -> ModelConfig:
+    """Read `path`, a config.json. Raises: QuantError for a missing, unreadable or foreign file."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise QuantError(f"{path}: not found; a gpt-oss model folder has a config.json") from None
+    except (OSError, ValueError) as error:
+        raise QuantError(f"{path}: cannot be read as JSON ({error}); download it again") from None
+    return parse_config(raw, str(path))
+
+
+def parse_config(raw: Any, where: str = "config.json") -> ModelConfig:
+    """Check `raw`, the parsed JSON, and give it as a ModelConfig. Raises: QuantError."""
+    if not isinstance(raw, dict):
+        raise QuantError(f"{where}: expected a JSON object")
+    if raw.get("model_type") != "gpt_oss":
+        kind = raw.get("model_type", "not given")
+        raise QuantError(f"{where}: model_type is {kind!r}; localoss runs gpt_oss models only")
+    try:
+        config = _config_from(raw)
+    except KeyError as error:
+        raise QuantError(f"{where}: {error.args[0]} is missing") from None
+    except (TypeError, ValueError) as error:
+        raise QuantError(f"{where}: a value of the wrong kind ({error})") from None
+    _check(config, where)
+    return config
+
+
+def _config_from(raw: dict[str, Any]) -> ModelConfig:
+    layers = _integer(raw, "num_hidden_layers")
+    types = raw.get("layer_types") or [
+        "sliding_attention" if i % 2 == 0 else "full_attention" for i in range(layers)
+    ]
+    unknown = set(types) - {"sliding_attention", "full_attention"}
+    if unknown or len(types) != layers:
+        raise ValueError(f"layer_types must name {layers} sliding_attention or full_attention layers")
+    heads = _integer(raw, "num_attention_heads")
+    return ModelConfig(
+        layers=layers,
+        hidden=_integer(raw, "hidden_size"),
+        intermediate=_integer(raw, "intermediate_size"),
+        heads=heads,
+        kv_heads=_integer(raw, "num_key_value_heads"),
+        head_dim=_integer(raw, "head_dim") if "head_dim" in raw else _integer(raw, "hidden_size") // heads,
+        experts=_integer(raw, "num_local_experts"),
+        active_experts=_integer(raw, "num_experts_per_tok"),
+        vocab=_integer(raw, "vocab_size"),
+        context=_integer(raw, "max_position_embeddings"),
+        sliding_window=_integer(raw, "sliding_window"),
+        is_sliding=tuple(kind == "sliding_attention" for kind in types),
+        rms_norm_eps=float(raw.get("rms_norm_eps", 1e-5)),
+        swiglu_limit=float(raw.get("swiglu_limit", 7.0)),
+        rope=_rope_from(raw),
+    )
+
+
+def _rope_from(raw: dict[str, Any]) -> RopeConfig:
+    # transformers 5 writes rope_parameters with the theta inside, earlier ones rope_scaling and rope_theta.
+    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in ("yarn", "default"):
+        raise ValueError(f"rope_type {kind!r}, expected yarn")
+    original = rope.get("original_max_position_embeddings") or raw.get("initial_context_length", 4096)
+    concentration = rope.get("attention_factor")
+    return RopeConfig(
+        theta=float(rope.get("rope_theta", raw.get("rope_theta", 150_000.0))),
+        factor=float(rope.get("factor", 1.0)) if kind == "yarn" else 1.0,
+        original_context=int(original),
+        beta_fast=float(rope.get("beta_fast") or 32.0),
+        beta_slow=float(rope.get("beta_slow") or 1.0),
+        truncate=bool(rope.get("truncate", True)),
+        concentration=None if concentration is None else float(concentration),
+    )
+
+
+def _integer(raw: dict[str, Any], key: str) -> int:
+    value = raw[key]
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
+        raise ValueError(f"{key} is {value!r}, expected a positive integer")
+    return value
+
+
+def _check(config: ModelConfig, where: str) -> None:
+    for name in ("hidden", "intermediate", "q_rows"):
+        size = getattr(config, name)
+        if size % 32:
+            raise QuantError(f"{where}: {name} is {size}; the tiles need a multiple of 32")
+    if config.head_dim % 8:
+        raise QuantError(f"{where}: head_dim is {config.head_dim}; the tiles need a multiple of 8")
+    if config.heads % config.kv_heads:
+        raise QuantError(f"{where}: {config.heads} heads cannot share {config.kv_heads} key/value heads")
+    if config.active_experts > config.experts:
+        raise QuantError(f"{where}: {config.active_experts} active experts of {config.experts}")

@@ -1,0 +1,7 @@
+"""Errors of the converter whose message is for the user."""
+
+
+class QuantError(Exception):
+    """A source, a target or a number format that cannot be used as asked; the message says why and what to do."""
+
+    exit_code = 2

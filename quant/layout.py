@@ -1,0 +1,133 @@
+"""Where each weight lies in a localoss model directory. docs/format.md says the same in prose.
+
+    config.json            as published
+    localoss.json          format version, source, dtypes, sha256 of each file
+    layer-000.safetensors  one per layer
+    vocabulary.safetensors embedding, final norm, unembedding
+"""
+
+from dataclasses import dataclass
+
+from quant.config import ModelConfig
+from quant.errors import QuantError
+
+FORMAT_VERSION = 1
+PAGE = 4096  # tensor data and every expert's run start on a page
+TILE_ROWS = 8
+TILE_COLUMNS = 32  # also the size of an MXFP4 block and of an int4 or int8 group
+TILE_BYTES = {"mxfp4": 128, "int4": 128, "int8": 256, "bf16": 512}
+SCALE_BYTES = {"mxfp4": 1, "int4": 2, "int8": 2, "bf16": 0}  # per row and 32 columns
+
+MANIFEST = "localoss.json"
+VOCABULARY_FILE = "vocabulary.safetensors"
+
+
+def layer_file(layer: int) -> str:
+    return f"layer-{layer:03d}.safetensors"
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A tensor of the model directory: safetensors dtype name and shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ExpertRun:
+    """Byte offsets inside one expert's run: one aligned read brings the whole expert.
+
+    gate_up codes and scales are tiles of (2I, D), rows gate, up, gate, up, … as published;
+    down's of (D, I); the biases are float32.
+    """
+
+    gate_up_codes: int
+    gate_up_scales: int
+    down_codes: int
+    down_scales: int
+    gate_up_bias: int
+    down_bias: int
+    size: int  # padded to a page
+
+
+def expert_run(config: ModelConfig, dtype: str) -> ExpertRun:
+    gate_up = 2 * config.intermediate * config.hidden
+    down = config.hidden * config.intermediate
+    sizes = [
+        tile_bytes(gate_up, dtype),
+        scale_bytes(gate_up, dtype),
+        tile_bytes(down, dtype),
+        scale_bytes(down, dtype),
+        8 * config.intermediate,
+        4 * config.hidden,
+    ]
+    offsets = [0]
+    for size in sizes:
+        offsets.append(offsets[-1] + round_up(size, 64))
+    return ExpertRun(*offsets[:6], size=round_up(offsets[6], PAGE))
+
+
+def tile_bytes(weights: int, dtype: str) -> int:
+    return weights // (TILE_ROWS * TILE_COLUMNS) * TILE_BYTES[dtype]
+
+
+def scale_bytes(weights: int, dtype: str) -> int:
+    return weights // TILE_COLUMNS * SCALE_BYTES[dtype]
+
+
+def round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+def matrix_specs(name: str, rows: int, columns: int, dtype: str) -> dict[str, TensorSpec]:
+    """Tiles of a (rows, columns) matrix: `name`.codes and, where the dtype has them, `name`.scales.
+
+    Rows are padded with zeros to a multiple of 8. Raises: QuantError if columns don't fill blocks of 32.
+    """
+    if columns % TILE_COLUMNS:
+        raise QuantError(f"{name} has {columns} columns; {dtype} needs a multiple of {TILE_COLUMNS}")
+    groups, blocks = round_up(rows, TILE_ROWS) // TILE_ROWS, columns // TILE_COLUMNS
+    specs = {f"{name}.codes": TensorSpec("U8", (groups, blocks, TILE_BYTES[dtype]))}
+    if SCALE_BYTES[dtype] == 2:
+        specs[f"{name}.scales"] = TensorSpec("F16", (groups, blocks, TILE_ROWS))
+    elif SCALE_BYTES[dtype] == 1:
+        specs[f"{name}.scales"] = TensorSpec("U8", (groups, blocks, TILE_ROWS))
+    return specs
+
+
+def layer_specs(config: ModelConfig, attention: str, experts: str) -> dict[str, TensorSpec]:
+    """The tensors of one layer's file, in file order: the most aligned first, so that nothing needs gaps."""
+    d = config.hidden
+    specs = {"experts": TensorSpec("U8", (config.experts, expert_run(config, experts).size))}
+    matrices = (
+        matrix_specs("qkv", config.qkv_rows, d, attention)
+        | matrix_specs("output", d, config.q_rows, attention)
+        | matrix_specs("router", config.experts, d, "bf16")
+    )
+    specs |= dict(sorted(matrices.items(), key=lambda item: item[0].endswith(".scales")))
+    specs |= {
+        "attention_norm": TensorSpec("F32", (d,)),
+        "qkv.bias": TensorSpec("F32", (config.qkv_rows,)),
+        "sinks": TensorSpec("F32", (config.heads,)),
+        "output.bias": TensorSpec("F32", (d,)),
+        "mlp_norm": TensorSpec("F32", (d,)),
+        "router.bias": TensorSpec("F32", (config.experts,)),
+    }
+    return specs
+
+
+def vocabulary_specs(config: ModelConfig, embedding: str, unembedding: str) -> dict[str, TensorSpec]:
+    """The tensors of the vocabulary file, in file order.
+
+    The embedding lies row by row, not in tiles: a token reads one row of it. int8 rows have a float16
+    scale per 32 columns.
+    """
+    v, d = config.vocab, config.hidden
+    unembedding_specs = matrix_specs("unembedding", v, d, unembedding)
+    specs = {"unembedding.codes": unembedding_specs.pop("unembedding.codes")}
+    specs["embedding.codes"] = TensorSpec({"int8": "I8", "bf16": "BF16"}[embedding], (v, d))
+    specs |= unembedding_specs
+    if embedding == "int8":
+        specs["embedding.scales"] = TensorSpec("F16", (v, d // TILE_COLUMNS))
+    return specs | {"final_norm": TensorSpec("F32", (d,))}

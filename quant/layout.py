@@ -127,7 +127,8 @@ def vocabulary_specs(config: ModelConfig, embedding: str, unembedding: str) -> d
     unembedding_specs = matrix_specs("unembedding", v, d, unembedding)
     specs = {"unembedding.codes": unembedding_specs.pop("unembedding.codes")}
     specs["embedding.codes"] = TensorSpec({"int8": "I8", "bf16": "BF16"}[embedding], (v, d))
+    specs["final_norm"] = TensorSpec("F32", (d,))  # before the float16 scales, which could leave it unaligned
     specs |= unembedding_specs
     if embedding == "int8":
         specs["embedding.scales"] = TensorSpec("F16", (v, d // TILE_COLUMNS))
-    return specs | {"final_norm": TensorSpec("F32", (d,))}
+    return specs

@@ -1,0 +1,197 @@
+"""Reads safetensors files: a header parser that trusts nothing, and the tensors of a published checkpoint.
+
+Tensors are read in slices into buffers of the caller's size, never mapped: mapped pages would count as resident.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quant.errors import QuantError
+
+INDEX_FILE = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
+MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format
+DTYPE_BYTES = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
+    **dict.fromkeys(("U32", "I32", "F32"), 4),
+    **dict.fromkeys(("U64", "I64", "F64"), 8),
+}
+DAMAGED = "the file is damaged; download it again"
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where a tensor lies in its file: safetensors dtype name, shape, first byte from the file's start, bytes."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    size: int
+
+
+def read_header(path: Path) -> tuple[dict[str, TensorInfo], int]:
+    """The tensors of a safetensors file by name, and the offset at which its data starts.
+
+    Everything is checked against the file's size before it is believed. Raises: QuantError for a missing,
+    truncated or malformed file.
+    """
+    try:
+        with open(path, "rb") as file:
+            file_bytes = file.seek(0, 2)
+            file.seek(0)
+            header_bytes = int.from_bytes(file.read(8), "little")
+            if file_bytes < 8 or header_bytes > min(MAX_HEADER_BYTES, file_bytes - 8):
+                raise QuantError(f"{path}: not a safetensors file, or cut off in its header; download it again")
+            text = file.read(header_bytes)
+    except FileNotFoundError:
+        raise QuantError(f"{path}: missing; download it again") from None
+    except OSError as error:
+        raise QuantError(f"{path}: cannot be read ({error.strerror})") from None
+    header = _parse_json(text, f"{path}: header")
+    data_start = 8 + header_bytes
+    tensors = {
+        name: _tensor_info(f"{path}: {name}", entry, data_start)
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
+    _check_extent(path, tensors, data_start, file_bytes)
+    return tensors, data_start
+
+
+def _parse_json(text: bytes, where: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text.decode("utf-8"))
+    except (ValueError, RecursionError):
+        raise QuantError(f"{where} is not JSON; {DAMAGED}") from None
+    if not isinstance(value, dict):
+        raise QuantError(f"{where} is not a JSON object; {DAMAGED}")
+    return value
+
+
+def _tensor_info(where: str, entry: Any, data_start: int) -> TensorInfo:
+    match entry:
+        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [begin, end]}:
+            pass
+        case _:
+            raise QuantError(f"{where}: no dtype, shape and data_offsets; {DAMAGED}")
+    if dtype not in DTYPE_BYTES:
+        raise QuantError(f"{where}: dtype {dtype} is not known; expected one of {', '.join(DTYPE_BYTES)}")
+    if any(type(number) is not int or number < 0 for number in (*shape, begin, end)):
+        raise QuantError(f"{where}: shape or data_offsets are not natural numbers; {DAMAGED}")
+    if end - begin != math.prod(shape) * DTYPE_BYTES[dtype]:
+        raise QuantError(f"{where}: {end - begin} bytes for {dtype} of shape {shape}; {DAMAGED}")
+    return TensorInfo(dtype, tuple(shape), data_start + begin, end - begin)
+
+
+def _check_extent(path: Path, tensors: dict[str, TensorInfo], data_start: int, file_bytes: int) -> None:
+    """The tensors follow each other without overlap or gap, and end where the file does."""
+    end = data_start
+    for name, info in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].size)):
+        if info.offset != end:
+            raise QuantError(f"{path}: {name} overlaps another tensor or leaves a gap; {DAMAGED}")
+        end = info.offset + info.size
+    if end > file_bytes:
+        raise QuantError(f"{path}: truncated, {file_bytes:,} of {end:,} bytes; download it again")
+    if end < file_bytes:
+        raise QuantError(f"{path}: {file_bytes - end:,} bytes more than its header tells; {DAMAGED}")
+
+
+class Checkpoint:
+    """The tensors of a folder with model.safetensors.index.json and its shards, or one model.safetensors.
+
+    Every header is read and checked at the start. Raises: QuantError, naming the file at fault.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._files: dict[Path, BinaryIO] = {}
+        self.tensors: dict[str, tuple[Path, TensorInfo]] = {}
+        index = folder / INDEX_FILE
+        if index.exists():
+            self._read_index(index)
+        elif (folder / SINGLE_FILE).exists():
+            path = folder / SINGLE_FILE
+            self.tensors = {name: (path, info) for name, info in read_header(path)[0].items()}
+        else:
+            raise QuantError(f"{folder}: neither {INDEX_FILE} nor {SINGLE_FILE} is there; {_hint(folder)}")
+
+    def _read_index(self, index: Path) -> None:
+        try:
+            weight_map = _parse_json(index.read_bytes(), str(index)).get("weight_map")
+        except OSError as error:
+            raise QuantError(f"{index}: cannot be read ({error.strerror})") from None
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise QuantError(f"{index}: no weight_map; {DAMAGED}")
+        shards: dict[str, Mapping[str, TensorInfo]] = {}
+        for name, shard in weight_map.items():
+            if not isinstance(shard, str) or not shard.endswith(".safetensors") or set(shard) & set("/\\:\0"):
+                raise QuantError(f"{index}: {shard!r} is not the name of a file in the same folder; {DAMAGED}")
+            path = self.folder / shard
+            if shard not in shards:
+                shards[shard] = read_header(path)[0]
+            if name not in shards[shard]:
+                raise QuantError(f"{path}: {name} is not in it although {INDEX_FILE} says so; download both again")
+            self.tensors[name] = (path, shards[shard][name])
+
+    def require(self, name: str, dtype: str, shape: tuple[int, ...]) -> None:
+        """Raises: QuantError if tensor `name` is missing or is not of `dtype` and `shape`."""
+        if name not in self.tensors:
+            raise QuantError(f"{self.folder}: tensor {name} is missing; download the checkpoint again")
+        path, info = self.tensors[name]
+        if (info.dtype, info.shape) != (dtype, shape):
+            raise QuantError(
+                f"{path}: {name} is {info.dtype} {list(info.shape)}, but config.json asks for {dtype} {list(shape)}; "
+                "the two do not belong together, download the checkpoint again"
+            )
+
+    def read_rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """Entries start:stop of tensor `name`'s first axis, as a new array: BF16 as uint16, U8 as uint8.
+
+        Raises: QuantError if the file cannot be read.
+        """
+        path, info = self.tensors[name]
+        row_bytes = info.size // info.shape[0]
+        rows = np.empty((stop - start, *info.shape[1:]), np.uint16 if info.dtype == "BF16" else np.uint8)
+        assert rows.nbytes == (stop - start) * row_bytes
+        view = memoryview(rows.reshape(-1).view(np.uint8))
+        try:
+            if path not in self._files:
+                self._files[path] = open(path, "rb", buffering=0)
+            file = self._files[path]
+            file.seek(info.offset + start * row_bytes)
+            while view:
+                count = file.readinto(view)  # type: ignore[attr-defined]
+                if not count:
+                    raise QuantError(f"{path}: became shorter while it was read; {DAMAGED}")
+                view = view[count:]
+        except OSError as error:
+            raise QuantError(f"{path}: cannot be read ({error.strerror})") from None
+        return rows
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+
+    def __enter__(self) -> "Checkpoint":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _hint(folder: Path) -> str:
+    """What the folder seems to be instead, and what to do."""
+    if folder.suffix == ".gguf" or any(folder.glob("*.gguf")):
+        return "GGUF files cannot be converted yet, give the Hugging Face checkpoint (openai/gpt-oss-20b)"
+    if (folder / "original").is_dir() or (folder / "dtypes.json").exists():
+        return "OpenAI's original/ layout cannot be converted, give the Hugging Face shards that lie above it"
+    return "give the folder of a Hugging Face gpt-oss checkpoint"

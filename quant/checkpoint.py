@@ -1,14 +1,15 @@
 """Reads safetensors files: a header parser that trusts nothing, and the tensors of a published checkpoint.
 
-Tensors are read in slices into buffers of the caller's size, never mapped: mapped pages would count as resident.
+Tensors are read in slices, never mapped: mapped pages would count as resident memory.
 """
 
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +30,7 @@ DAMAGED = "the file is damaged; download it again"
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor lies in its file: safetensors dtype name, shape, first byte from the file's start, bytes."""
+    """A tensor in its file: safetensors dtype name, shape, offset from the file's start and size in bytes."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -49,7 +50,7 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], int]:
             file.seek(0)
             header_bytes = int.from_bytes(file.read(8), "little")
             if file_bytes < 8 or header_bytes > min(MAX_HEADER_BYTES, file_bytes - 8):
-                raise QuantError(f"{path}: not a safetensors file, or cut off in its header; download it again")
+                raise QuantError(f"{path}: not safetensors, or cut off in its header; download it again")
             text = file.read(header_bytes)
     except FileNotFoundError:
         raise QuantError(f"{path}: missing; download it again") from None
@@ -112,7 +113,7 @@ class Checkpoint:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self._files: dict[Path, BinaryIO] = {}
+        self._files: dict[Path, FileIO] = {}
         self.tensors: dict[str, tuple[Path, TensorInfo]] = {}
         index = folder / INDEX_FILE
         if index.exists():
@@ -133,12 +134,14 @@ class Checkpoint:
         shards: dict[str, Mapping[str, TensorInfo]] = {}
         for name, shard in weight_map.items():
             if not isinstance(shard, str) or not shard.endswith(".safetensors") or set(shard) & set("/\\:\0"):
-                raise QuantError(f"{index}: {shard!r} is not the name of a file in the same folder; {DAMAGED}")
+                raise QuantError(f"{index}: {shard!r} does not name a file in the same folder; {DAMAGED}")
             path = self.folder / shard
             if shard not in shards:
                 shards[shard] = read_header(path)[0]
             if name not in shards[shard]:
-                raise QuantError(f"{path}: {name} is not in it although {INDEX_FILE} says so; download both again")
+                raise QuantError(
+                    f"{path}: {name} is not in it though {INDEX_FILE} says so; download both again"
+                )
             self.tensors[name] = (path, shards[shard][name])
 
     def require(self, name: str, dtype: str, shape: tuple[int, ...]) -> None:
@@ -148,8 +151,8 @@ class Checkpoint:
         path, info = self.tensors[name]
         if (info.dtype, info.shape) != (dtype, shape):
             raise QuantError(
-                f"{path}: {name} is {info.dtype} {list(info.shape)}, but config.json asks for {dtype} {list(shape)}; "
-                "the two do not belong together, download the checkpoint again"
+                f"{path}: {name} is {info.dtype} {list(info.shape)} where config.json makes it "
+                f"{dtype} {list(shape)}; the two do not belong together, download the checkpoint again"
             )
 
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
@@ -160,21 +163,23 @@ class Checkpoint:
         path, info = self.tensors[name]
         row_bytes = info.size // info.shape[0]
         rows = np.empty((stop - start, *info.shape[1:]), np.uint16 if info.dtype == "BF16" else np.uint8)
-        assert rows.nbytes == (stop - start) * row_bytes
-        view = memoryview(rows.reshape(-1).view(np.uint8))
+        view = rows.reshape(-1).view(np.uint8).data
         try:
-            if path not in self._files:
-                self._files[path] = open(path, "rb", buffering=0)
-            file = self._files[path]
+            file = self._open(path)
             file.seek(info.offset + start * row_bytes)
             while view:
-                count = file.readinto(view)  # type: ignore[attr-defined]
+                count = file.readinto(view)
                 if not count:
                     raise QuantError(f"{path}: became shorter while it was read; {DAMAGED}")
                 view = view[count:]
         except OSError as error:
             raise QuantError(f"{path}: cannot be read ({error.strerror})") from None
         return rows
+
+    def _open(self, path: Path) -> FileIO:
+        if path not in self._files:
+            self._files[path] = FileIO(path)
+        return self._files[path]
 
     def close(self) -> None:
         for file in self._files.values():

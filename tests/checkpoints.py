@@ -29,6 +29,11 @@ CHECKPOINTS: dict[str, dict[str, Any]] = {
         layers=3, hidden=64, intermediate=128, heads=4, kv_heads=2, head_dim=40,
         experts=9, active=5, vocab=270, window=24, rope="rope_scaling",
     ),
+    # Larger, so that rounding averages out a little as it does in the real thing.
+    "wide": dict(
+        layers=5, hidden=320, intermediate=288, heads=14, kv_heads=7, head_dim=32,
+        experts=20, active=4, vocab=509, window=33, rope="rope_parameters",
+    ),
     # Harmony's whole vocabulary on a model of a few MB: what the command line and the chat need.
     "harmony": dict(
         layers=2, hidden=32, intermediate=160, heads=6, kv_heads=3, head_dim=16,
@@ -162,7 +167,7 @@ def _tensors(c: dict[str, Any]) -> dict[str, tuple]:
         "lm_head.weight": ((c["vocab_size"], d), unit, 0.0),
     }
     for i in range(c["num_hidden_layers"]):
-        layer = {
+        layer: dict[str, tuple] = {
             "input_layernorm.weight": ((d,), 0.1, 1.0),
             "post_attention_layernorm.weight": ((d,), 0.1, 1.0),
             "self_attn.sinks": ((c["num_attention_heads"],), 2.0, 3.0),

@@ -81,11 +81,13 @@ def rmsnorm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
 
 
 def yarn(config: dict[str, Any]) -> tuple[np.ndarray, float]:
-    """(inv_freq (head_dim//2,) f32, concentration). Source: https://arxiv.org/abs/2309.00071, 3.2 to 3.4."""
-    rope = config.get("rope_parameters") or config["rope_scaling"]
-    theta, factor = rope.get("rope_theta") or config["rope_theta"], rope["factor"]
-    dim = config["head_dim"]
-    inv_freq = np.array([theta ** (-2 * i / dim) for i in range(dim // 2)])
+    """(inv_freq (head_dim//2,) f32, concentration). Source: https://arxiv.org/abs/2309.00071, 3.2 to 3.4.
+
+    Rounded to float32 at each step, as `transformers` does it: a last bit here is 2e-4 in the logits at
+    position 4,300. Only the power is taken in float64, since C libraries differ in its float32 version.
+    """
+    rope, dim = config.get("rope_parameters") or config["rope_scaling"], config["head_dim"]
+    theta = rope.get("rope_theta") or config["rope_theta"]
 
     def pair_that_turns(times: float) -> float:
         """Which pair of dimensions turns that many `times` within the original context."""
@@ -96,10 +98,15 @@ def yarn(config: dict[str, Any]) -> tuple[np.ndarray, float]:
     if rope["truncate"]:
         first, last = math.floor(first), math.ceil(last)
     first, last = max(first, 0), min(last, dim - 1)
+    one, factor = np.float32(1), np.float32(rope["factor"])
+    exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
+    wavelengths = np.power(theta, exponents.astype(np.float64)).astype(np.float32)
     # Pairs before `first` stay as they are, those past `last` are slowed down by `factor`.
-    slowed = np.clip((np.arange(dim // 2) - first) / (last - first), 0, 1)
-    inv_freq = inv_freq * (1 - slowed) + inv_freq / factor * slowed
-    return inv_freq.astype(np.float32), 0.1 * math.log(factor) + 1
+    ramp = (np.arange(dim // 2, dtype=np.float32) - np.float32(first)) / np.float32(last - first)
+    kept = one - np.clip(ramp, 0, 1)
+    inv_freq = one / (factor * wavelengths) * (one - kept) + one / wavelengths * kept
+    assert inv_freq.dtype == np.float32
+    return inv_freq, 0.1 * math.log(factor) + 1
 
 
 def rope(x: np.ndarray, positions: np.ndarray, inv_freq: np.ndarray, concentration: float) -> np.ndarray:

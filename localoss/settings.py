@@ -6,6 +6,7 @@ from pathlib import Path
 from localoss.errors import UsageError
 
 SIMD_NAMES = ("vnni", "avx2", "portable")
+_ON, _OFF = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
 
 
 def simd() -> str | None:
@@ -17,11 +18,19 @@ def simd() -> str | None:
 
 
 def home() -> Path:
-    """LOCALOSS_HOME, or the user's data folder: where models live."""
-    from platformdirs import user_data_path
-
+    """LOCALOSS_HOME, or the user's data folder: where models live. It need not exist yet."""
     value = os.environ.get("LOCALOSS_HOME")
-    return Path(value).expanduser() if value else user_data_path("localoss", appauthor=False)
+    if not value:
+        from platformdirs import user_data_path
+
+        return user_data_path("localoss", appauthor=False)
+    try:
+        folder = Path(value).expanduser().absolute()
+    except RuntimeError as error:  # ~someone who isn't a user
+        raise UsageError(f"LOCALOSS_HOME is {value!r} ({error}); give a folder") from None
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"LOCALOSS_HOME is {value!r}, which is a file; give a folder")
+    return folder
 
 
 def kernel_cache() -> Path:
@@ -29,3 +38,21 @@ def kernel_cache() -> Path:
     from platformdirs import user_cache_path
 
     return user_cache_path("localoss", appauthor=False) / "kernels"
+
+
+def debug() -> bool:
+    """LOCALOSS_DEBUG: whether errors show their traceback."""
+    value = os.environ.get("LOCALOSS_DEBUG", "").strip().lower()
+    if value not in _ON + _OFF:
+        raise UsageError(f"LOCALOSS_DEBUG is {value!r}; set it to 1 or 0")
+    return value in _ON
+
+
+def color() -> bool:
+    """Whether a terminal may be sent styles: not with NO_COLOR (https://no-color.org), nor to a dumb one."""
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def set_variable(name: str, value: str) -> None:
+    """Set a variable for a library that can be configured in no other way."""
+    os.environ[name] = value

@@ -1,0 +1,189 @@
+"""Messages to tokens in OpenAI's harmony chat format.
+
+The openai-harmony library defines the format and does the rendering; here are the parts that it leaves to
+its caller: the vocabulary file, the system and developer messages, and which thinking the model still sees.
+Source: https://cookbook.openai.com/articles/openai-harmony
+"""
+
+import datetime
+import functools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import openai_harmony as library
+
+from localoss import settings
+from localoss.errors import ModelError, UsageError
+
+VOCABULARY_FOLDER = Path(__file__).with_name("vocabulary")
+VOCABULARY_TOKENS = 201_088  # rows of gpt-oss's embedding
+TEXT_TOKENS = 199_998  # ids below are text, ids from here on are control tokens
+END_OF_TEXT, RETURN, CONSTRAIN, CHANNEL, START = 199_999, 200_002, 200_003, 200_005, 200_006
+END, MESSAGE, CALL = 200_007, 200_008, 200_012
+
+CHANNELS = ("analysis", "commentary", "final")
+EFFORTS = {
+    "low": library.ReasoningEffort.LOW,
+    "medium": library.ReasoningEffort.MEDIUM,
+    "high": library.ReasoningEffort.HIGH,
+}
+KNOWLEDGE_CUTOFF = "2024-06"
+_FUNCTION_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}")
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message of a conversation.
+
+    role: user, assistant or tool. channel: one of CHANNELS for the assistant's. recipient: the tool that is
+    called, such as functions.lookup. content_type: json or code where a call says so. name: the tool that
+    answers.
+    """
+
+    role: str
+    text: str
+    channel: str | None = None
+    recipient: str | None = None
+    content_type: str | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class Function:
+    """A function that the model may call: its name, what it does, and a JSON schema of its arguments.
+
+    Raises: UsageError for a name that cannot stand in a message header.
+    """
+
+    name: str
+    description: str = ""
+    parameters: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if not _FUNCTION_NAME.fullmatch(self.name):
+            raise UsageError(f"function name {self.name!r}: use 1 to 64 letters, digits, '_', '-' or '.'")
+
+
+def _today() -> str:
+    return datetime.date.today().isoformat()
+
+
+@dataclass(frozen=True)
+class ChatSetup:
+    """What stands before the first message of a conversation.
+
+    effort: low, medium or high. instructions: the developer message. builtin_tools: openai-harmony's own, of
+    "python" and "browser". date: when the conversation began; it stays, so that the prompt's tokens stay.
+    Raises: UsageError for an unknown effort.
+    """
+
+    effort: str = "medium"
+    instructions: str | None = None
+    functions: tuple[Function, ...] = ()
+    builtin_tools: tuple[str, ...] = ()
+    date: str = field(default_factory=_today)
+
+    def __post_init__(self) -> None:
+        if self.effort not in EFFORTS:
+            raise UsageError(f"effort is {self.effort!r}; choose one of {', '.join(EFFORTS)}")
+
+
+@functools.cache
+def encoding() -> library.HarmonyEncoding:
+    """The o200k_harmony encoding, from the vocabulary shipped with localoss; nothing is fetched.
+
+    Raises: ModelError if the shipped file is missing or damaged.
+    """
+    settings.set_variable("TIKTOKEN_ENCODINGS_BASE", str(VOCABULARY_FOLDER))
+    try:
+        return library.load_harmony_encoding(library.HarmonyEncodingName.HARMONY_GPT_OSS)
+    except (library.HarmonyError, OSError) as error:
+        raise ModelError(f"{VOCABULARY_FOLDER}: unusable ({error}); install localoss again") from None
+
+
+def check_vocabulary(vocab_tokens: int) -> None:
+    """Raises: ModelError unless a model with `vocab_tokens` logits can write harmony."""
+    if vocab_tokens < VOCABULARY_TOKENS:
+        raise ModelError(
+            f"the model has a vocabulary of {vocab_tokens:,} tokens, not gpt-oss's {VOCABULARY_TOKENS:,}: "
+            "it cannot chat"
+        )
+
+
+def render(setup: ChatSetup, messages: Sequence[Message]) -> list[int]:
+    """Tokens of the whole conversation, up to the `<|start|>assistant` that the model continues."""
+    conversation = [_system_message(setup)]
+    if setup.instructions or setup.functions:
+        conversation.append(_developer_message(setup))
+    conversation += [_library_message(message) for message in drop_finished_analysis(messages)]
+    return encoding().render_conversation_for_completion(
+        library.Conversation.from_messages(conversation),
+        library.Role.ASSISTANT,
+        library.RenderConversationConfig(auto_drop_analysis=False),
+    )
+
+
+def drop_finished_analysis(messages: Sequence[Message]) -> list[Message]:
+    """Leave out the analysis of every turn whose final answer stands.
+
+    No later message brings it back, as a tool call does with openai-harmony 0.0.8's own dropping.
+    """
+    finals = [i for i, message in enumerate(messages) if message.channel == "final"]
+    last_final = finals[-1] if finals else -1
+    return [m for i, m in enumerate(messages) if i > last_final or m.channel != "analysis"]
+
+
+def encode_raw(text: str) -> list[int]:
+    """Tokens of `text` as it stands, control tokens included, for prompts without the chat format."""
+    return encoding().encode(_well_formed(text), allowed_special="all")
+
+
+def token_bytes(token: int) -> bytes:
+    """The bytes of a text token: possibly half a character."""
+    return encoding().decode([token], errors="surrogateescape").encode("utf-8", "surrogateescape")
+
+
+def _system_message(setup: ChatSetup) -> library.Message:
+    content = (
+        library.SystemContent.new()
+        .with_reasoning_effort(EFFORTS[setup.effort])
+        .with_conversation_start_date(setup.date)
+        .with_knowledge_cutoff(KNOWLEDGE_CUTOFF)
+        .with_required_channels(list(CHANNELS))
+    )
+    for tool in setup.builtin_tools:
+        content = {"python": content.with_python_tool, "browser": content.with_browser_tool}[tool]()
+    return library.Message.from_role_and_content(library.Role.SYSTEM, content)
+
+
+def _developer_message(setup: ChatSetup) -> library.Message:
+    content = library.DeveloperContent.new()
+    if setup.instructions:
+        content = content.with_instructions(_well_formed(setup.instructions))
+    if setup.functions:
+        content = content.with_function_tools(
+            [library.ToolDescription.new(f.name, f.description, f.parameters) for f in setup.functions]
+        )
+    return library.Message.from_role_and_content(library.Role.DEVELOPER, content)
+
+
+def _library_message(message: Message) -> library.Message:
+    role = library.Role(message.role)
+    author = library.Author.new(role, message.name) if message.name else library.Author(role=role)
+    result = library.Message.from_author_and_content(author, _well_formed(message.text))
+    if message.channel:
+        result = result.with_channel(message.channel)
+    if message.recipient:
+        result = result.with_recipient(message.recipient)
+    if message.content_type:
+        kind = message.content_type
+        result = result.with_content_type("<|constrain|>json" if kind == "json" else kind)
+    return result
+
+
+def _well_formed(text: str) -> str:
+    # Undecodable bytes of a command line or a pipe arrive as lone surrogates, which no tokenizer takes.
+    return text.encode("utf-8", "replace").decode("utf-8")

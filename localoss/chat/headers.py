@@ -1,0 +1,136 @@
+"""Which tokens harmony allows next: every header well formed, every message ended as its channel ends.
+
+A model that samples freely writes a malformed header now and then, and the turn is lost. The possible headers
+are few enough to write them all down as a trie of token ids, which the sampler follows.
+"""
+
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from localoss.chat import harmony
+from localoss.chat.harmony import CALL, END, RETURN, START, TEXT_TOKENS, ChatSetup
+
+# A step maps an allowed token to the next step, and the one that opens a message to that message's end token.
+_Step: TypeAlias = "dict[int, _Step | int]"
+
+_BUILTIN_RECIPIENTS = {
+    "python": ("python",),
+    "browser": ("browser.search", "browser.open", "browser.find"),
+}
+_JSON_FORMS = ("", " <|constrain|>json", "<|constrain|>json", " json")
+
+
+class HeaderAutomaton:
+    """Follows one sequence of generated tokens and says which may come next. Chat and server share it.
+
+    >>> automaton = HeaderAutomaton(engine.config.vocab, ChatSetup())
+    >>> for token in engine.generate(tokens, mask=automaton.mask):
+    ...     automaton.advance(token.id)
+
+    It begins after the prompt's `<|start|>assistant`.
+    Raises: ModelError for a vocabulary that isn't gpt-oss's.
+    """
+
+    def __init__(self, vocab_tokens: int, setup: ChatSetup) -> None:
+        harmony.check_vocabulary(vocab_tokens)
+        self._root = _header_trie(_forms(setup))
+        self._step: _Step | None = self._root  # None inside a message and after the turn's end
+        self._ending: int | None = None  # the end token of the open message
+        self._final_only = False
+        self._header_mask = np.zeros(vocab_tokens, np.uint8)
+        self._allowed: list[int] = []  # the ids set in _header_mask
+
+    def mask(self) -> npt.NDArray[np.uint8] | None:
+        """Allowed ids as ones, (vocab_tokens,) u8, valid until the next call; None once the turn is over."""
+        if self._step is not None:
+            return self._only(self._step)
+        if self._ending is None:
+            return None
+        if self._final_only and self._ending == END:
+            return self._only([END])
+        return _body_mask(len(self._header_mask), self._ending)
+
+    def advance(self, token: int) -> None:
+        """Take note of the token that was sampled. Raises: ValueError for one that `mask` didn't allow."""
+        if self._step is not None:
+            if token not in self._step:
+                raise ValueError(f"token {token} cannot stand in this header")
+            following = self._step[token]
+            if isinstance(following, int):
+                self._step, self._ending = None, following
+            else:
+                self._step = following
+        elif token == self._ending:
+            self._ending = None
+            if token == END:  # a thought or a preamble: the turn goes on with another message
+                self._step = {START: {_assistant_token(): self._root}}
+        elif self._ending is None or token >= TEXT_TOKENS:
+            raise ValueError(f"token {token} cannot stand in this message")
+
+    def force_final(self) -> None:
+        """End an open thought and let nothing but the final answer begin: the end of a thinking budget."""
+        self._final_only = True
+        at_root = self._step is self._root
+        self._root = _header_trie((("<|channel|>final<|message|>", RETURN),))
+        if at_root:
+            self._step = self._root
+
+    def _only(self, ids: Iterable[int]) -> npt.NDArray[np.uint8]:
+        self._header_mask[self._allowed] = 0
+        self._allowed = list(ids)
+        self._header_mask[self._allowed] = 1
+        return self._header_mask
+
+
+def _forms(setup: ChatSetup) -> tuple[tuple[str, int], ...]:
+    return tuple(_header_forms([f.name for f in setup.functions], setup.builtin_tools))
+
+
+def _header_forms(functions: Sequence[str], builtin_tools: Sequence[str]) -> Iterator[tuple[str, int]]:
+    """Every header that may follow `<|start|>assistant`, with the token that ends its message.
+
+    A recipient stands after the role or after the channel: models write both.
+    """
+    yield "<|channel|>analysis<|message|>", END
+    yield "<|channel|>commentary<|message|>", END
+    yield "<|channel|>final<|message|>", RETURN
+    for name in functions:
+        for form in _JSON_FORMS:
+            yield f" to=functions.{name}<|channel|>commentary{form}<|message|>", CALL
+            yield f"<|channel|>commentary to=functions.{name}{form}<|message|>", CALL
+    for tool in builtin_tools:
+        for name in _BUILTIN_RECIPIENTS[tool]:
+            for form in (*_JSON_FORMS, " code"):
+                yield f" to={name}<|channel|>analysis{form}<|message|>", CALL
+                yield f"<|channel|>analysis to={name}{form}<|message|>", CALL
+
+
+@functools.lru_cache(maxsize=64)
+def _header_trie(forms: tuple[tuple[str, int], ...]) -> _Step:
+    root: _Step = {}
+    for text, ending in forms:
+        *path, last = harmony.encode_raw(text)
+        step = root
+        for token in path:
+            step = step.setdefault(token, {})  # type: ignore[assignment]
+        step[last] = ending
+    return root
+
+
+@functools.lru_cache(maxsize=8)
+def _body_mask(vocab_tokens: int, ending: int) -> npt.NDArray[np.uint8]:
+    mask = np.zeros(vocab_tokens, np.uint8)
+    mask[:TEXT_TOKENS] = 1
+    mask[ending] = 1
+    mask.setflags(write=False)
+    return mask
+
+
+@functools.cache
+def _assistant_token() -> int:
+    (token,) = harmony.encode_raw("assistant")
+    return token

@@ -122,7 +122,10 @@ class Checkpoint:
             path = folder / SINGLE_FILE
             self.tensors = {name: (path, info) for name, info in read_header(path)[0].items()}
         else:
-            raise QuantError(f"{folder}: neither {INDEX_FILE} nor {SINGLE_FILE} is there; {_hint(folder)}")
+            raise QuantError(
+                f"{folder}: neither {INDEX_FILE} nor {SINGLE_FILE} is there; "
+                "give the folder of a Hugging Face gpt-oss checkpoint"
+            )
 
     def _read_index(self, index: Path) -> None:
         try:
@@ -163,10 +166,20 @@ class Checkpoint:
         path, info = self.tensors[name]
         row_bytes = info.size // info.shape[0]
         rows = np.empty((stop - start, *info.shape[1:]), np.uint16 if info.dtype == "BF16" else np.uint8)
-        view = rows.reshape(-1).view(np.uint8).data
+        self._read_into(path, info.offset + start * row_bytes, rows.reshape(-1).view(np.uint8).data)
+        return rows
+
+    def read_start(self, name: str, most_bytes: int) -> bytes:
+        """The first `most_bytes` bytes of tensor `name`, or all of it. Raises: QuantError."""
+        path, info = self.tensors[name]
+        start = bytearray(min(most_bytes, info.size))
+        self._read_into(path, info.offset, memoryview(start))
+        return bytes(start)
+
+    def _read_into(self, path: Path, offset: int, view: memoryview) -> None:
         try:
             file = self._open(path)
-            file.seek(info.offset + start * row_bytes)
+            file.seek(offset)
             while view:
                 count = file.readinto(view)
                 if not count:
@@ -174,7 +187,6 @@ class Checkpoint:
                 view = view[count:]
         except OSError as error:
             raise QuantError(f"{path}: cannot be read ({error.strerror})") from None
-        return rows
 
     def _open(self, path: Path) -> FileIO:
         if path not in self._files:
@@ -193,10 +205,25 @@ class Checkpoint:
         self.close()
 
 
-def _hint(folder: Path) -> str:
-    """What the folder seems to be instead, and what to do."""
-    if folder.suffix == ".gguf" or any(folder.glob("*.gguf")):
-        return "GGUF files cannot be converted yet, give the Hugging Face checkpoint (openai/gpt-oss-20b)"
+def foreign_kind(folder: Path) -> str | None:
+    """What `folder` is if it is no Hugging Face checkpoint but something known, and what to give instead."""
+    if not folder.exists():
+        return "not found; give the folder of a Hugging Face gpt-oss checkpoint"
+    if folder.is_file():
+        if folder.suffix == ".gguf":
+            return "GGUF cannot be converted yet; give the folder of a Hugging Face gpt-oss checkpoint"
+        return "a file; give the folder of a Hugging Face gpt-oss checkpoint"
+    if (folder / INDEX_FILE).exists() or (folder / SINGLE_FILE).exists():
+        names = read_header(folder / SINGLE_FILE)[0] if (folder / SINGLE_FILE).exists() else {}
+        if "embedding.weight" not in names:
+            return None
+        return (
+            "OpenAI's original layout cannot be converted; give the Hugging Face shards published beside it"
+        )
+    if any(folder.glob("*.gguf")):
+        return "GGUF cannot be converted yet; give the folder of a Hugging Face gpt-oss checkpoint"
     if (folder / "original").is_dir() or (folder / "dtypes.json").exists():
-        return "OpenAI's original/ layout cannot be converted, give the Hugging Face shards that lie above it"
-    return "give the folder of a Hugging Face gpt-oss checkpoint"
+        return (
+            "OpenAI's original layout cannot be converted; give the Hugging Face shards published beside it"
+        )
+    return None

@@ -82,7 +82,7 @@ def _divisors(scales: F16) -> NDArray[np.float32]:
 
 
 def _group_extremes(bits: U16) -> NDArray[np.float32]:
-    """formats.group_extremes of bfloat16 `bits` (R, C) u16, where NaN counts as larger than all: (R, C/32)."""
+    """formats.group_extremes of bfloat16 `bits` (R, C) u16: NaN counts as the largest."""
     rows, columns = bits.shape
     extremes = np.empty((rows, columns // GROUP), np.uint16)
     _extreme_bits(bits.reshape(rows, columns // GROUP, GROUP), extremes)

@@ -83,8 +83,7 @@ def unpack_blocks(blocks: U8) -> U8:
 def pack_blocks(codes: U8) -> U8:
     """Published blocks (R, C/32, 16) u8 of `codes` (R, C) u8 in 0..15: the inverse of unpack_blocks."""
     pairs = codes.reshape(codes.shape[0], -1, GROUP // 2, 2)
-    blocks: U8 = pairs[..., 0] | (pairs[..., 1] << 4)
-    return blocks
+    return np.asarray(pairs[..., 0] | (pairs[..., 1] << 4), np.uint8)
 
 
 def group_extremes(weights: F32) -> F32:

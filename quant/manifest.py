@@ -1,0 +1,147 @@
+"""localoss.json: what a model directory holds, from which checkpoint and in which number formats."""
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from quant.checkpoint import INDEX_FILE, SINGLE_FILE
+from quant.errors import QuantError
+from quant.layout import FORMAT_VERSION, MANIFEST
+
+CHOICES = {
+    "attention": ("int8", "int4", "bf16"),
+    "embedding": ("int8", "bf16"),
+    "unembedding": ("int8", "int4", "bf16"),
+    "experts": ("mxfp4",),
+}
+
+
+@dataclass(frozen=True)
+class Dtypes:
+    """The number format of each class of tensors. Raises: QuantError for one that it cannot have."""
+
+    attention: str = "int8"
+    embedding: str = "int8"
+    unembedding: str = "int8"
+    experts: str = "mxfp4"
+
+    def __post_init__(self) -> None:
+        for name, choices in CHOICES.items():
+            value = getattr(self, name)
+            if value not in choices:
+                raise QuantError(f"{name} cannot be {value!r}; choose {' or '.join(choices)}")
+
+
+@dataclass(frozen=True)
+class Source:
+    """The checkpoint that a model directory was made from.
+
+    `fingerprint` is the sha256 of config.json and of every tensor's name, dtype, shape and first bytes.
+    """
+
+    name: str
+    config_sha256: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of the model directory: its size in bytes and the sha256 of all of it, in hexadecimal."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The contents of localoss.json."""
+
+    source: Source
+    dtypes: Dtypes
+    localoss_version: str
+    files: dict[str, FileEntry] = field(default_factory=dict)  # by name
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(entry.bytes for entry in self.files.values())
+
+    def with_file(self, name: str, entry: FileEntry) -> "Manifest":
+        return replace(self, files={**self.files, name: entry})
+
+    def to_json(self) -> str:
+        first = {"format_version": self.format_version, "localoss_version": self.localoss_version}
+        return json.dumps(first | asdict(self), indent=2) + "\n"
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of model directory `folder`, with every file there and of the size it tells.
+
+    Raises: QuantError for a folder that is something else, a damaged or newer localoss.json, a file
+    missing or of another size.
+    """
+    path = folder / MANIFEST
+    if not path.exists():
+        raise QuantError(_what_instead(folder))
+    manifest = parse_manifest(path)
+    for name, entry in manifest.files.items():
+        try:
+            size = (folder / name).stat().st_size
+        except OSError:
+            raise QuantError(f"{folder / name}: missing; quantize or pull the model again") from None
+        if size != entry.bytes:
+            raise QuantError(
+                f"{folder / name}: {size:,} bytes where {MANIFEST} tells {entry.bytes:,}; "
+                "the file is damaged, quantize or pull the model again"
+            )
+    return manifest
+
+
+def parse_manifest(path: Path) -> Manifest:
+    """The manifest in file `path`, without a look at the other files. Raises: QuantError."""
+    try:
+        raw = json.loads(path.read_bytes().decode("utf-8"))
+        version = raw["format_version"]
+        if type(version) is int and version > FORMAT_VERSION:
+            raise QuantError(
+                f"{path}: format version {version}, but this localoss reads up to {FORMAT_VERSION}; "
+                "upgrade localoss"
+            )
+        return _from_json(raw)
+    except OSError as error:
+        raise QuantError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise QuantError(f"{path}: damaged; quantize or pull the model again") from None
+
+
+def _from_json(raw: dict[str, Any]) -> Manifest:
+    if raw["format_version"] != FORMAT_VERSION:
+        raise ValueError("format_version")
+    files = {
+        name: FileEntry(int(entry["bytes"]), str(entry["sha256"])) for name, entry in raw["files"].items()
+    }
+    if any(set(name) & set("/\\:\0") or name in ("", ".", "..") for name in files):
+        raise ValueError("a path instead of a name")
+    return Manifest(
+        source=Source(**{key: str(raw["source"][key]) for key in ("name", "config_sha256", "fingerprint")}),
+        dtypes=Dtypes(**{key: raw["dtypes"][key] for key in CHOICES}),
+        localoss_version=str(raw["localoss_version"]),
+        files=files,
+    )
+
+
+def _what_instead(folder: Path) -> str:
+    if not folder.exists():
+        return f"{folder}: not found"
+    if not folder.is_dir():
+        return f"{folder}: a file; give a model directory, which holds {MANIFEST}"
+    if (folder / INDEX_FILE).exists() or (folder / SINGLE_FILE).exists():
+        out = f"{folder.resolve().name}-localoss"
+        return f"{folder}: a Hugging Face checkpoint; convert it first: localoss quantize {folder} {out}"
+    if (folder / PARTIAL).exists():
+        return f"{folder}: quantizing did not finish; run the same `localoss quantize` again to go on"
+    return f"{folder}: no {MANIFEST} in it; give a folder that `localoss quantize` made"
+
+
+PARTIAL = f"{MANIFEST}.part"  # the manifest of an interrupted conversion: the files that are complete

@@ -4,6 +4,8 @@
     localoss.json          format version, source, dtypes, sha256 of each file
     layer-000.safetensors  one per layer
     vocabulary.safetensors embedding, final norm, unembedding
+
+All sizes and offsets follow from the config and the dtypes.
 """
 
 from dataclasses import dataclass
@@ -65,7 +67,7 @@ def expert_run(config: ModelConfig, dtype: str) -> ExpertRun:
     offsets = [0]
     for size in sizes:
         offsets.append(offsets[-1] + round_up(size, 64))
-    return ExpertRun(*offsets[:6], size=round_up(offsets[6], PAGE))
+    return ExpertRun(*offsets[:6], round_up(offsets[6], PAGE))
 
 
 def tile_bytes(weights: int, dtype: str) -> int:

@@ -67,7 +67,8 @@ def expert_run(config: ModelConfig, dtype: str) -> ExpertRun:
     offsets = [0]
     for size in sizes:
         offsets.append(offsets[-1] + round_up(size, 64))
-    return ExpertRun(*offsets[:6], round_up(offsets[6], PAGE))
+    offsets[6] = round_up(offsets[6], PAGE)
+    return ExpertRun(*offsets)
 
 
 def tile_bytes(weights: int, dtype: str) -> int:

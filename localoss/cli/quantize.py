@@ -1,0 +1,119 @@
+"""`localoss quantize`: a published checkpoint becomes a model directory."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from quant.convert import Summary
+
+PLAIN_INTERVAL_S = 5.0  # between progress lines where stderr is no terminal
+
+
+class MatrixDtype(StrEnum):
+    int8 = "int8"
+    int4 = "int4"
+    bf16 = "bf16"
+
+
+class EmbeddingDtype(StrEnum):
+    int8 = "int8"
+    bf16 = "bf16"
+
+
+def quantize(
+    source: Annotated[
+        Path, typer.Argument(metavar="SRC", help="Folder of a Hugging Face gpt-oss checkpoint.")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the model: a new one.")],
+    attention: Annotated[
+        MatrixDtype, typer.Option(help="Format of the attention weights.")
+    ] = MatrixDtype.int8,
+    embedding: Annotated[EmbeddingDtype, typer.Option(help="Format of the embedding.")] = EmbeddingDtype.int8,
+    unembedding: Annotated[MatrixDtype, typer.Option(help="Format of the unembedding.")] = MatrixDtype.int8,
+    force: Annotated[bool, typer.Option("--force", help="Replace another model in OUT.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Report as JSON on stdout.")] = False,
+) -> None:
+    """Convert a published gpt-oss checkpoint into a model that localoss runs.
+
+    Published MXFP4 experts are kept bit for bit. Memory stays under 2 GB. An interrupted run goes on
+    where it stopped when the same command is given again.
+    """
+    from quant.convert import convert
+    from quant.manifest import Dtypes
+
+    dtypes = Dtypes(attention.value, embedding.value, unembedding.value)
+    try:
+        with _progress() as progress:
+            summary = convert(source, out, dtypes, force=force, progress=progress)
+    except KeyboardInterrupt:
+        typer.echo(f"{out}: interrupted; the same command goes on where it stopped", err=True)
+        raise typer.Exit(130) from None
+    typer.echo(_report_json(out, summary) if as_json else _report(out, summary))
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None]]:
+    """A callback that shows bytes, speed and time left: a bar on a terminal, else a line now and then."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _plain_progress(console.print)
+        return
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("quantize", total=None)
+        yield lambda done_bytes, total_bytes: bar.update(task, completed=done_bytes, total=total_bytes)
+
+
+def _plain_progress(show: Callable[[str], None]) -> Callable[[int, int], None]:
+    started_s = shown_s = time.monotonic()
+    resumed_bytes: int | None = None
+
+    def progress(done_bytes: int, total_bytes: int) -> None:
+        nonlocal shown_s, resumed_bytes
+        if resumed_bytes is None:
+            resumed_bytes = done_bytes
+        now_s = time.monotonic()
+        if now_s - shown_s < PLAIN_INTERVAL_S:
+            return
+        shown_s = now_s
+        speed = max(done_bytes - resumed_bytes, 1) / (now_s - started_s)
+        left_s = (total_bytes - done_bytes) / speed
+        done = f"{done_bytes / 1e9:.2f} of {total_bytes / 1e9:.2f} GB"
+        show(f"{done}, {speed / 1e6:.0f} MB/s, {left_s:.0f} s left")
+
+    return progress
+
+
+def _report(out: Path, summary: "Summary") -> str:
+    size = f"{summary.manifest.total_bytes / 1e9:.2f} GB"
+    if summary.already_there:
+        return f"{out}: this very model is there already, {size}; nothing to do"
+    return f"{out}: {size} in {len(summary.manifest.files)} files, {summary.elapsed_s:.0f} s"
+
+
+def _report_json(out: Path, summary: "Summary") -> str:
+    from dataclasses import asdict
+
+    manifest = summary.manifest
+    report = {
+        "out": str(out),
+        "source": manifest.source.name,
+        "dtypes": asdict(manifest.dtypes),
+        "files": len(manifest.files),
+        "total_bytes": manifest.total_bytes,
+        "written_bytes": summary.written_bytes,
+        "already_there": summary.already_there,
+        "elapsed_s": round(summary.elapsed_s, 3),
+    }
+    return json.dumps(report, indent=2)

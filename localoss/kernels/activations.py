@@ -1,0 +1,172 @@
+"""Between the matmuls: RMSNorm, quantizing activations, routing, adding the experts' results up.
+
+x is the residual stream, (T, D) f32. What a matmul reads lies block by block, (D/32, P, 32): see products.py.
+Parameters named after buffers are addresses, unless their description says "array".
+"""
+
+import numpy as np
+from numba import prange
+
+from localoss.kernels.isa.common import force_inline
+from localoss.kernels.simd import (
+    absolute,
+    add,
+    div,
+    exp,
+    fma,
+    jit,
+    load_f32x8,
+    max_lanes,
+    maximum,
+    minimum,
+    mul,
+    parallel,
+    round_even,
+    splat_f32,
+    store_f32,
+    store_f32x8,
+    store_i8x8,
+    sub,
+    sum_lanes,
+    to_bytes,
+    zero,
+)
+
+
+@parallel
+def rms_norm(out, x, weight, tokens, columns, eps):
+    """Write x / rms(x) * weight to `out` (columns/32, tokens, 32) f32. x (tokens, columns) f32. Sums in f32."""
+    for t in prange(tokens):
+        row = x + 4 * columns * t
+        squares = zero()
+        for i in range(0, columns, 8):
+            v = load_f32x8(row + 4 * i)
+            squares = fma(v, v, squares)
+        factor = splat_f32((sum_lanes(squares) / columns + eps) ** -0.5)
+        for i in range(0, columns, 8):
+            normed = mul(mul(load_f32x8(row + 4 * i), factor), load_f32x8(weight + 4 * i))
+            store_f32x8(out + 128 * (i // 32 * tokens + t) + 4 * (i % 32), normed)
+
+
+@force_inline
+def quantize_block(codes, scale, v0, v1, v2, v3, offset):
+    """Write 32 floats to `codes` as int8 plus `offset`, and their scale, max|v| / 127, to `scale`."""
+    largest = max_lanes(maximum(maximum(absolute(v0), absolute(v1)), maximum(absolute(v2), absolute(v3))))
+    inverse = splat_f32(127.0 / largest if largest > 1e-30 else 0.0)
+    store_f32(scale, largest / 127.0)
+    store_i8x8(codes, to_bytes(round_even(mul(v0, inverse)), offset))
+    store_i8x8(codes + 8, to_bytes(round_even(mul(v1, inverse)), offset))
+    store_i8x8(codes + 16, to_bytes(round_even(mul(v2, inverse)), offset))
+    store_i8x8(codes + 24, to_bytes(round_even(mul(v3, inverse)), offset))
+
+
+@parallel
+def quantize(codes, scales, x, sources, tokens, blocks, offset):
+    """Write token sources[p] of x (blocks, tokens, 32) f32 as int8 to place p of `codes` (blocks, P, 32).
+
+    scales (blocks, P) f32. sources array (P,) i32. offset is added to the codes (modulo 256): see isa.py.
+    """
+    places = len(sources)
+    for b in prange(blocks):
+        for p in range(places):
+            row = x + 128 * (b * tokens + sources[p])
+            place = b * places + p
+            quantize_block(
+                codes + 32 * place,
+                scales + 4 * place,
+                load_f32x8(row),
+                load_f32x8(row + 32),
+                load_f32x8(row + 64),
+                load_f32x8(row + 96),
+                offset,
+            )
+
+
+@parallel
+def gather(out, x, sources, tokens, blocks):
+    """As quantize, without quantizing: `out` (blocks, P, 32) f32. sources array (P,) i32."""
+    places = len(sources)
+    for b in prange(blocks):
+        for p in range(places):
+            row = x + 128 * (b * tokens + sources[p])
+            for i in range(0, 128, 32):
+                store_f32x8(out + 128 * (b * places + p) + i, load_f32x8(row + i))
+
+
+@force_inline
+def swiglu(gate, up, alpha, limit):
+    """gate * sigmoid(alpha * gate) * (up + 1), gate clamped to `limit` from above and up to ±`limit`."""
+    gate = minimum(gate, limit)
+    up = minimum(maximum(up, sub(zero(), limit)), limit)
+    one = splat_f32(1.0)
+    return mul(add(up, one), div(gate, add(one, exp(sub(zero(), mul(gate, alpha))))))
+
+
+@jit
+def route(expert_ids, expert_weights, logits, stride, experts):
+    """Choose each token's experts: the A largest logits, in falling order, and their softmax.
+
+    Arrays: expert_ids (T, A) i32 and expert_weights (T, A) f32, overwritten; logits (T, stride) f32, of whose
+    columns the first `experts` count. Equal logits: the lower expert first.
+    """
+    tokens, active = expert_ids.shape
+    for t in range(tokens):
+        row = logits[t]
+        for a in range(active):
+            best = -1
+            for e in range(experts):
+                taken = False
+                for earlier in range(a):
+                    taken |= expert_ids[t, earlier] == e
+                if not taken and (best < 0 or row[e] > row[best]):
+                    best = e
+            expert_ids[t, a] = best
+        total = 0.0
+        for a in range(active):
+            weight = np.exp(row[expert_ids[t, a]] - row[expert_ids[t, 0]])
+            expert_weights[t, a] = weight
+            total += weight
+        for a in range(active):
+            expert_weights[t, a] /= total
+
+
+@jit
+def sort_by_expert(starts, sources, places, expert_ids):
+    """Order the (token, expert) pairs by expert, tokens in order.
+
+    Arrays: expert_ids (T, A) i32. Overwritten: starts (E + 1,) i32, expert e has the places starts[e] to
+    starts[e + 1]; sources (T * A,) i32, the token at each place; places (T, A) i32, the place of each pair.
+    """
+    tokens, active = expert_ids.shape
+    starts[:] = 0
+    for t in range(tokens):
+        for a in range(active):
+            starts[expert_ids[t, a] + 1] += 1
+    for e in range(1, len(starts)):
+        starts[e] += starts[e - 1]
+    for t in range(tokens):
+        for a in range(active):
+            place = starts[expert_ids[t, a]]
+            sources[place] = t
+            places[t, a] = place
+            starts[expert_ids[t, a]] += 1
+    for e in range(len(starts) - 1, 0, -1):
+        starts[e] = starts[e - 1]
+    starts[0] = 0
+
+
+@parallel
+def add_experts(x, y, places, expert_weights, columns):
+    """Add each token's weighted experts to x (T, columns) f32. y (P, columns) f32.
+
+    Arrays: places (T, A) i32, expert_weights (T, A) f32.
+    """
+    tokens, active = places.shape
+    for t in prange(tokens):
+        row = x + 4 * columns * t
+        for i in range(0, columns, 8):
+            total = load_f32x8(row + 4 * i)
+            for a in range(active):
+                part = load_f32x8(y + 4 * (columns * places[t, a] + i))
+                total = fma(part, splat_f32(expert_weights[t, a]), total)
+            store_f32x8(row + 4 * i, total)

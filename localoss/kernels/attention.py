@@ -1,0 +1,262 @@
+"""Rotary embedding, the KV cache's layout, and attention with sinks and a sliding window.
+
+The cache of one layer: keys (K, S/8, head_dim, 8) and values (K, S, head_dim) for S slots, float16 bits (uint16) or
+float32; position p has the slot p % S, S a multiple of KEYS_AT_ONCE. Keys lie 8 positions to a vector, so that scores
+need no sums across lanes. Parameters named after buffers are addresses, unless their description says "array".
+"""
+
+import numpy as np
+from numba import prange, types
+from numba.extending import overload
+
+from localoss.kernels import isa
+from localoss.kernels.isa.common import force_inline
+from localoss.kernels.simd import (
+    add,
+    broadcast_f32,
+    exp,
+    fetch_add,
+    fma,
+    jit,
+    load_f32x8,
+    max_lanes,
+    maximum,
+    mul,
+    parallel,
+    splat_f32,
+    store_f32,
+    store_f32x8,
+    sub,
+    sum_lanes,
+    zero,
+)
+
+KEYS_AT_ONCE = 64  # positions whose scores are held at a time
+TOKENS_AT_ONCE = 8  # query positions that share a pass over the keys
+
+
+def scratch_floats(heads_per_key: int, head_dim: int) -> int:
+    """Scratch per thread: queries, results, scores, and each row's maximum and sum."""
+    rows = -(-TOKENS_AT_ONCE * heads_per_key // 8) * 8
+    return rows * (2 * head_dim + KEYS_AT_ONCE + 2)
+
+
+def _load_values(cache, address):
+    """8 cached numbers at `address` as float32; the type of array `cache` says how they are written."""
+
+
+@overload(_load_values, jit_options={"forceinline": True})
+def _overload_load(cache, address):
+    if cache.dtype == types.uint16:
+        return lambda cache, address: isa.load_f16(address)
+    return lambda cache, address: load_f32x8(address)
+
+
+def _store_values(cache, address, value):
+    """Write 8 float32 at `address`, as array `cache` keeps them."""
+
+
+@overload(_store_values, jit_options={"forceinline": True})
+def _overload_store(cache, address, value):
+    if cache.dtype == types.uint16:
+        return lambda cache, address, value: isa.store_f16(address, value)
+    return lambda cache, address, value: store_f32x8(address, value)
+
+
+@jit
+def _rotate(row, cos, sin, head_dim):
+    """Rotate one head in place. row (head_dim,), cos and sin (head_dim/2,) f32 arrays."""
+    half = head_dim // 2
+    for i in range(half):
+        x, y = row[i], row[i + half]
+        row[i] = x * cos[i] - y * sin[i]
+        row[i + half] = y * cos[i] + x * sin[i]
+
+
+@parallel
+def rotate_and_store(qkv, keys, values, cos, sin, position, heads):
+    """Rotate queries and keys in place, and write keys and values to the cache.
+
+    Arrays: qkv (T, (heads + 2K) * head_dim) f32, of positions `position`, position + 1, …; keys, values: the layer's
+    cache; cos, sin (T, head_dim/2) f32, YaRN's concentration included.
+    """
+    kv_heads, slots, head_dim = values.shape
+    for t in prange(len(qkv)):
+        slot = (position + t) % slots
+        for head in range(heads + kv_heads):
+            _rotate(qkv[t, head * head_dim : (head + 1) * head_dim], cos[t], sin[t], head_dim)
+        for k in range(kv_heads):
+            row = values[k, slot]
+            key = qkv[t, (heads + k) * head_dim :]
+            value = qkv[t, (heads + kv_heads + k) * head_dim :]
+            for i in range(0, head_dim, 8):  # the key's numbers in the cache's dtype, on their way to their lane
+                _store_values(values, row[i:].ctypes.data, load_f32x8(key[i:].ctypes.data))
+            for i in range(head_dim):
+                keys[k, slot // 8, i, slot % 8] = row[i]
+            for i in range(0, head_dim, 8):
+                _store_values(values, row[i:].ctypes.data, load_f32x8(value[i:].ctypes.data))
+
+
+@force_inline
+def _multiply_8_rows(out, out_stride, rows, row_stride, cache, vectors, vector_stride, count):
+    """Add to 8 rows of `out`, 8 numbers each, the sum over n of rows[r, n] * vectors[n]. Strides in bytes."""
+    a, b = load_f32x8(out), load_f32x8(out + out_stride)
+    c, d = load_f32x8(out + 2 * out_stride), load_f32x8(out + 3 * out_stride)
+    e, f = load_f32x8(out + 4 * out_stride), load_f32x8(out + 5 * out_stride)
+    g, h = load_f32x8(out + 6 * out_stride), load_f32x8(out + 7 * out_stride)
+    for n in range(count):
+        v = _load_values(cache, vectors + vector_stride * n)
+        x = rows + 4 * n
+        a = fma(v, broadcast_f32(x), a)
+        b = fma(v, broadcast_f32(x + row_stride), b)
+        c = fma(v, broadcast_f32(x + 2 * row_stride), c)
+        d = fma(v, broadcast_f32(x + 3 * row_stride), d)
+        e = fma(v, broadcast_f32(x + 4 * row_stride), e)
+        f = fma(v, broadcast_f32(x + 5 * row_stride), f)
+        g = fma(v, broadcast_f32(x + 6 * row_stride), g)
+        h = fma(v, broadcast_f32(x + 7 * row_stride), h)
+    store_f32x8(out, a)
+    store_f32x8(out + out_stride, b)
+    store_f32x8(out + 2 * out_stride, c)
+    store_f32x8(out + 3 * out_stride, d)
+    store_f32x8(out + 4 * out_stride, e)
+    store_f32x8(out + 5 * out_stride, f)
+    store_f32x8(out + 6 * out_stride, g)
+    store_f32x8(out + 7 * out_stride, h)
+
+
+@jit
+def _softmax_step(scores, low, high, count, out, head_dim, largest, total):
+    """Turn a row of `count` scores into weights, those outside low ≤ i < high into none.
+
+    Rescales the row's results so far, `out` (head_dim,) f32, to the new maximum. Gives the new maximum and sum.
+    """
+    for i in range(low):
+        store_f32(scores + 4 * i, -np.inf)
+    for i in range(high, count):
+        store_f32(scores + 4 * i, -np.inf)
+    top = splat_f32(largest)
+    for i in range(0, 4 * count, 32):
+        top = maximum(top, load_f32x8(scores + i))
+    new = max_lanes(top)
+    new_v, sums = splat_f32(new), zero()
+    for i in range(0, 4 * count, 32):
+        weights = exp(sub(load_f32x8(scores + i), new_v))
+        sums = add(sums, weights)
+        store_f32x8(scores + i, weights)
+    factor = np.exp(largest - new)
+    if factor != 1.0:
+        for i in range(0, 4 * head_dim, 32):
+            store_f32x8(out + i, mul(load_f32x8(out + i), splat_f32(factor)))
+    return new, total * factor + sum_lanes(sums)
+
+
+@jit
+def _score_keys(scores, queries, keys, k, slot, count):
+    """Write queries · keys to scores (rows, KEYS_AT_ONCE), for `count` positions from `slot` on. Arrays."""
+    rows, head_dim = queries.shape
+    scores[:, :count] = 0.0
+    for r in range(0, rows, 8):
+        for i in range(0, count, 8):
+            _multiply_8_rows(
+                scores[r, i:].ctypes.data,
+                4 * KEYS_AT_ONCE,
+                queries[r].ctypes.data,
+                4 * head_dim,
+                keys,
+                keys[k, (slot + i) // 8].ctypes.data,
+                8 * keys.itemsize,
+                head_dim,
+            )
+
+
+@jit
+def _add_values(results, scores, values, k, slot, count):
+    """Add scores · values to results (rows, head_dim), for `count` positions from `slot` on. Arrays."""
+    rows, head_dim = results.shape
+    for r in range(0, rows, 8):
+        for i in range(0, head_dim, 8):
+            _multiply_8_rows(
+                results[r, i:].ctypes.data,
+                4 * head_dim,
+                scores[r].ctypes.data,
+                4 * KEYS_AT_ONCE,
+                values,
+                values[k, slot, i:].ctypes.data,
+                head_dim * values.itemsize,
+                count,
+            )
+
+
+@jit
+def _attend_block(out, qkv, keys, values, sinks, position, first, tokens, window, k, scratch):
+    """Attention of query rows first … first + tokens - 1, for the heads that share key/value head `k`.
+
+    Source: online softmax, https://arxiv.org/abs/1805.02867; a sink is one more score with no value.
+    """
+    kv_heads, slots, head_dim = values.shape
+    group = len(sinks) // kv_heads
+    rows = (tokens * group + 7) // 8 * 8
+    size = rows * head_dim
+    queries, results = scratch[:size].reshape(rows, head_dim), scratch[size : 2 * size].reshape(rows, head_dim)
+    scores = scratch[2 * size : 2 * size + rows * KEYS_AT_ONCE].reshape(rows, KEYS_AT_ONCE)
+    state = scratch[2 * size + rows * KEYS_AT_ONCE :][: 2 * rows].reshape(2, rows)
+    queries[:], results[:] = 0.0, 0.0
+    factor = np.float32(head_dim**-0.5)
+    for row in range(tokens * group):
+        head = k * group + row % group
+        query = qkv[first + row // group, head * head_dim : (head + 1) * head_dim]
+        for i in range(head_dim):
+            queries[row, i] = query[i] * factor
+        state[0, row], state[1, row] = sinks[head], 1.0
+
+    begin, end = position + first, position + first + tokens
+    lowest = max(begin - window + 1, 0) if window else 0
+    for base in range(lowest // KEYS_AT_ONCE * KEYS_AT_ONCE, end, KEYS_AT_ONCE):
+        count = min((end - base + 7) // 8 * 8, KEYS_AT_ONCE)
+        _score_keys(scores, queries, keys, k, base % slots, count)
+        for row in range(tokens * group):
+            here = begin + row // group
+            low = max(here - window + 1 - base, 0) if window else 0
+            state[0, row], state[1, row] = _softmax_step(
+                scores[row].ctypes.data,
+                min(low, count),
+                min(here + 1 - base, count),
+                count,
+                results[row].ctypes.data,
+                head_dim,
+                state[0, row],
+                state[1, row],
+            )
+        _add_values(results, scores, values, k, base % slots, count)
+
+    for row in range(tokens * group):
+        column = (k * group + row % group) * head_dim
+        for i in range(head_dim):
+            value = results[row, i] / state[1, row]
+            out[(column + i) // 32, first + row // group, (column + i) % 32] = value
+
+
+@parallel
+def attention(out, qkv, keys, values, sinks, position, window, scratch, threads, counter):
+    """Write each query's attention over its sequence's cache to `out`, block by block.
+
+    Arrays: out (H * head_dim / 32, T, 32) f32, overwritten; qkv (T, (H + 2K) * head_dim) f32 with rotated queries, of
+    positions `position`, position + 1, …, already in the cache; keys, values: the layer's cache; sinks (H,) f32;
+    scratch (threads, ≥ scratch_floats) f32; counter (1,) i64. window: 0 for full attention. Sums in f32.
+    Oracle: tests/naive.py.
+    """
+    kv_heads = values.shape[0]
+    tokens = len(qkv)
+    blocks = (tokens + TOKENS_AT_ONCE - 1) // TOKENS_AT_ONCE
+    counter[0] = 0
+    for thread in prange(threads):
+        while True:
+            work = fetch_add(counter.ctypes.data, 1)
+            if work >= blocks * kv_heads:
+                break
+            first = work // kv_heads * TOKENS_AT_ONCE
+            count = min(TOKENS_AT_ONCE, tokens - first)
+            _attend_block(
+                out, qkv, keys, values, sinks, position, first, count, window, work % kv_heads, scratch[thread]
+            )

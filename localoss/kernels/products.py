@@ -1,0 +1,235 @@
+"""Tiles of weights times activations: the innermost loops, for every number format.
+
+A **row group** is 8 rows of a matrix: `blocks` tiles one after the other, and their scales likewise. Activations lie
+block by block, (blocks, P, 32), so that the 32 columns of a block stand together for all P tokens. They are int8 with
+a float32 scale per block and token, or float32 ("exact").
+"""
+
+from localoss.kernels import isa
+from localoss.kernels.isa.common import force_inline
+from localoss.kernels.simd import (
+    add,
+    broadcast_f32,
+    byte_0,
+    byte_1,
+    byte_2,
+    byte_3,
+    fma,
+    high_nibbles,
+    jit,
+    load_bf16_even,
+    load_bf16_odd,
+    load_e8m0,
+    load_f32x8,
+    load_i8x32,
+    low_nibbles,
+    mul,
+    prefetch,
+    splat_f32,
+    store_f32x8,
+    to_f32,
+    zero,
+)
+
+MXFP4, INT4, INT8, BF16 = 0, 1, 2, 3  # how a matrix's weights are written
+OFFSETS = (isa.OFFSET_4BIT, isa.OFFSET_4BIT, isa.OFFSET_8BIT, 0)  # what int8 activations have added, by kind
+KINDS = {"mxfp4": MXFP4, "int4": INT4, "int8": INT8, "bf16": BF16}
+
+TILE_SCRATCH_BYTES = 32 * 8 * 4  # a tile decoded to float32
+_AHEAD_BYTES = 2048  # how far before their use weights are asked for
+
+
+@force_inline
+def _load_8bit(codes):
+    return (
+        load_i8x32(codes),
+        load_i8x32(codes + 32),
+        load_i8x32(codes + 64),
+        load_i8x32(codes + 96),
+        load_i8x32(codes + 128),
+        load_i8x32(codes + 160),
+        load_i8x32(codes + 192),
+        load_i8x32(codes + 224),
+    )
+
+
+@force_inline
+def _load_fp4(codes):
+    a, b = load_i8x32(codes), load_i8x32(codes + 32)
+    c, d = load_i8x32(codes + 64), load_i8x32(codes + 96)
+    return (
+        isa.decode_fp4(low_nibbles(a)),
+        isa.decode_fp4(high_nibbles(a)),
+        isa.decode_fp4(low_nibbles(b)),
+        isa.decode_fp4(high_nibbles(b)),
+        isa.decode_fp4(low_nibbles(c)),
+        isa.decode_fp4(high_nibbles(c)),
+        isa.decode_fp4(low_nibbles(d)),
+        isa.decode_fp4(high_nibbles(d)),
+    )
+
+
+@force_inline
+def _load_int4(codes):
+    a, b = load_i8x32(codes), load_i8x32(codes + 32)
+    c, d = load_i8x32(codes + 64), load_i8x32(codes + 96)
+    return (
+        isa.decode_int4(low_nibbles(a)),
+        isa.decode_int4(high_nibbles(a)),
+        isa.decode_int4(low_nibbles(b)),
+        isa.decode_int4(high_nibbles(b)),
+        isa.decode_int4(low_nibbles(c)),
+        isa.decode_int4(high_nibbles(c)),
+        isa.decode_int4(low_nibbles(d)),
+        isa.decode_int4(high_nibbles(d)),
+    )
+
+
+@force_inline
+def _fp4_scales(scales):
+    """Halved: the codes are decoded to twice their value."""
+    return mul(load_e8m0(scales), splat_f32(0.5))
+
+
+@force_inline
+def _add_4bit(sums, w, scale, x, x_scales, tokens):
+    correction = isa.correction_4bit(w)
+    for t in range(tokens):
+        dots = to_f32(isa.dot_4bit(x + 32 * t, w, correction))
+        store_f32x8(
+            sums + 32 * t, fma(dots, mul(scale, broadcast_f32(x_scales + 4 * t)), load_f32x8(sums + 32 * t))
+        )
+
+
+@force_inline
+def _add_8bit(sums, w, scale, x, x_scales, tokens):
+    correction = isa.correction_8bit(w)
+    for t in range(tokens):
+        dots = to_f32(isa.dot_8bit(x + 32 * t, w, correction))
+        store_f32x8(
+            sums + 32 * t, fma(dots, mul(scale, broadcast_f32(x_scales + 4 * t)), load_f32x8(sums + 32 * t))
+        )
+
+
+@jit
+def _add_row_group_mxfp4(sums, codes, scales, x, x_scales, tokens, stride, blocks):
+    for b in range(blocks):
+        tile = codes + 128 * b
+        prefetch(tile + _AHEAD_BYTES)
+        prefetch(tile + _AHEAD_BYTES + 64)
+        _add_4bit(
+            sums,
+            _load_fp4(tile),
+            _fp4_scales(scales + 8 * b),
+            x + 32 * stride * b,
+            x_scales + 4 * stride * b,
+            tokens,
+        )
+
+
+@jit
+def _add_row_group_int4(sums, codes, scales, x, x_scales, tokens, stride, blocks):
+    for b in range(blocks):
+        tile = codes + 128 * b
+        prefetch(tile + _AHEAD_BYTES)
+        prefetch(tile + _AHEAD_BYTES + 64)
+        _add_4bit(
+            sums,
+            _load_int4(tile),
+            isa.load_f16(scales + 16 * b),
+            x + 32 * stride * b,
+            x_scales + 4 * stride * b,
+            tokens,
+        )
+
+
+@jit
+def _add_row_group_int8(sums, codes, scales, x, x_scales, tokens, stride, blocks):
+    for b in range(blocks):
+        tile = codes + 256 * b
+        prefetch(tile + _AHEAD_BYTES)
+        prefetch(tile + _AHEAD_BYTES + 64)
+        prefetch(tile + _AHEAD_BYTES + 128)
+        prefetch(tile + _AHEAD_BYTES + 192)
+        _add_8bit(
+            sums,
+            _load_8bit(tile),
+            isa.load_f16(scales + 16 * b),
+            x + 32 * stride * b,
+            x_scales + 4 * stride * b,
+            tokens,
+        )
+
+
+@force_inline
+def _decode_4_columns(scratch, w, scale):
+    store_f32x8(scratch, mul(byte_0(w), scale))
+    store_f32x8(scratch + 32, mul(byte_1(w), scale))
+    store_f32x8(scratch + 64, mul(byte_2(w), scale))
+    store_f32x8(scratch + 96, mul(byte_3(w), scale))
+
+
+@force_inline
+def _decode_integers(scratch, w, scale):
+    _decode_4_columns(scratch, w[0], scale)
+    _decode_4_columns(scratch + 128, w[1], scale)
+    _decode_4_columns(scratch + 256, w[2], scale)
+    _decode_4_columns(scratch + 384, w[3], scale)
+    _decode_4_columns(scratch + 512, w[4], scale)
+    _decode_4_columns(scratch + 640, w[5], scale)
+    _decode_4_columns(scratch + 768, w[6], scale)
+    _decode_4_columns(scratch + 896, w[7], scale)
+
+
+@jit
+def _decode_tile(kind, scratch, codes, scales, block):
+    """Write tile `block` of a row group to `scratch` as float32, column by column: (32, 8)."""
+    if kind == MXFP4:
+        _decode_integers(scratch, _load_fp4(codes + 128 * block), _fp4_scales(scales + 8 * block))
+    elif kind == INT4:
+        _decode_integers(scratch, _load_int4(codes + 128 * block), isa.load_f16(scales + 16 * block))
+    elif kind == INT8:
+        _decode_integers(scratch, _load_8bit(codes + 256 * block), isa.load_f16(scales + 16 * block))
+    else:
+        for pair in range(16):
+            store_f32x8(scratch + 64 * pair, load_bf16_even(codes + 512 * block + 32 * pair))
+            store_f32x8(scratch + 64 * pair + 32, load_bf16_odd(codes + 512 * block + 32 * pair))
+
+
+@jit
+def _add_row_group_exact(kind, sums, codes, scales, x, tokens, stride, blocks, scratch):
+    for b in range(blocks):
+        _decode_tile(kind, scratch, codes, scales, b)
+        for t in range(tokens):
+            row = x + 128 * (stride * b + t)
+            even, odd = zero(), zero()
+            for column in range(0, 32, 2):
+                even = fma(load_f32x8(scratch + 32 * column), broadcast_f32(row + 4 * column), even)
+                odd = fma(load_f32x8(scratch + 32 * column + 32), broadcast_f32(row + 4 * column + 4), odd)
+            store_f32x8(sums + 32 * t, add(load_f32x8(sums + 32 * t), add(even, odd)))
+
+
+@jit
+def add_row_group(kind, exact, sums, codes, scales, x, x_scales, tokens, stride, blocks, scratch):
+    """Add to `sums` (tokens, 8) f32 the products of one row group with `tokens` tokens, over `blocks` blocks.
+
+    kind: MXFP4, INT4, INT8 or BF16 (exact only). All else are addresses: codes and scales of the row group's first
+    block, x (blocks, stride, 32) f32 if exact, else int8 (with the offset that isa.py names), x_scales
+    (blocks, stride) f32. scratch: TILE_SCRATCH_BYTES, for exact. Accumulates in int32 within a block, then in f32.
+    Oracle: tests/naive.py. Source: OCP Microscaling Formats v1.0.
+    """
+    if exact:
+        _add_row_group_exact(kind, sums, codes, scales, x, tokens, stride, blocks, scratch)
+    elif kind == MXFP4:
+        _add_row_group_mxfp4(sums, codes, scales, x, x_scales, tokens, stride, blocks)
+    elif kind == INT4:
+        _add_row_group_int4(sums, codes, scales, x, x_scales, tokens, stride, blocks)
+    else:
+        _add_row_group_int8(sums, codes, scales, x, x_scales, tokens, stride, blocks)
+
+
+@jit
+def clear(sums, count):
+    """Write zeros to `sums` (count, 8) f32."""
+    for i in range(count):
+        store_f32x8(sums + 32 * i, zero())

@@ -48,9 +48,9 @@ class StreamParser:
     is left out. (openai-harmony's own StreamableParser raises at the first and passes the second on as text.)
     """
 
-    def __init__(self) -> None:
-        self._role_tokens = harmony.encoding().encode("assistant")
-        self._header: list[int] | None = list(self._role_tokens)  # None inside a message
+    def __init__(self, in_message: bool = False) -> None:
+        """in_message: there is no header, the first token is text already, as after a raw prompt."""
+        self._header = None if in_message else harmony.encode_raw("assistant")  # None inside a message
         self._start = MessageStart("final", None, None)
         self._text: list[str] = []
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")

@@ -1,0 +1,112 @@
+"""The command line. Every error that a user can meet ends here as one line on stderr."""
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+from typer.core import TyperGroup
+
+from localoss import settings
+from localoss.cli.chat import chat
+from localoss.cli.run import run
+from localoss.errors import LocalossError
+from quant.errors import QuantError
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells count
+
+
+class _Commands(TyperGroup):
+    def invoke(self, ctx):  # type: ignore[no-untyped-def]
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # before Typer makes an exit code of 1 of it
+            raise typer.Exit(_reader_gone()) from None
+
+
+app = typer.Typer(
+    cls=_Commands,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(run)
+app.command()(chat)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    from importlib import metadata
+
+    try:
+        typer.echo(metadata.version("localoss"))
+    except metadata.PackageNotFoundError:
+        typer.echo("unknown: localoss is not installed, it runs from its source")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        version()
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def commands(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Run OpenAI's gpt-oss models on an ordinary computer."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command that `arguments` (default: the process's) name, and give the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a character shows ?
+    try:
+        code = app(arguments, prog_name="localoss", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except BrokenPipeError:
+        return _reader_gone()
+    except (KeyboardInterrupt, typer.Abort):
+        return INTERRUPTED
+    except Exception as error:
+        return _explain(error)
+
+
+def _explain(error: Exception) -> int:
+    if _debugging():
+        traceback.print_exception(error)
+    if isinstance(error, LocalossError | QuantError):
+        message, code = str(error), error.exit_code
+    elif hasattr(error, "format_message"):  # Typer's own: unknown commands, bad options
+        message, code = error.format_message(), 2
+    elif isinstance(error, OSError):
+        message, code = (f"{error.filename}: {error.strerror}" if error.filename else str(error)), 1
+    elif isinstance(error, MemoryError):
+        message, code = f"out of memory ({error})" if str(error) else "out of memory", 1
+    else:
+        message, code = f"{type(error).__name__}: {error}; a bug: LOCALOSS_DEBUG=1 shows where", 1
+    print("error:", " ".join(message.split()), file=sys.stderr)
+    return code
+
+
+def _debugging() -> bool:
+    try:
+        return settings.debug()
+    except LocalossError:
+        return False
+
+
+def _reader_gone() -> int:
+    # Python flushes stdout once more as it leaves; into nothing, it cannot fail.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0

@@ -29,7 +29,7 @@ def positions_of(name: str) -> tuple[int, list[int]]:
     if name == "long":  # edges of the window of 24, of the original context of 4,096, and the end
         windows = [*range(0, 60), *range(1000, 1020), *range(2040, 2060)]
         return 4310, [*windows, *range(4086, 4126), *range(4290, 4310)]
-    tokens = {"short": 96, "window": 300, "wide": 200}[name]
+    tokens = {"short": 96, "window": 300, "wide": 300}[name]
     return tokens, list(range(tokens))
 
 

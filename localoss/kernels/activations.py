@@ -103,10 +103,10 @@ def swiglu(gate, up, alpha, limit):
 
 
 @jit
-def route(expert_ids, expert_weights, logits, stride, experts):
+def route(expert_ids, expert_weights, logits, experts):
     """Choose each token's experts: the A largest logits, in falling order, and their softmax.
 
-    Arrays: expert_ids (T, A) i32 and expert_weights (T, A) f32, overwritten; logits (T, stride) f32, of whose
+    Arrays: expert_ids (T, A) i32 and expert_weights (T, A) f32, overwritten; logits (T, n) f32, of whose
     columns the first `experts` count. Equal logits: the lower expert first.
     """
     tokens, active = expert_ids.shape

@@ -89,7 +89,9 @@ def rotate_and_store(qkv, keys, values, cos, sin, position, heads):
             row = values[k, slot]
             key = qkv[t, (heads + k) * head_dim :]
             value = qkv[t, (heads + kv_heads + k) * head_dim :]
-            for i in range(0, head_dim, 8):  # the key's numbers in the cache's dtype, on their way to their lane
+            for i in range(
+                0, head_dim, 8
+            ):  # the key's numbers in the cache's dtype, on their way to their lane
                 _store_values(values, row[i:].ctypes.data, load_f32x8(key[i:].ctypes.data))
             for i in range(head_dim):
                 keys[k, slot // 8, i, slot % 8] = row[i]
@@ -189,7 +191,7 @@ def _add_values(results, scores, values, k, slot, count):
 
 
 @jit
-def _attend_block(out, qkv, keys, values, sinks, position, first, tokens, window, k, scratch):
+def _attend_block(out, out_first, qkv, keys, values, sinks, position, first, tokens, window, k, scratch):
     """Attention of query rows first … first + tokens - 1, for the heads that share key/value head `k`.
 
     Source: online softmax, https://arxiv.org/abs/1805.02867; a sink is one more score with no value.
@@ -198,7 +200,10 @@ def _attend_block(out, qkv, keys, values, sinks, position, first, tokens, window
     group = len(sinks) // kv_heads
     rows = (tokens * group + 7) // 8 * 8
     size = rows * head_dim
-    queries, results = scratch[:size].reshape(rows, head_dim), scratch[size : 2 * size].reshape(rows, head_dim)
+    queries, results = (
+        scratch[:size].reshape(rows, head_dim),
+        scratch[size : 2 * size].reshape(rows, head_dim),
+    )
     scores = scratch[2 * size : 2 * size + rows * KEYS_AT_ONCE].reshape(rows, KEYS_AT_ONCE)
     state = scratch[2 * size + rows * KEYS_AT_ONCE :][: 2 * rows].reshape(2, rows)
     queries[:], results[:] = 0.0, 0.0
@@ -234,16 +239,16 @@ def _attend_block(out, qkv, keys, values, sinks, position, first, tokens, window
         column = (k * group + row % group) * head_dim
         for i in range(head_dim):
             value = results[row, i] / state[1, row]
-            out[(column + i) // 32, first + row // group, (column + i) % 32] = value
+            out[(column + i) // 32, out_first + first + row // group, (column + i) % 32] = value
 
 
 @parallel
-def attention(out, qkv, keys, values, sinks, position, window, scratch, threads, counter):
+def attention(out, out_first, qkv, keys, values, sinks, position, window, scratch, threads, counter):
     """Write each query's attention over its sequence's cache to `out`, block by block.
 
-    Arrays: out (H * head_dim / 32, T, 32) f32, overwritten; qkv (T, (H + 2K) * head_dim) f32 with rotated queries, of
+    Arrays: out (H * head_dim / 32, ≥ out_first + T, 32) f32, of which tokens out_first, … are overwritten; qkv (T, (H + 2K) * head_dim) f32 with rotated queries, of
     positions `position`, position + 1, …, already in the cache; keys, values: the layer's cache; sinks (H,) f32;
-    scratch (threads, ≥ scratch_floats) f32; counter (1,) i64. window: 0 for full attention. Sums in f32.
+    scratch (threads, scratch_floats()) f32; counter (1,) i64. window: 0 for full attention. Sums in f32.
     Oracle: tests/naive.py.
     """
     kv_heads = values.shape[0]
@@ -258,5 +263,16 @@ def attention(out, qkv, keys, values, sinks, position, window, scratch, threads,
             first = work // kv_heads * TOKENS_AT_ONCE
             count = min(TOKENS_AT_ONCE, tokens - first)
             _attend_block(
-                out, qkv, keys, values, sinks, position, first, count, window, work % kv_heads, scratch[thread]
+                out,
+                out_first,
+                qkv,
+                keys,
+                values,
+                sinks,
+                position,
+                first,
+                count,
+                window,
+                work % kv_heads,
+                scratch[thread],
             )

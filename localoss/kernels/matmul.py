@@ -18,7 +18,9 @@ SCALES_BYTES = (8, 16, 16, 0)
 
 
 @jit
-def multiply_panel(kind, exact, sums, codes, scales, x, x_scales, first, tokens, stride, groups, blocks, tile):
+def multiply_panel(
+    kind, exact, sums, codes, scales, x, x_scales, first, tokens, stride, groups, blocks, tile
+):
     """Write to `sums` (groups, tokens, 8) f32 the products of `groups` row groups with tokens first, first + 1, …"""
     x += (128 if exact else 32) * first
     clear(sums, groups * tokens)
@@ -55,7 +57,21 @@ def store_panel(out, sums, bias, first, tokens, groups, columns, adding):
 
 @parallel
 def matmul(
-    out, kind, exact, codes, scales, bias, x, x_scales, tokens, groups, blocks, adding, scratch, threads, counter
+    out,
+    kind,
+    exact,
+    codes,
+    scales,
+    bias,
+    x,
+    x_scales,
+    tokens,
+    groups,
+    blocks,
+    adding,
+    scratch,
+    threads,
+    counter,
 ):
     """Write W @ x + bias to `out` (tokens, 8 * groups) f32, or add it if `adding`.
 

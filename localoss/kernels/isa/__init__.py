@@ -8,8 +8,8 @@ from importlib import import_module
 
 from llvmlite import binding as llvm
 
+from localoss import settings
 from localoss.errors import UsageError
-from localoss.settings import read_settings
 
 NAMES = ("vnni", "avx2", "portable")  # the fastest first
 
@@ -25,17 +25,17 @@ def available() -> list[str]:
     return [name for name, has in (("vnni", vnni), ("avx2", avx2), ("portable", True)) if has]
 
 
-def _choose(asked: str) -> str:
+def _choose(asked: str | None) -> str:
     """Raises: UsageError if `asked` is no instruction set, or one that this CPU lacks."""
     usable = available()
-    if asked == "auto":
+    if asked is None:
         return usable[0]
     if asked not in usable:
         raise UsageError(f"LOCALOSS_SIMD is {asked!r}; this machine can run {', '.join(usable)}")
     return asked
 
 
-NAME = _choose(read_settings().simd)
+NAME = _choose(settings.simd())
 
 _isa = import_module(f"localoss.kernels.isa.{NAME}")
 

@@ -1,0 +1,39 @@
+"""OpenAI's gpt-oss-20b and gpt-oss-120b on an ordinary laptop or desktop."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from localoss.engine import Engine
+
+__version__ = "0.1.0"
+
+
+def load(
+    model: str | Path,
+    context_tokens: int = 8192,
+    threads: int | None = None,
+    kv_dtype: str = "f16",
+    activations: str = "int8",
+    memory_limit: int | None = None,
+    gpu_layers: int = 0,
+    chunk_tokens: int = 512,
+) -> "Engine":
+    """Load a model: a name in the store, or a model directory that `localoss quantize` made.
+
+    threads: by default one per core. kv_dtype: "f16" or "f32". activations: "int8", fast, or "f32", exact and slower.
+    chunk_tokens: how many tokens prefill runs at once.
+
+    >>> engine = localoss.load("gpt-oss-20b")
+    >>> for token in engine.generate(tokens, max_tokens=64): ...
+
+    Raises: quant.errors.QuantError or localoss.errors.LocalossError, whose message says what to do: no such model, a
+    damaged file, a Hugging Face checkpoint (which `localoss quantize` converts), an option out of range.
+    """
+    from localoss.start import (
+        start_engine,
+    )  # Numba takes a second to import: only those who load a model wait
+
+    return start_engine(
+        model, context_tokens, threads, kv_dtype, activations, memory_limit, gpu_layers, chunk_tokens
+    )

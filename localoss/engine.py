@@ -1,0 +1,199 @@
+"""The engine: a loaded model, the conversations that run on it, and the loop that generates."""
+
+from collections.abc import Callable, Iterator, Sequence as List
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from localoss.cache import KVCache, kv_cache_bytes
+from localoss.errors import ContextFullError, UsageError
+from localoss.model import Chunk, Model
+from localoss.sampler import Sampler, SamplingOptions, Token
+from localoss.weights import load_weights
+from quant.config import ModelConfig, read_config
+from quant.manifest import read_manifest
+
+STOP_IDS = (200002, 200012)  # harmony's return and call
+
+Mask = Callable[[], NDArray[np.uint8] | None]
+Progress = Callable[[int, int], None]  # tokens done, tokens in all
+F32Array = NDArray[np.float32]
+
+
+class Sequence:
+    """One conversation: its tokens so far, their KV cache, and its random state."""
+
+    def __init__(self, cache: KVCache, seed: int | None):
+        self.cache = cache
+        self.tokens: list[int] = []  # what the cache holds
+        self.random = np.random.default_rng(seed)
+        self._written = 0  # positions that the cache's rings have seen, those stepped back over included
+
+    def reuse(self, tokens: List[int]) -> int:
+        """Keep the longest prefix of `tokens` that the cache holds, drop the rest, and give the prefix's length.
+
+        The last token is never kept: its logits are what the caller wants.
+        """
+        common = 0
+        for mine, theirs in zip(self.tokens, tokens[:-1], strict=False):
+            if mine != theirs:
+                break
+            common += 1
+        if not self.cache.can_step_back(self._written, common):
+            common = 0
+        del self.tokens[common:]
+        return common
+
+    def append(self, tokens: List[int]) -> None:
+        """Note `tokens` as written to the cache."""
+        self.tokens += tokens
+        self._written = max(self._written, len(self.tokens))
+
+
+class Engine:
+    """A model in memory. `localoss.load` makes one; it serves one caller at a time."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        context_tokens: int,
+        threads: int,
+        kv_dtype: str,
+        activations: str,
+        chunk_tokens: int,
+    ):
+        """Map the model in `folder`. Raises: QuantError, ModelError for the folder, UsageError for an option."""
+        if activations not in ("int8", "f32"):
+            raise UsageError(f"activations is {activations!r}; use int8 (fast) or f32 (exact, slower)")
+        self.config: ModelConfig = read_config(folder / "config.json")
+        if not 0 < context_tokens <= self.config.context:
+            raise UsageError(
+                f"context_tokens is {context_tokens:,}; this model takes 1 to {self.config.context:,}"
+            )
+        self.dtypes = read_manifest(folder).dtypes
+        self.context_tokens, self.threads, self.kv_dtype = context_tokens, threads, kv_dtype
+        self.chunk_tokens = min(chunk_tokens, context_tokens)
+        self.weights = load_weights(folder, self.config, self.dtypes)
+        self.model = Model(self.config, self.weights, threads, activations == "f32", self.chunk_tokens)
+        self._sampler = Sampler(self.config.vocab)
+
+    @property
+    def memory_bytes(self) -> int:
+        """What the engine and one conversation occupy when all of it has been touched; Python itself is extra."""
+        cache = kv_cache_bytes(self.config, self.context_tokens, self.chunk_tokens, self.kv_dtype)
+        return self.weights.nbytes + self.model.buffers.nbytes + cache
+
+    def sequence(self, seed: int | None = None) -> Sequence:
+        """A new, empty conversation, with a KV cache for `context_tokens`."""
+        cache = KVCache(self.config, self.context_tokens, self.chunk_tokens, self.kv_dtype)
+        return Sequence(cache, seed)
+
+    def logits(self, tokens: List[int], positions: List[int] | None = None) -> F32Array:
+        """Logits after each of `positions` (all, if None) of `tokens`: (n, V) f32, in a fresh cache.
+
+        Raises: UsageError for a position or token out of range, ContextFullError.
+        """
+        self._check_tokens(tokens)
+        wanted = range(len(tokens)) if positions is None else positions
+        if any(not 0 <= p < len(tokens) for p in wanted):
+            raise UsageError(f"positions must be within the {len(tokens)} tokens")
+        hidden = np.empty((len(wanted), self.config.hidden), np.float32)
+        sequence = self.sequence()
+        for first in range(0, len(tokens), self.chunk_tokens):
+            x = self._run(sequence, tokens[first : first + self.chunk_tokens])
+            for row, position in enumerate(wanted):
+                if first <= position < first + len(x):
+                    hidden[row] = x[position - first]
+        return self.model.logits(hidden)
+
+    def prefill(
+        self,
+        sequence: Sequence,
+        tokens: List[int],
+        progress: Progress | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> F32Array:
+        """Bring `sequence` to `tokens`, the whole conversation, and give the logits (V,) f32 after its last token.
+
+        Only what the cache does not hold already is run, in chunks. Raises: UsageError, ContextFullError; Cancelled,
+        after which the sequence holds the chunks that were finished.
+        """
+        self._check_tokens(tokens)
+        done = sequence.reuse(tokens)
+        while True:
+            if progress:
+                progress(done, len(tokens))
+            if done == len(tokens):
+                return self.model.logits(x[-1:])[0]
+            x = self._run(sequence, tokens[done : done + self.chunk_tokens], cancelled)
+            done += len(x)
+
+    def generate(
+        self,
+        tokens: List[int],
+        max_tokens: int | None = None,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        min_p: float = 0.0,
+        seed: int | None = None,
+        *,
+        sequence: Sequence | None = None,
+        stop_ids: List[int] = STOP_IDS,
+        mask: Mask | None = None,
+        progress: Progress | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> Iterator[Token]:
+        """Continue `tokens`, the whole conversation so far; what `sequence` holds of it is not run again.
+
+        Ends after a token of `stop_ids`, which it gives too, or `max_tokens` tokens. `mask` is asked before each token
+        which are allowed, None for all. A `seed` restarts the sequence's random state.
+        Raises: UsageError; ContextFullError if `tokens` don't fit, or once the context is full; Cancelled.
+        """
+        options = SamplingOptions(temperature, top_k, top_p, min_p)
+        if max_tokens is not None and max_tokens < 0:
+            raise UsageError(f"max_tokens is {max_tokens}; use 0 or more, or none for no limit")
+        if sequence is None:
+            sequence = self.sequence(seed)
+        elif seed is not None:
+            sequence.random = np.random.default_rng(seed)
+        logits = self.prefill(sequence, tokens, progress, cancelled)
+        made = 0
+        while max_tokens is None or made < max_tokens:
+            token = self._sampler.choose(logits, options, sequence.random, mask() if mask else None)
+            yield token
+            made += 1
+            if token.id in stop_ids or made == max_tokens:
+                return
+            logits = self.model.logits(self._run(sequence, [token.id], cancelled))[0]
+
+    def _run(
+        self, sequence: Sequence, tokens: List[int], cancelled: Callable[[], bool] | None = None
+    ) -> F32Array:
+        """Run `tokens` as the next ones of `sequence`: the residual stream (T, D) after the last layer."""
+        position = len(sequence.tokens)
+        if position + len(tokens) > self.context_tokens:
+            raise ContextFullError(
+                f"the context is full: {position + len(tokens):,} tokens, it holds {self.context_tokens:,}; "
+                "start anew, or load the model with a larger context"
+            )
+        x = self.model.forward([Chunk(tokens, position, sequence.cache)], cancelled or _never)
+        sequence.append(tokens)
+        return x
+
+    def _check_tokens(self, tokens: List[int]) -> None:
+        if not len(tokens):
+            raise UsageError("no tokens given; the model needs at least one to start from")
+        if len(tokens) > self.context_tokens:
+            raise ContextFullError(
+                f"the prompt has {len(tokens):,} tokens and the context holds {self.context_tokens:,}; "
+                "shorten it, or load the model with a larger context"
+            )
+        if min(tokens) < 0 or max(tokens) >= self.config.vocab:
+            raise UsageError(f"a token id is outside the model's vocabulary, 0 to {self.config.vocab - 1:,}")
+
+
+def _never() -> bool:
+    return False

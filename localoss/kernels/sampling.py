@@ -1,0 +1,134 @@
+"""Choosing a token among V logits in about a millisecond: a few passes over them, sorting only near a cut.
+
+Tokens are ordered by falling weight, equal weights by rising id; top-k and top-p keep a prefix of that order.
+"""
+
+import numpy as np
+
+from localoss.kernels.simd import (
+    add,
+    exp,
+    jit,
+    load_f32x8,
+    max_lanes,
+    maximum,
+    mul,
+    splat_f32,
+    store_f32x8,
+    sub,
+    sum_lanes,
+    zero,
+)
+
+_BINS = 2048  # a weight in (0, 1] falls in the bin of its float32's upper bits: 8 bins to a power of 2
+_SPAN = 256  # weights that are summed together when drawing
+
+
+@jit
+def _bin(weight_bits):
+    return weight_bits >> 20
+
+
+@jit
+def log_sum_exp(logits):
+    """ln Σ exp(logits). logits (V,) f32 array, V a multiple of 8. Sums in f32, 8 at a time."""
+    start = logits.ctypes.data
+    top = splat_f32(-np.inf)
+    for i in range(0, len(logits), 8):
+        top = maximum(top, load_f32x8(start + 4 * i))
+    largest = max_lanes(top)
+    shift, total = splat_f32(largest), zero()
+    for i in range(0, len(logits), 8):
+        total = add(total, exp(sub(load_f32x8(start + 4 * i), shift)))
+    return largest + np.log(sum_lanes(total))
+
+
+@jit
+def best(logits):
+    """The id of the largest logit, the lowest of equals."""
+    winner = 0
+    for i in range(1, len(logits)):
+        if logits[i] > logits[winner]:
+            winner = i
+    return winner
+
+
+@jit
+def to_weights(weights, logits, temperature):
+    """Write exp((logits - max) / temperature) to weights, 0 for -inf. (V,) f32 arrays, V a multiple of 8."""
+    largest = logits[best(logits)]
+    shift, factor = splat_f32(largest), splat_f32(1.0 / temperature)
+    source, target = logits.ctypes.data, weights.ctypes.data
+    for i in range(0, 4 * len(logits), 32):
+        store_f32x8(target + i, exp(mul(sub(load_f32x8(source + i), shift), factor)))
+    for i in range(len(logits)):
+        if logits[i] == -np.inf:
+            weights[i] = 0.0
+
+
+@jit
+def keep_prefix(weights, most, mass):
+    """Zero all but the shortest prefix, of at most `most` tokens, whose weights add up to `mass`; give their sum.
+
+    weights (V,) f32 array. Sums in f64.
+    """
+    bits = weights.view(np.uint32)
+    counts, masses = np.zeros(_BINS, np.int64), np.zeros(_BINS, np.float64)
+    for i in range(len(weights)):
+        counts[_bin(bits[i])] += 1
+        masses[_bin(bits[i])] += weights[i]
+    kept, total, cut = 0, 0.0, _BINS - 1
+    while cut > 0 and kept + counts[cut] < most and total + masses[cut] < mass:
+        kept, total, cut = kept + counts[cut], total + masses[cut], cut - 1
+
+    inside = np.empty(counts[cut], np.int64)  # the tokens of the bin with the cut
+    n = 0
+    for i in range(len(weights)):
+        if _bin(bits[i]) == cut:
+            inside[n] = i
+            n += 1
+    order = inside[np.argsort(-weights[inside], kind="mergesort")]
+    n = 0
+    while n < len(order) and kept < most and total < mass:
+        kept, total, n = kept + 1, total + weights[order[n]], n + 1
+    for i in range(len(weights)):
+        if _bin(bits[i]) < cut:
+            weights[i] = 0.0
+    weights[order[n:]] = 0.0
+    return total
+
+
+@jit
+def drop_below(weights, least):
+    """Zero the weights below `least`, and give the sum of the others. weights (V,) f32 array. Sums in f64."""
+    total = 0.0
+    for i in range(len(weights)):
+        if weights[i] < least:
+            weights[i] = 0.0
+        total += weights[i]
+    return total
+
+
+@jit
+def draw(weights, uniform):
+    """The token at which the running sum of weights passes `uniform` (in [0, 1)) of the whole. Sums in f64."""
+    spans = (len(weights) + _SPAN - 1) // _SPAN
+    sums = np.zeros(spans, np.float64)
+    for s in range(spans):
+        for weight in weights[s * _SPAN : (s + 1) * _SPAN]:
+            sums[s] += weight
+    left = uniform * sums.sum()
+    s = 0
+    while s < spans - 1 and left >= sums[s]:
+        left -= sums[s]
+        s += 1
+    chosen = -1
+    for i in range(s * _SPAN, min((s + 1) * _SPAN, len(weights))):
+        if weights[i] > 0:
+            chosen = i
+            if left < weights[i]:
+                return chosen
+            left -= weights[i]
+    if chosen >= 0:
+        return chosen  # rounding used the span up: its last token
+    return best(weights)

@@ -1,0 +1,267 @@
+"""gpt-oss's forward pass: the residual stream of some tokens through all layers, to logits.
+
+T tokens, D hidden, H heads, K key/value heads, E experts, A active experts per token, V vocabulary.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from localoss.cache import KVCache, LayerCache
+from localoss.errors import Cancelled
+from localoss.kernels import activations as kernels
+from localoss.kernels import experts as expert_kernels
+from localoss.kernels.attention import attention, rotate_and_store, scratch_floats
+from localoss.kernels.matmul import SCRATCH_BYTES, matmul
+from localoss.kernels.products import BF16, OFFSETS
+from localoss.rope import Rope
+from localoss.weights import Layer, Matrix, Weights, address
+from quant.config import SWIGLU_ALPHA, ModelConfig
+
+F32Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Tokens of one sequence to run: tokens[i] is at position + i of the conversation whose cache this is."""
+
+    tokens: Sequence[int]
+    position: int
+    cache: KVCache
+
+
+class Inputs(NamedTuple):
+    """Activations for a product, by address: float32 values if exact, else int8 codes and their scales."""
+
+    exact: bool
+    values: int
+    scales: int
+
+
+class Buffers:
+    """What a forward pass of up to `tokens` tokens writes on its way, allocated once."""
+
+    def __init__(self, config: ModelConfig, tokens: int, threads: int, exact: bool):
+        pairs = tokens * config.active_experts
+        columns = max(config.hidden, config.q_rows)
+        self.tokens = tokens
+        self.x = np.empty((tokens, config.hidden), np.float32)  # the residual stream
+        self.qkv = np.empty((tokens, config.qkv_rows), np.float32)
+        self.blocks = np.empty(tokens * columns, np.float32)  # a matmul's input, block by block
+        self.codes = np.empty(max(pairs * config.hidden, tokens * columns), np.int8)  # the same, quantized
+        self.scales = np.empty(len(self.codes) // 32, np.float32)
+        self.router_logits = np.empty((tokens, -(-config.experts // 8) * 8), np.float32)
+        self.expert_ids = np.empty((tokens, config.active_experts), np.int32)
+        self.expert_weights = np.empty((tokens, config.active_experts), np.float32)
+        self.starts = np.empty(config.experts + 1, np.int32)
+        self.active = np.empty(config.experts, np.int32)
+        self.sources = np.empty(pairs, np.int32)
+        self.places = np.empty((tokens, config.active_experts), np.int32)
+        self.h = np.empty(pairs * config.intermediate, np.float32 if exact else np.int8)
+        self.gathered = np.empty(pairs * config.hidden if exact else 0, np.float32)
+        self.h_scales = np.empty(pairs * config.intermediate // 32, np.float32)
+        self.y = np.empty((pairs, config.hidden), np.float32)
+        self.in_order = np.arange(tokens, dtype=np.int32)
+        self.counter = np.zeros(1, np.int64)
+        self.scratch = np.empty(threads * SCRATCH_BYTES, np.uint8)
+        heads_per_key = config.heads // config.kv_heads
+        self.attention_scratch = np.empty(
+            (threads, scratch_floats(heads_per_key, config.head_dim)), np.float32
+        )
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for array in vars(self).values() if isinstance(array, np.ndarray))
+
+
+class Model:
+    """The weights, and the forward pass over them. One at a time: it owns its buffers."""
+
+    def __init__(self, config: ModelConfig, weights: Weights, threads: int, exact: bool, max_tokens: int):
+        self.config, self.weights = config, weights
+        self.threads, self.exact = threads, exact
+        self.rope = Rope(config)
+        self.buffers = Buffers(config, max_tokens, threads, exact)
+
+    def forward(self, chunks: Sequence[Chunk], cancelled: Callable[[], bool] = lambda: False) -> F32Array:
+        """Run all tokens of `chunks` through the layers and write their caches.
+
+        Gives the residual stream after the last layer, (T, D) f32, chunk after chunk: a view that the next call
+        overwrites. Raises: Cancelled between two layers.
+        """
+        tokens = sum(len(chunk.tokens) for chunk in chunks)
+        x = self.buffers.x[:tokens]
+        self._embed(x, [token for chunk in chunks for token in chunk.tokens])
+        angles = [self.rope.at(chunk.position, len(chunk.tokens)) for chunk in chunks]
+        for index, layer in enumerate(self.weights.layers):
+            if cancelled():
+                raise Cancelled("stopped")
+            self._attention(x, layer, index, chunks, angles)
+            self._experts(x, layer)
+        return x
+
+    def logits(self, x: F32Array) -> F32Array:
+        """Final norm and unembedding of rows x (n, D) of a forward pass: (n, V) f32, newly allocated."""
+        unembedding = self.weights.unembedding
+        x = np.ascontiguousarray(x)
+        out = np.empty((len(x), unembedding.rows), np.float32)
+        step = self.buffers.tokens
+        for first in range(0, len(x), step):
+            rows = x[first : first + step]
+            self._norm(rows, self.weights.final_norm)
+            self._matmul(out[first : first + step], unembedding)
+        return out[:, : self.config.vocab]
+
+    def _embed(self, x: F32Array, tokens: list[int]) -> None:
+        """Write the embedding of each token to x (T, D)."""
+        rows = self.weights.embedding[tokens]
+        if self.weights.embedding_scales is None:
+            x.view(np.uint32)[:] = rows.astype(np.uint32) << 16
+        else:
+            scales = self.weights.embedding_scales[tokens].view(np.float16).astype(np.float32)
+            np.multiply(
+                rows.reshape(len(tokens), -1, 32), scales[:, :, None], out=x.reshape(len(tokens), -1, 32)
+            )
+
+    def _attention(
+        self,
+        x: F32Array,
+        layer: Layer,
+        index: int,
+        chunks: Sequence[Chunk],
+        angles: list[tuple[F32Array, F32Array]],
+    ) -> None:
+        """x += output(attention(qkv(norm(x)))); each chunk attends to its own cache."""
+        b, tokens = self.buffers, len(x)
+        qkv = b.qkv[:tokens]
+        self._norm(x, layer.attention_norm)
+        self._matmul(qkv, layer.qkv)
+        window = self.config.sliding_window if self.config.is_sliding[index] else 0
+        out = b.blocks[: tokens * self.config.q_rows].reshape(-1, tokens, 32)
+        first = 0
+        for chunk, (cos, sin) in zip(chunks, angles, strict=True):
+            rows = slice(first, first + len(chunk.tokens))
+            first = rows.stop
+            cache: LayerCache = chunk.cache.layers[index]
+            rotate_and_store(qkv[rows], cache.keys, cache.values, cos, sin, chunk.position, self.config.heads)
+            attention(
+                out,
+                rows.start,
+                qkv[rows],
+                cache.keys,
+                cache.values,
+                layer.sinks,
+                chunk.position,
+                window,
+                b.attention_scratch,
+                self.threads,
+                b.counter,
+            )
+        self._matmul(x, layer.output, adding=True)
+
+    def _experts(self, x: F32Array, layer: Layer) -> None:
+        """x += Σ weight * expert(norm(x)) over each token's active experts."""
+        b, c, tokens = self.buffers, self.config, len(x)
+        self._norm(x, layer.mlp_norm)
+        router_logits = b.router_logits[:tokens]
+        self._matmul(router_logits, layer.router)
+        router_logits[:, : c.experts] += layer.router_bias
+
+        ids, weights, places = b.expert_ids[:tokens], b.expert_weights[:tokens], b.places[:tokens]
+        kernels.route(ids, weights, router_logits, c.experts)
+        kernels.sort_by_expert(b.starts, b.sources, places, ids)
+        active = b.active[: expert_kernels.list_active(b.active, b.starts)]
+
+        run, kind = self.weights.expert_run, self.weights.expert_kind
+        inputs = self._inputs(kind, c.hidden // 32, tokens, b.sources[: tokens * c.active_experts])
+        expert_kernels.gate_up(
+            address(b.h),
+            address(b.h_scales),
+            kind,
+            inputs.exact,
+            layer.expert_runs,
+            run.gate_up_codes,
+            run.gate_up_scales,
+            run.gate_up_bias,
+            inputs.values,
+            inputs.scales,
+            b.starts,
+            active,
+            c.intermediate,
+            c.hidden // 32,
+            np.float32(SWIGLU_ALPHA),
+            np.float32(c.swiglu_limit),
+            address(b.scratch),
+            self.threads,
+            b.counter,
+        )
+        expert_kernels.down(
+            address(b.y),
+            kind,
+            inputs.exact,
+            layer.expert_runs,
+            run.down_codes,
+            run.down_scales,
+            run.down_bias,
+            address(b.h),
+            address(b.h_scales),
+            b.starts,
+            active,
+            c.hidden // 8,
+            c.intermediate // 32,
+            address(b.scratch),
+            self.threads,
+            b.counter,
+        )
+        kernels.add_experts(address(x), address(b.y), places, weights, c.hidden)
+
+    def _norm(self, x: F32Array, weight: F32Array) -> None:
+        """RMSNorm of x (T, D) into buffers.blocks (D/32, T, 32)."""
+        eps = np.float32(self.config.rms_norm_eps)
+        kernels.rms_norm(address(self.buffers.blocks), address(x), address(weight), *x.shape, eps)
+
+    def _inputs(
+        self, kind: int, blocks: int, tokens: int, sources: NDArray[np.int32] | None = None
+    ) -> Inputs:
+        """buffers.blocks (blocks, tokens, 32), as a product with weights of `kind` reads it.
+
+        With `sources`, place p holds token sources[p]; without, token p.
+        """
+        b = self.buffers
+        exact = self.exact or kind == BF16
+        if exact and sources is None:
+            return Inputs(True, address(b.blocks), 0)
+        if exact:
+            kernels.gather(address(b.gathered), address(b.blocks), sources, tokens, blocks)
+            return Inputs(True, address(b.gathered), 0)
+        if sources is None:
+            sources = b.in_order[:tokens]
+        kernels.quantize(
+            address(b.codes), address(b.scales), address(b.blocks), sources, tokens, blocks, OFFSETS[kind]
+        )
+        return Inputs(False, address(b.codes), address(b.scales))
+
+    def _matmul(self, out: F32Array, matrix: Matrix, adding: bool = False) -> None:
+        """out (T, rows) = matrix @ buffers.blocks + bias, or out += … if `adding`."""
+        b = self.buffers
+        inputs = self._inputs(matrix.kind, matrix.blocks, len(out))
+        matmul(
+            address(out),
+            matrix.kind,
+            inputs.exact,
+            matrix.codes,
+            matrix.scales,
+            matrix.bias,
+            inputs.values,
+            inputs.scales,
+            len(out),
+            matrix.groups,
+            matrix.blocks,
+            adding,
+            address(b.scratch),
+            self.threads,
+            b.counter,
+        )

@@ -1,0 +1,156 @@
+"""The weights of a model directory, mapped into memory as they lie: nothing is read ahead, converted or copied."""
+
+import mmap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from localoss.errors import ModelError
+from localoss.kernels.products import KINDS
+from quant.checkpoint import read_header
+from quant.config import ModelConfig
+from quant.layout import (
+    VOCABULARY_FILE,
+    ExpertRun,
+    TensorSpec,
+    expert_run,
+    layer_file,
+    layer_specs,
+    vocabulary_specs,
+)
+from quant.manifest import Dtypes
+
+# float16 and bfloat16 as their bits: what reads them knows.
+_NUMPY_DTYPES = {
+    "U8": np.uint8,
+    "I8": np.int8,
+    "F16": np.uint16,
+    "BF16": np.uint16,
+    "F32": np.float32,
+}
+Tensors = dict[str, NDArray[Any]]
+
+
+def address(array: NDArray[Any]) -> int:
+    """Where `array`'s first byte lies, for a kernel."""
+    return array.ctypes.data
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Tiles of a (8 * groups, 32 * blocks) matrix, by address; scales and bias may be 0 (none)."""
+
+    kind: int
+    codes: int
+    scales: int
+    bias: int
+    groups: int
+    blocks: int
+    nbytes: int
+
+    @property
+    def rows(self) -> int:
+        return 8 * self.groups
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The weights of one layer. Norms (D,) and sinks (H,) are float32."""
+
+    attention_norm: NDArray[np.float32]
+    qkv: Matrix
+    sinks: NDArray[np.float32]
+    output: Matrix
+    mlp_norm: NDArray[np.float32]
+    router: Matrix
+    router_bias: NDArray[np.float32]  # (E,), unpadded
+    expert_runs: NDArray[np.int64]  # (E,): the address of each expert's run
+
+
+@dataclass(frozen=True)
+class Weights:
+    """All weights of a model. `maps` keeps the files mapped for as long as addresses are in use."""
+
+    layers: list[Layer]
+    embedding: NDArray[Any]  # (V, D) int8, or uint16: bfloat16 bits
+    embedding_scales: NDArray[np.uint16] | None  # (V, D/32) float16 bits, for int8
+    final_norm: NDArray[np.float32]
+    unembedding: Matrix
+    expert_kind: int
+    expert_run: ExpertRun
+    nbytes: int
+    maps: list[mmap.mmap]
+
+
+def load_weights(folder: Path, config: ModelConfig, dtypes: Dtypes) -> Weights:
+    """Map the files of model directory `folder`. Raises: ModelError, QuantError for damaged files."""
+    maps: list[mmap.mmap] = []
+    specs = layer_specs(config, dtypes.attention, dtypes.experts)
+    layers = [_layer(_map_tensors(folder / layer_file(i), specs, maps), dtypes) for i in range(config.layers)]
+    vocabulary = _map_tensors(
+        folder / VOCABULARY_FILE, vocabulary_specs(config, dtypes.embedding, dtypes.unembedding), maps
+    )
+    return Weights(
+        layers=layers,
+        embedding=vocabulary["embedding.codes"],
+        embedding_scales=vocabulary.get("embedding.scales"),
+        final_norm=vocabulary["final_norm"],
+        unembedding=_matrix(vocabulary, "unembedding", dtypes.unembedding),
+        expert_kind=KINDS[dtypes.experts],
+        expert_run=expert_run(config, dtypes.experts),
+        nbytes=sum(len(mapped) for mapped in maps),
+        maps=maps,
+    )
+
+
+def _map_tensors(path: Path, specs: dict[str, TensorSpec], maps: list[mmap.mmap]) -> Tensors:
+    """The tensors that `specs` names, as views of the mapped file."""
+    found, _ = read_header(path)
+    with open(path, "rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    maps.append(mapped)
+    tensors = {}
+    for name, spec in specs.items():
+        info = found.get(name)
+        if info is None or (info.dtype, tuple(info.shape)) != (spec.dtype, spec.shape):
+            what = "missing" if info is None else f"{info.dtype} {list(info.shape)}"
+            raise ModelError(
+                f"{path}: {name} is {what}, expected {spec.dtype} {list(spec.shape)}; "
+                "quantize or pull the model again"
+            )
+        count = int(np.prod(spec.shape))
+        flat = np.frombuffer(mapped, _NUMPY_DTYPES[spec.dtype], count, info.offset)
+        tensors[name] = flat.reshape(spec.shape)
+    return tensors
+
+
+def _matrix(tensors: Tensors, name: str, dtype: str) -> Matrix:
+    codes, scales, bias = (tensors.get(f"{name}.{part}") for part in ("codes", "scales", "bias"))
+    assert codes is not None
+    return Matrix(
+        kind=KINDS[dtype],
+        codes=address(codes),
+        scales=0 if scales is None else address(scales),
+        bias=0 if bias is None else address(bias),
+        groups=codes.shape[0],
+        blocks=codes.shape[1],
+        nbytes=codes.nbytes + (0 if scales is None else scales.nbytes),
+    )
+
+
+def _layer(tensors: Tensors, dtypes: Dtypes) -> Layer:
+    experts = tensors["experts"]
+    router_bias = tensors.pop("router.bias")  # added by hand: the router's rows may be padded
+    return Layer(
+        attention_norm=tensors["attention_norm"],
+        qkv=_matrix(tensors, "qkv", dtypes.attention),
+        sinks=tensors["sinks"],
+        output=_matrix(tensors, "output", dtypes.attention),
+        mlp_norm=tensors["mlp_norm"],
+        router=_matrix(tensors, "router", "bf16"),
+        router_bias=router_bias,
+        expert_runs=address(experts) + experts.shape[1] * np.arange(len(experts), dtype=np.int64),
+    )

@@ -1,14 +1,12 @@
 """Generated tokens to messages, as they come. Control tokens are told by their id and never become text."""
 
 import codecs
-import re
 from dataclasses import dataclass
-
-import openai_harmony as library
 
 from localoss.chat import harmony
 from localoss.chat.harmony import CHANNEL, CHANNELS, CONSTRAIN, END, MESSAGE, START, TEXT_TOKENS, Message
 
+_NO_RECIPIENT = ("", "assistant", "all")  # a tool's answer is addressed so
 _ENDINGS = {END: "end", harmony.RETURN: "return", harmony.CALL: "call"}
 
 
@@ -101,30 +99,24 @@ class StreamParser:
 
 
 def read_header(tokens: list[int]) -> MessageStart:
-    """Read a header: the tokens between `<|start|>` and `<|message|>`, of text, channel and constrain.
+    """Read a header, the tokens between `<|start|>` and `<|message|>`: `role [to=NAME] <|channel|> …`.
 
-    openai-harmony reads it; what it refuses is read by looking for the parts that make sense. Text without a
+    Well-formed ones are read as openai-harmony reads them, others as far as they make sense. Text without a
     known channel counts as the answer, so that nothing said is lost.
     """
-    try:
-        (message,) = harmony.encoding().parse_messages_from_completion_tokens([START, *tokens, MESSAGE, END])
-        channel, recipient, kind = message.channel, message.recipient, message.content_type
-    except (library.HarmonyError, ValueError):
-        channel, recipient, kind = _search_header(tokens)
-    if recipient in ("assistant", "all"):  # the library's words for no recipient in particular
-        recipient = None
-    known = next((name for name in CHANNELS if channel and channel.startswith(name)), None)
-    return MessageStart(known or ("commentary" if recipient else "final"), recipient, _plain_type(kind))
+    split = tokens.index(CHANNEL) if CHANNEL in tokens else len(tokens)
+    role_words, words = _words(tokens[:split]), _words(tokens[split:])
+    recipients = [word.removeprefix("to=") for word in role_words + words if word.startswith("to=")]
+    plain = [word for word in words if not word.startswith("to=")]
+    recipient = next((name for name in recipients if name not in _NO_RECIPIENT), None)
+    channel = next((name for name in CHANNELS if plain and plain[0].startswith(name)), None)
+    return MessageStart(
+        channel=channel or ("commentary" if recipient else "final"),
+        recipient=recipient,
+        content_type=plain[1] if len(plain) > 1 else None,
+    )
 
 
-def _search_header(tokens: list[int]) -> tuple[str | None, str | None, str | None]:
-    text = harmony.encoding().decode(tokens)
-    channel = re.search(r"<\|channel\|>\s*([a-z]+)", text)
-    recipient = re.search(r"\bto=([^\s<]+)", text)
-    kind = re.search(r"<\|constrain\|>\s*(\w+)", text)
-    return tuple(match and match[1] for match in (channel, recipient, kind))  # type: ignore[return-value]
-
-
-def _plain_type(kind: str | None) -> str | None:
-    plain = (kind or "").replace("<|constrain|>", "").replace("<|channel|>", "").strip()
-    return plain or None
+def _words(tokens: list[int]) -> list[str]:
+    texts = [b" " if token >= TEXT_TOKENS else harmony.token_bytes(token) for token in tokens]
+    return b"".join(texts).decode("utf-8", "replace").split()

@@ -10,8 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from localoss import settings
-from localoss.cli.chat import chat
-from localoss.cli.run import run
+from localoss.cli import chat, quantize, run
 from localoss.errors import LocalossError
 from quant.errors import QuantError
 
@@ -32,8 +31,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(run)
-app.command()(chat)
+app.command()(run.run)
+app.command()(chat.chat)
+app.command()(quantize.quantize)
 
 
 @app.command()

@@ -5,6 +5,7 @@ Tensors are read in slices, never mapped: mapped pages would count as resident m
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from io import FileIO
@@ -166,7 +167,12 @@ class Checkpoint:
         path, info = self.tensors[name]
         row_bytes = info.size // info.shape[0]
         rows = np.empty((stop - start, *info.shape[1:]), np.uint16 if info.dtype == "BF16" else np.uint8)
-        self._read_into(path, info.offset + start * row_bytes, rows.reshape(-1).view(np.uint8).data)
+        offset = info.offset + start * row_bytes
+        self._read_into(path, offset, rows.reshape(-1).view(np.uint8).data)
+        if hasattr(os, "posix_fadvise"):  # the next rows are likely next: let the disk bring them meanwhile
+            os.posix_fadvise(
+                self._open(path).fileno(), offset + rows.nbytes, rows.nbytes, os.POSIX_FADV_WILLNEED
+            )
         return rows
 
     def read_start(self, name: str, most_bytes: int) -> bytes:

@@ -93,7 +93,7 @@ def vocabulary_parts(checkpoint: Checkpoint, dtypes: Dtypes) -> Iterator[Part]:
             unembedding_scales.append(part)
         else:
             yield part
-    for bits in _slices(checkpoint, EMBEDDING):
+    for bits in _slices(checkpoint, EMBEDDING, pad=False):
         if dtypes.embedding == "bf16":
             yield "embedding.codes", bits
         else:
@@ -122,13 +122,13 @@ def _matrices(checkpoint: Checkpoint, matrices: dict[str, tuple[list[str], str]]
     yield from later
 
 
-def _slices(checkpoint: Checkpoint, name: str) -> Iterator[U16]:
-    """bfloat16 rows of matrix `name` in slices of whole tiles; the last one is padded with zeros."""
+def _slices(checkpoint: Checkpoint, name: str, pad: bool = True) -> Iterator[U16]:
+    """bfloat16 rows of matrix `name` in slices of whole tiles; `pad` fills the last one with zeros."""
     rows, columns = checkpoint.tensors[name][1].shape
     step = max(TILE_ROWS, SLICE_BYTES // (2 * columns) // TILE_ROWS * TILE_ROWS)
     for start in range(0, rows, step):
         bits = checkpoint.read_rows(name, start, min(start + step, rows))
-        missing = round_up(len(bits), TILE_ROWS) - len(bits)
+        missing = round_up(len(bits), TILE_ROWS) - len(bits) if pad else 0
         yield np.pad(bits, ((0, missing), (0, 0))) if missing else bits
 
 

@@ -2,6 +2,6 @@
 
 
 class QuantError(Exception):
-    """A source, a target or a number format that cannot be used as asked; the message says why and what to do."""
+    """A source, target or number format that cannot be used as asked; the message says why and what to do."""
 
     exit_code = 2

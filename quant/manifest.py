@@ -9,6 +9,7 @@ from quant.checkpoint import INDEX_FILE, SINGLE_FILE
 from quant.errors import QuantError
 from quant.layout import FORMAT_VERSION, MANIFEST
 
+PARTIAL = f"{MANIFEST}.part"  # the manifest of an interrupted conversion: the files that are complete
 CHOICES = {
     "attention": ("int8", "int4", "bf16"),
     "embedding": ("int8", "bf16"),
@@ -142,6 +143,3 @@ def _what_instead(folder: Path) -> str:
     if (folder / PARTIAL).exists():
         return f"{folder}: quantizing did not finish; run the same `localoss quantize` again to go on"
     return f"{folder}: no {MANIFEST} in it; give a folder that `localoss quantize` made"
-
-
-PARTIAL = f"{MANIFEST}.part"  # the manifest of an interrupted conversion: the files that are complete

@@ -5,9 +5,9 @@ import shutil
 from pathlib import Path
 
 from quant.errors import QuantError
-from quant.layout import MANIFEST
+from quant.layout import MANIFEST, VOCABULARY_FILE
 from quant.manifest import PARTIAL, FileEntry, Manifest, parse_manifest
-from quant.writer import PART, sync_folder
+from quant.writer import PART, disk_error, sync_folder
 
 CONFIG_FILES = ("config.json", "generation_config.json")
 SPARE_BYTES = 64 << 20  # for the small files and the file system's own needs
@@ -29,31 +29,34 @@ class Target:
 
         Raises: QuantError if it holds something else, or the disk has no room.
         """
-        self._check_foreign(sizes)
-        if (self.folder / MANIFEST).exists():
-            if not force:
+        self._check_foreign()
+        if not force:
+            if (self.folder / MANIFEST).exists():
                 return self._take_complete()
-            self._clear()
-        elif (self.folder / PARTIAL).exists():
-            self._take_partial(force)
+            self._take_partial()
         self._check_room(sum(size for name, size in sizes.items() if name not in self.manifest.files))
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._save()
+            self._save()  # first, so that the folder is known as ours whatever happens
+            for path in self._unfinished():
+                path.unlink()
         except OSError as error:
-            raise QuantError(f"{self.folder}: cannot be written ({error.strerror})") from None
+            raise disk_error(error, self.folder) from None
         return False
 
     def add(self, name: str, entry: FileEntry) -> None:
         """File `name` is complete and on disk."""
         self.manifest = self.manifest.with_file(name, entry)
-        self._save()
+        try:
+            self._save()
+        except OSError as error:
+            raise disk_error(error, self.folder) from None
 
     def finish(self) -> None:
         os.replace(self.folder / PARTIAL, self.folder / MANIFEST)
         sync_folder(self.folder)
 
-    def _check_foreign(self, sizes: dict[str, int]) -> None:
+    def _check_foreign(self) -> None:
         """Raises: QuantError if the folder holds anything that a conversion does not write."""
         if not self.folder.exists():
             return
@@ -71,7 +74,10 @@ class Target:
             )
 
     def _take_complete(self) -> bool:
-        there = parse_manifest(self.folder / MANIFEST)
+        try:
+            there = parse_manifest(self.folder / MANIFEST)
+        except QuantError as error:
+            raise QuantError(f"{error}, or write it again with --force") from None
         self._check_same(there)
         self.manifest = there
         for name, entry in there.files.items():
@@ -80,14 +86,12 @@ class Target:
                 raise QuantError(f"{path}: missing or damaged; write the model again with --force")
         return True
 
-    def _take_partial(self, force: bool) -> None:
+    def _take_partial(self) -> None:
         """Go on from an interrupted conversion: files that it finished, and that are whole, stay."""
         try:
             there = parse_manifest(self.folder / PARTIAL)
         except QuantError:
-            return self._clear()
-        if force:
-            return self._clear()
+            return  # there is none, or it is damaged: start afresh
         self._check_same(there)
         for name, entry in there.files.items():
             path = self.folder / name
@@ -104,14 +108,17 @@ class Target:
             return
         raise QuantError(f"{self.folder}: holds {what}; name another folder, or replace it with --force")
 
-    def _clear(self) -> None:
-        """Remove the manifest first: without it what is left is no model."""
-        for path in sorted(self.folder.iterdir(), key=lambda path: path.name != MANIFEST):
-            path.unlink()
+    def _unfinished(self) -> list[Path]:
+        """Everything in the folder that this conversion will not keep, the old manifest first."""
+        keep = {*self.manifest.files, PARTIAL}
+        paths = [path for path in self.folder.iterdir() if path.name not in keep]
+        return sorted(paths, key=lambda path: path.name != MANIFEST)
 
     def _check_room(self, needed_bytes: int) -> None:
         existing = next(path for path in (self.folder, *self.folder.resolve().parents) if path.exists())
         free_bytes = shutil.disk_usage(existing).free
+        if self.folder.exists():
+            free_bytes += sum(path.stat().st_size for path in self._unfinished())
         if free_bytes < needed_bytes + SPARE_BYTES:
             raise QuantError(
                 f"{self.folder}: needs {needed_bytes / 1e9:.1f} GB, but {free_bytes / 1e9:.1f} GB are free; "
@@ -129,8 +136,6 @@ class Target:
 
 def _is_ours(name: str) -> bool:
     name = name.removesuffix(PART)
-    return (
-        name in (*CONFIG_FILES, MANIFEST, NEW_PARTIAL)
-        or name == "vocabulary.safetensors"
-        or (name.startswith("layer-") and name.endswith(".safetensors"))
+    return name in (*CONFIG_FILES, MANIFEST, NEW_PARTIAL, VOCABULARY_FILE) or (
+        name.startswith("layer-") and name.endswith(".safetensors")
     )

@@ -103,7 +103,7 @@ class Writer:
             sync_folder(path.parent)
         except OSError as error:
             part_path.unlink(missing_ok=True)
-            raise _explained(error, path) from None
+            raise disk_error(error, path) from None
         except BaseException:
             part_path.unlink(missing_ok=True)
             raise
@@ -148,7 +148,8 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def _explained(error: OSError, path: Path) -> QuantError:
+def disk_error(error: OSError, path: Path) -> QuantError:
+    """What the user can do about an `error` while `path` was written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return QuantError(
             f"{path}: the disk is full; free some space and run the same command again to go on"

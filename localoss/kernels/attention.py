@@ -226,7 +226,7 @@ def _attend_block(out, out_first, qkv, keys, values, sinks, position, first, tok
             state[0, row], state[1, row] = _softmax_step(
                 scores[row].ctypes.data,
                 min(low, count),
-                min(here + 1 - base, count),
+                min(max(here + 1 - base, 0), count),  # 0: a later token of the block opened these keys
                 count,
                 results[row].ctypes.data,
                 head_dim,

@@ -6,6 +6,9 @@ from pathlib import Path
 import checkpoints
 import pytest
 
+from quant.convert import convert
+from quant.manifest import Dtypes
+
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
@@ -15,5 +18,19 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
     def folder_of(name: str) -> Path:
         folder = root / name
         return folder if folder.exists() else checkpoints.write_named(name, folder)
+
+    return folder_of
+
+
+@pytest.fixture(scope="session")
+def model(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Give the model directory of a checkpoint, by name and number formats (Dtypes' arguments); read only."""
+    root = tmp_path_factory.mktemp("models")
+
+    def folder_of(name: str, **dtypes: str) -> Path:
+        folder = root / "-".join([name, *(f"{kind}-{dtype}" for kind, dtype in sorted(dtypes.items()))])
+        if not folder.exists():
+            convert(checkpoint(name), folder, Dtypes(**dtypes))
+        return folder
 
     return folder_of

@@ -29,7 +29,7 @@ class AnswerPrinter:
     def __init__(self, out: TextIO, aside: TextIO | None) -> None:
         self._out, self._aside = out, aside
         self._dims = aside is not None and settings.color()
-        self._is_final = False
+        self._is_final = True  # a raw answer has no header to say so
         self._last = ""  # what was written last to the open message
 
     def show(self, event: "Event") -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quant.errors import QuantError
+from quant.layout import MANIFEST
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
@@ -226,6 +227,8 @@ def foreign_kind(folder: Path) -> str | None:
         return (
             "OpenAI's original layout cannot be converted; give the Hugging Face shards published beside it"
         )
+    if (folder / MANIFEST).exists():
+        return "converted already; localoss run and chat take it as it is"
     if any(folder.glob("*.gguf")):
         return "GGUF cannot be converted yet; give the folder of a Hugging Face gpt-oss checkpoint"
     if (folder / "original").is_dir() or (folder / "dtypes.json").exists():

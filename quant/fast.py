@@ -12,9 +12,9 @@ import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
-from quant.formats import F16, GROUP, I8, U8, U16, bf16_to_f32, int4_scales, int8_scales
+from quant.formats import F16, GROUP, I8, U8, U16, bf16_to_f32, in_groups, int4_scales, int8_scales
 from quant.layout import TILE_BYTES, TILE_ROWS
-from quant.tiles import _tile_counts, scales_to_tiles
+from quant.tiles import scales_to_tiles, tile_counts
 
 
 def _jit(function: Callable[..., None]) -> Callable[..., None]:
@@ -27,7 +27,7 @@ def _jit(function: Callable[..., None]) -> Callable[..., None]:
 
 def tile_bf16(bits: U16) -> U8:
     """bf16 tiles (R/8, C/32, 512) u8 of `bits` (R, C) u16."""
-    groups, blocks = _tile_counts(*bits.shape)
+    groups, blocks = tile_counts(*bits.shape)
     tiles = np.empty((groups, blocks, TILE_BYTES["bf16"]), np.uint8)
     _tile_pairs(bits.view(np.uint32).reshape(groups, TILE_ROWS, blocks, 16), tiles.view(np.uint32))
     return tiles
@@ -38,7 +38,7 @@ def tile_int8(bits: U16) -> tuple[U8, F16]:
 
     Raises: QuantError as formats.encode_int8.
     """
-    groups, blocks = _tile_counts(*bits.shape)
+    groups, blocks = tile_counts(*bits.shape)
     scales = scales_to_tiles(int8_scales(_group_extremes(bits)))
     tiles = np.empty((groups, blocks, TILE_BYTES["int8"]), np.uint8)
     _tile_int8(bits.reshape(groups, TILE_ROWS, blocks, GROUP), _divisors(scales), tiles.view(np.int8))
@@ -50,7 +50,7 @@ def tile_int4(bits: U16) -> tuple[U8, F16]:
 
     Raises: QuantError as formats.encode_int4.
     """
-    groups, blocks = _tile_counts(*bits.shape)
+    groups, blocks = tile_counts(*bits.shape)
     scales = scales_to_tiles(int4_scales(_group_extremes(bits)))
     tiles = np.empty((groups, blocks, TILE_BYTES["int4"]), np.uint8)
     _tile_int4(bits.reshape(groups, TILE_ROWS, blocks, GROUP), _divisors(scales), tiles)
@@ -59,18 +59,16 @@ def tile_int4(bits: U16) -> tuple[U8, F16]:
 
 def encode_int8_rows(bits: U16) -> tuple[I8, F16]:
     """formats.encode_int8 of bfloat16 `bits` (R, C) u16: codes (R, C) i8, scales (R, C/32) f16."""
-    rows, columns = bits.shape
     scales = int8_scales(_group_extremes(bits))
-    codes = np.empty((rows, columns), np.int8)
-    shape = (rows, columns // GROUP, GROUP)
-    _encode_int8(bits.reshape(shape), _divisors(scales), codes.reshape(shape))
+    codes = np.empty(bits.shape, np.int8)
+    _encode_int8(in_groups(bits), _divisors(scales), in_groups(codes))
     return codes, scales
 
 
 def tile_mxfp4(blocks: U8, out: U8) -> None:
     """Write the mxfp4 tiles of published `blocks` (R, C/32, 16) u8 into `out` (R/8, C/32, 128) u8."""
     rows, columns, _ = blocks.shape
-    groups, _ = _tile_counts(rows, columns * GROUP)
+    groups, _ = tile_counts(rows, columns * GROUP)
     _permute_blocks(blocks.view(np.uint32).reshape(groups, TILE_ROWS, columns, 4), out.view(np.uint32))
 
 
@@ -83,9 +81,9 @@ def _divisors(scales: F16) -> NDArray[np.float32]:
 
 def _group_extremes(bits: U16) -> NDArray[np.float32]:
     """formats.group_extremes of bfloat16 `bits` (R, C) u16: NaN counts as the largest."""
-    rows, columns = bits.shape
-    extremes = np.empty((rows, columns // GROUP), np.uint16)
-    _extreme_bits(bits.reshape(rows, columns // GROUP, GROUP), extremes)
+    groups = in_groups(bits)
+    extremes = np.empty(groups.shape[:2], np.uint16)
+    _extreme_bits(groups, extremes)
     return bf16_to_f32(extremes)
 
 

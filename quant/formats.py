@@ -44,7 +44,7 @@ def encode_mxfp4(weights: F32) -> tuple[U8, U8]:
     Raises: QuantError for NaN, infinity, or columns that don't fill blocks of 32.
     Source: OCP Microscaling Formats (MX) v1.0, sections 5.3.3 and 6.3.
     """
-    blocks = _groups(weights)
+    blocks = in_groups(weights)
     largest = np.abs(blocks).max(axis=2)
     _check_finite(largest)
     exponents = np.frexp(largest)[1] - 1 - FP4_LARGEST_EXPONENT  # frexp's mantissa is in [0.5, 1)
@@ -88,7 +88,7 @@ def pack_blocks(codes: U8) -> U8:
 
 def group_extremes(weights: F32) -> F32:
     """The weight of largest magnitude in each group, (R, C/32) f32; the negative one where both signs tie."""
-    groups = _groups(weights)
+    groups = in_groups(weights)
     lowest, highest = groups.min(axis=2), groups.max(axis=2)
     return np.where(-lowest >= highest, lowest, highest)
 
@@ -139,7 +139,7 @@ def encode_int4(weights: F32) -> tuple[I8, F16]:
 def _quantize(weights: F32, scales: F16, lowest: int, highest: int) -> I8:
     divisors = scales.astype(np.float32)
     divisors[divisors == 0] = 1  # the group is all zero
-    codes = np.rint(_groups(weights) / divisors[:, :, None])
+    codes = np.rint(in_groups(weights) / divisors[:, :, None])
     return np.clip(codes, lowest, highest).astype(np.int8).reshape(weights.shape)
 
 
@@ -148,8 +148,8 @@ def decode_int(codes: I8, scales: F16) -> F32:
     return codes.astype(np.float32) * np.repeat(scales.astype(np.float32), GROUP, axis=1)
 
 
-def _groups(weights: NDArray[Any]) -> NDArray[Any]:
-    """`weights` (R, C) as (R, C/32, 32). Raises: QuantError for columns that don't fill groups."""
+def in_groups(weights: NDArray[Any]) -> NDArray[Any]:
+    """`weights` (R, C) of any dtype as (R, C/32, 32). Raises: QuantError if columns don't fill groups."""
     rows, columns = weights.shape
     if columns % GROUP:
         raise QuantError(f"{columns} columns; the number formats need a multiple of {GROUP}")

@@ -1,6 +1,7 @@
 """localoss.json: what a model directory holds, from which checkpoint and in which number formats."""
 
 import json
+import shlex
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -138,8 +139,8 @@ def _what_instead(folder: Path) -> str:
     if not folder.is_dir():
         return f"{folder}: a file; give a model directory, which holds {MANIFEST}"
     if (folder / INDEX_FILE).exists() or (folder / SINGLE_FILE).exists():
-        out = f"{folder.resolve().name}-localoss"
-        return f"{folder}: a Hugging Face checkpoint; convert it first: localoss quantize {folder} {out}"
+        command = shlex.join(["localoss", "quantize", str(folder), f"{folder.resolve().name}-localoss"])
+        return f"{folder}: a Hugging Face checkpoint; convert it first: {command}"
     if (folder / PARTIAL).exists():
         return f"{folder}: quantizing did not finish; run the same `localoss quantize` again to go on"
     return f"{folder}: no {MANIFEST} in it; give a folder that `localoss quantize` made"

@@ -23,7 +23,7 @@ def to_tiles(codes: NDArray[Any], dtype: str) -> U8:
     `codes` are u8 in 0..15 for mxfp4, i8 in -8..7 for int4, i8 for int8, u16 bits for bf16.
     Raises: QuantError for rows or columns that don't fill tiles.
     """
-    groups, blocks = _tile_counts(*codes.shape)
+    groups, blocks = tile_counts(*codes.shape)
     shape = (groups, blocks, TILE_BYTES[dtype])
     if dtype in ("mxfp4", "int4"):
         nibbles = (codes & 15).astype(np.uint8).reshape(groups, TILE_ROWS, blocks, 4, 2, 4)  # g r b j half i
@@ -51,7 +51,7 @@ def from_tiles(tiles: U8, dtype: str) -> NDArray[Any]:
 def scales_to_tiles(scales: NDArray[Any]) -> NDArray[Any]:
     """Scales (R/8, C/32, 8) of `scales` (R, C/32): a tile's eight lie together. Any dtype."""
     rows, blocks = scales.shape
-    groups, _ = _tile_counts(rows, blocks * TILE_COLUMNS)
+    groups, _ = tile_counts(rows, blocks * TILE_COLUMNS)
     return np.ascontiguousarray(scales.reshape(groups, TILE_ROWS, blocks).transpose(0, 2, 1))
 
 
@@ -61,7 +61,8 @@ def scales_from_tiles(tiles: NDArray[Any]) -> NDArray[Any]:
     return tiles.transpose(0, 2, 1).reshape(groups * TILE_ROWS, blocks)
 
 
-def _tile_counts(rows: int, columns: int) -> tuple[int, int]:
+def tile_counts(rows: int, columns: int) -> tuple[int, int]:
+    """How many tiles lie below and beside each other. Raises: QuantError for weights that don't fill them."""
     if rows % TILE_ROWS or columns % TILE_COLUMNS:
         raise QuantError(f"{rows} × {columns} weights do not fill tiles of {TILE_ROWS} × {TILE_COLUMNS}")
     return rows // TILE_ROWS, columns // TILE_COLUMNS

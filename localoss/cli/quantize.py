@@ -96,7 +96,9 @@ def _plain_progress(show: Callable[[str], None]) -> Callable[[int, int], None]:
 
 
 def _report(out: Path, summary: "Summary") -> str:
-    size = f"{summary.manifest.total_bytes / 1e9:.2f} GB"
+    from rich.filesize import decimal
+
+    size = decimal(summary.manifest.total_bytes, precision=2)
     if summary.already_there:
         return f"{out}: this very model is there already, {size}; nothing to do"
     return f"{out}: {size} in {len(summary.manifest.files)} files, {summary.elapsed_s:.0f} s"

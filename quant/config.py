@@ -62,7 +62,7 @@ def read_config(path: Path) -> ModelConfig:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise QuantError(f"{path}: not found; a gpt-oss model folder has a config.json") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise QuantError(f"{path}: cannot be read as JSON ({error}); download it again") from None
     return parse_config(raw, str(path))
 
@@ -78,7 +78,7 @@ def parse_config(raw: Any, where: str = "config.json") -> ModelConfig:
         config = _config_from(raw)
     except KeyError as error:
         raise QuantError(f"{where}: {error.args[0]} is missing") from None
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise QuantError(f"{where}: a value of the wrong kind ({error})") from None
     _check(config, where)
     return config
@@ -115,6 +115,8 @@ def _config_from(raw: dict[str, Any]) -> ModelConfig:
 def _rope_from(raw: dict[str, Any]) -> RopeConfig:
     # transformers 5 writes rope_parameters with the theta inside, earlier ones rope_scaling and rope_theta.
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise ValueError(f"the rotary embedding is {rope!r}, expected an object")
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("yarn", "default"):
         raise ValueError(f"rope_type {kind!r}, expected yarn")

@@ -70,7 +70,7 @@ class Manifest:
         return sum(entry.bytes for entry in self.files.values())
 
     def with_file(self, name: str, entry: FileEntry) -> "Manifest":
-        return replace(self, files={**self.files, name: entry})
+        return replace(self, files=dict(sorted({**self.files, name: entry}.items())))
 
     def to_json(self) -> str:
         first = {"format_version": self.format_version, "localoss_version": self.localoss_version}

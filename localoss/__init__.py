@@ -1,5 +1,6 @@
 """OpenAI's gpt-oss-20b and gpt-oss-120b on an ordinary laptop or desktop."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,23 +18,33 @@ def load(
     activations: str = "int8",
     memory_limit: int | None = None,
     gpu_layers: int = 0,
+    *,
     chunk_tokens: int = 512,
+    compiling: Callable[[str], None] | None = None,
 ) -> "Engine":
     """Load a model: a name in the store, or a model directory that `localoss quantize` made.
 
-    threads: by default one per core. kv_dtype: "f16" or "f32". activations: "int8", fast, or "f32", exact and slower.
-    chunk_tokens: how many tokens prefill runs at once.
+    threads: by default one per core. kv_dtype: "f16" or "f32". activations: "int8", fast, or "f32", exact
+    and slower. memory_limit: bytes that weights, KV cache and buffers together may take. chunk_tokens: how
+    many tokens prefill runs at once. compiling: told the name of each kernel that is being compiled, which
+    happens once per machine and takes half a minute.
 
     >>> engine = localoss.load("gpt-oss-20b")
     >>> for token in engine.generate(tokens, max_tokens=64): ...
 
-    Raises: quant.errors.QuantError or localoss.errors.LocalossError, whose message says what to do: no such model, a
-    damaged file, a Hugging Face checkpoint (which `localoss quantize` converts), an option out of range.
+    Raises: quant.errors.QuantError or localoss.errors.LocalossError, whose message says what to do: no such
+    model, a damaged file, a Hugging Face checkpoint (`localoss quantize` converts it), a bad option.
     """
-    from localoss.start import (
-        start_engine,
-    )  # Numba takes a second to import: only those who load a model wait
+    from localoss.start import start_engine  # importing Numba takes a second: wait only to load a model
 
     return start_engine(
-        model, context_tokens, threads, kv_dtype, activations, memory_limit, gpu_layers, chunk_tokens
+        model,
+        context_tokens=context_tokens,
+        threads=threads,
+        kv_dtype=kv_dtype,
+        activations=activations,
+        memory_limit=memory_limit,
+        gpu_layers=gpu_layers,
+        chunk_tokens=chunk_tokens,
+        compiling=compiling,
     )

@@ -1,6 +1,7 @@
 """The engine: a loaded model, the conversations that run on it, and the loop that generates."""
 
-from collections.abc import Callable, Iterator, Sequence as List
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Seq
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +31,9 @@ class Sequence:
         self.random = np.random.default_rng(seed)
         self._written = 0  # positions that the cache's rings have seen, those stepped back over included
 
-    def reuse(self, tokens: List[int]) -> int:
-        """Keep the longest prefix of `tokens` that the cache holds, drop the rest, and give the prefix's length.
+    def reuse(self, tokens: Seq[int]) -> int:
+        """Keep the longest prefix of `tokens` that the cache holds, drop the rest, and give the prefix's
+        length.
 
         The last token is never kept: its logits are what the caller wants.
         """
@@ -45,7 +47,7 @@ class Sequence:
         del self.tokens[common:]
         return common
 
-    def append(self, tokens: List[int]) -> None:
+    def append(self, tokens: Seq[int]) -> None:
         """Note `tokens` as written to the cache."""
         self.tokens += tokens
         self._written = max(self._written, len(self.tokens))
@@ -64,15 +66,15 @@ class Engine:
         activations: str,
         chunk_tokens: int,
     ):
-        """Map the model in `folder`. Raises: QuantError, ModelError for the folder, UsageError for an option."""
+        """Map the model in `folder`. Raises: QuantError or ModelError for it, UsageError for an option."""
         if activations not in ("int8", "f32"):
             raise UsageError(f"activations is {activations!r}; use int8 (fast) or f32 (exact, slower)")
+        self.dtypes = read_manifest(folder).dtypes
         self.config: ModelConfig = read_config(folder / "config.json")
         if not 0 < context_tokens <= self.config.context:
             raise UsageError(
                 f"context_tokens is {context_tokens:,}; this model takes 1 to {self.config.context:,}"
             )
-        self.dtypes = read_manifest(folder).dtypes
         self.context_tokens, self.threads, self.kv_dtype = context_tokens, threads, kv_dtype
         self.chunk_tokens = min(chunk_tokens, context_tokens)
         self.weights = load_weights(folder, self.config, self.dtypes)
@@ -81,7 +83,7 @@ class Engine:
 
     @property
     def memory_bytes(self) -> int:
-        """What the engine and one conversation occupy when all of it has been touched; Python itself is extra."""
+        """What the engine and one conversation occupy once all of it has been touched, Python aside."""
         cache = kv_cache_bytes(self.config, self.context_tokens, self.chunk_tokens, self.kv_dtype)
         return self.weights.nbytes + self.model.buffers.nbytes + cache
 
@@ -90,7 +92,7 @@ class Engine:
         cache = KVCache(self.config, self.context_tokens, self.chunk_tokens, self.kv_dtype)
         return Sequence(cache, seed)
 
-    def logits(self, tokens: List[int], positions: List[int] | None = None) -> F32Array:
+    def logits(self, tokens: Seq[int], positions: Seq[int] | None = None) -> F32Array:
         """Logits after each of `positions` (all, if None) of `tokens`: (n, V) f32, in a fresh cache.
 
         Raises: UsageError for a position or token out of range, ContextFullError.
@@ -111,28 +113,28 @@ class Engine:
     def prefill(
         self,
         sequence: Sequence,
-        tokens: List[int],
+        tokens: Seq[int],
         progress: Progress | None = None,
         cancelled: Callable[[], bool] | None = None,
     ) -> F32Array:
-        """Bring `sequence` to `tokens`, the whole conversation, and give the logits (V,) f32 after its last token.
+        """Bring `sequence` to `tokens`, the whole conversation, and give the logits (V,) f32 after its last
+        token.
 
-        Only what the cache does not hold already is run, in chunks. Raises: UsageError, ContextFullError; Cancelled,
-        after which the sequence holds the chunks that were finished.
+        Only what the cache does not hold already is run, in chunks. Raises: UsageError, ContextFullError;
+        Cancelled, after which the sequence holds the chunks that were finished.
         """
         self._check_tokens(tokens)
         done = sequence.reuse(tokens)
-        while True:
-            if progress:
-                progress(done, len(tokens))
-            if done == len(tokens):
-                return self.model.logits(x[-1:])[0]
-            x = self._run(sequence, tokens[done : done + self.chunk_tokens], cancelled)
-            done += len(x)
+        tell = progress or (lambda done, total: None)
+        tell(done, len(tokens))
+        for first in range(done, len(tokens), self.chunk_tokens):
+            x = self._run(sequence, tokens[first : first + self.chunk_tokens], cancelled)
+            tell(first + len(x), len(tokens))
+        return self.model.logits(x[-1:])[0]
 
     def generate(
         self,
-        tokens: List[int],
+        tokens: Seq[int],
         max_tokens: int | None = None,
         temperature: float = 1.0,
         top_p: float = 1.0,
@@ -141,15 +143,15 @@ class Engine:
         seed: int | None = None,
         *,
         sequence: Sequence | None = None,
-        stop_ids: List[int] = STOP_IDS,
+        stop_ids: Seq[int] = STOP_IDS,
         mask: Mask | None = None,
         progress: Progress | None = None,
         cancelled: Callable[[], bool] | None = None,
     ) -> Iterator[Token]:
         """Continue `tokens`, the whole conversation so far; what `sequence` holds of it is not run again.
 
-        Ends after a token of `stop_ids`, which it gives too, or `max_tokens` tokens. `mask` is asked before each token
-        which are allowed, None for all. A `seed` restarts the sequence's random state.
+        Ends after a token of `stop_ids`, which it gives too, or `max_tokens` tokens. `mask` is asked before
+        each token which are allowed, None for all. A `seed` restarts the sequence's random state.
         Raises: UsageError; ContextFullError if `tokens` don't fit, or once the context is full; Cancelled.
         """
         options = SamplingOptions(temperature, top_k, top_p, min_p)
@@ -170,7 +172,7 @@ class Engine:
             logits = self.model.logits(self._run(sequence, [token.id], cancelled))[0]
 
     def _run(
-        self, sequence: Sequence, tokens: List[int], cancelled: Callable[[], bool] | None = None
+        self, sequence: Sequence, tokens: Seq[int], cancelled: Callable[[], bool] | None = None
     ) -> F32Array:
         """Run `tokens` as the next ones of `sequence`: the residual stream (T, D) after the last layer."""
         position = len(sequence.tokens)
@@ -183,7 +185,7 @@ class Engine:
         sequence.append(tokens)
         return x
 
-    def _check_tokens(self, tokens: List[int]) -> None:
+    def _check_tokens(self, tokens: Seq[int]) -> None:
         if not len(tokens):
             raise UsageError("no tokens given; the model needs at least one to start from")
         if len(tokens) > self.context_tokens:

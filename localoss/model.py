@@ -14,6 +14,7 @@ from localoss.cache import KVCache, LayerCache
 from localoss.errors import Cancelled
 from localoss.kernels import activations as kernels
 from localoss.kernels import experts as expert_kernels
+from localoss.kernels import use_threads
 from localoss.kernels.attention import attention, rotate_and_store, scratch_floats
 from localoss.kernels.matmul import SCRATCH_BYTES, matmul
 from localoss.kernels.products import BF16, OFFSETS
@@ -89,9 +90,10 @@ class Model:
     def forward(self, chunks: Sequence[Chunk], cancelled: Callable[[], bool] = lambda: False) -> F32Array:
         """Run all tokens of `chunks` through the layers and write their caches.
 
-        Gives the residual stream after the last layer, (T, D) f32, chunk after chunk: a view that the next call
-        overwrites. Raises: Cancelled between two layers.
+        Gives the residual stream after the last layer, (T, D) f32, chunk after chunk: a view that the next
+        call overwrites. Raises: Cancelled between two layers.
         """
+        use_threads(self.threads)
         tokens = sum(len(chunk.tokens) for chunk in chunks)
         x = self.buffers.x[:tokens]
         self._embed(x, [token for chunk in chunks for token in chunk.tokens])

@@ -13,8 +13,8 @@ F32Array = NDArray[np.float32]
 class Rope:
     """Cosines and sines of rotary angles.
 
-    inv_freq (head_dim/2,) f32. concentration: what YaRN scales queries and keys by. Every step is rounded to float32
-    as PyTorch rounds it: at position 131,071 a last bit of inv_freq is 0.005 in the angle.
+    inv_freq (head_dim/2,) f32. concentration: what YaRN scales queries and keys by. Every step is rounded to
+    float32 as PyTorch rounds it: at position 131,071 a last bit of inv_freq is 0.005 in the angle.
     """
 
     def __init__(self, config: ModelConfig):

@@ -11,7 +11,7 @@ from localoss.kernels import sampling as kernels
 
 @dataclass(frozen=True)
 class Token:
-    """A sampled token. logprob: natural log of its probability under the model, before sampling options and mask."""
+    """A sampled token. logprob: ln of its probability under the model, before sampling options and mask."""
 
     id: int
     logprob: float
@@ -21,8 +21,8 @@ class Token:
 class SamplingOptions:
     """How to choose a token; the cuts apply in this order. Raises: UsageError for a value out of range.
 
-    temperature: 0 takes the likeliest. top_k: 0 for all. top_p: keep the likeliest tokens that make up this share.
-    min_p: keep tokens at least this fraction as likely as the likeliest.
+    temperature: 0 takes the likeliest. top_k: 0 for all. top_p: keep the likeliest tokens that make up this
+    share. min_p: keep tokens at least this fraction as likely as the likeliest.
     """
 
     temperature: float = 1.0

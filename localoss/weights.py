@@ -1,7 +1,7 @@
-"""The weights of a model directory, mapped into memory as they lie: nothing is read ahead, converted or copied."""
+"""The weights of a model directory, mapped into memory as they lie: nothing is converted or copied."""
 
 import mmap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Weights:
-    """All weights of a model. `maps` keeps the files mapped for as long as addresses are in use."""
+    """All weights of a model. `tensors` keeps their memory for as long as addresses are in use."""
 
     layers: list[Layer]
     embedding: NDArray[Any]  # (V, D) int8, or uint16: bfloat16 bits
@@ -81,37 +81,41 @@ class Weights:
     unembedding: Matrix
     expert_kind: int
     expert_run: ExpertRun
-    nbytes: int
-    maps: list[mmap.mmap]
+    tensors: list[Tensors]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for tensors in self.tensors for array in tensors.values())
 
 
 def load_weights(folder: Path, config: ModelConfig, dtypes: Dtypes) -> Weights:
     """Map the files of model directory `folder`. Raises: ModelError, QuantError for damaged files."""
-    maps: list[mmap.mmap] = []
     specs = layer_specs(config, dtypes.attention, dtypes.experts)
-    layers = [_layer(_map_tensors(folder / layer_file(i), specs, maps), dtypes) for i in range(config.layers)]
-    vocabulary = _map_tensors(
-        folder / VOCABULARY_FILE, vocabulary_specs(config, dtypes.embedding, dtypes.unembedding), maps
-    )
-    return Weights(
-        layers=layers,
-        embedding=vocabulary["embedding.codes"],
-        embedding_scales=vocabulary.get("embedding.scales"),
-        final_norm=vocabulary["final_norm"],
-        unembedding=_matrix(vocabulary, "unembedding", dtypes.unembedding),
-        expert_kind=KINDS[dtypes.experts],
-        expert_run=expert_run(config, dtypes.experts),
-        nbytes=sum(len(mapped) for mapped in maps),
-        maps=maps,
+    layers = [_map_tensors(folder / layer_file(i), specs) for i in range(config.layers)]
+    vocabulary = vocabulary_specs(config, dtypes.embedding, dtypes.unembedding)
+    return _weights(layers, _map_tensors(folder / VOCABULARY_FILE, vocabulary), config, dtypes)
+
+
+def blank_weights(config: ModelConfig, dtypes: Dtypes) -> Weights:
+    """Weights of zeros, for trying kernels out."""
+
+    def zeros(specs: dict[str, TensorSpec]) -> Tensors:
+        tensors = {name: np.zeros(spec.shape, _NUMPY_DTYPES[spec.dtype]) for name, spec in specs.items()}
+        for array in tensors.values():
+            array.flags.writeable = False  # as mapped ones are: kernels are compiled for that
+        return tensors
+
+    layers = [zeros(layer_specs(config, dtypes.attention, dtypes.experts)) for _ in range(config.layers)]
+    return _weights(
+        layers, zeros(vocabulary_specs(config, dtypes.embedding, dtypes.unembedding)), config, dtypes
     )
 
 
-def _map_tensors(path: Path, specs: dict[str, TensorSpec], maps: list[mmap.mmap]) -> Tensors:
+def _map_tensors(path: Path, specs: dict[str, TensorSpec]) -> Tensors:
     """The tensors that `specs` names, as views of the mapped file."""
     found, _ = read_header(path)
     with open(path, "rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    maps.append(mapped)
     tensors = {}
     for name, spec in specs.items():
         info = found.get(name)
@@ -127,9 +131,21 @@ def _map_tensors(path: Path, specs: dict[str, TensorSpec], maps: list[mmap.mmap]
     return tensors
 
 
+def _weights(layers: list[Tensors], vocabulary: Tensors, config: ModelConfig, dtypes: Dtypes) -> Weights:
+    return Weights(
+        layers=[_layer(tensors, dtypes) for tensors in layers],
+        embedding=vocabulary["embedding.codes"],
+        embedding_scales=vocabulary.get("embedding.scales"),
+        final_norm=vocabulary["final_norm"],
+        unembedding=_matrix(vocabulary, "unembedding", dtypes.unembedding),
+        expert_kind=KINDS[dtypes.experts],
+        expert_run=expert_run(config, dtypes.experts),
+        tensors=[*layers, vocabulary],
+    )
+
+
 def _matrix(tensors: Tensors, name: str, dtype: str) -> Matrix:
-    codes, scales, bias = (tensors.get(f"{name}.{part}") for part in ("codes", "scales", "bias"))
-    assert codes is not None
+    codes, scales, bias = tensors[f"{name}.codes"], tensors.get(f"{name}.scales"), tensors.get(f"{name}.bias")
     return Matrix(
         kind=KINDS[dtype],
         codes=address(codes),
@@ -143,14 +159,13 @@ def _matrix(tensors: Tensors, name: str, dtype: str) -> Matrix:
 
 def _layer(tensors: Tensors, dtypes: Dtypes) -> Layer:
     experts = tensors["experts"]
-    router_bias = tensors.pop("router.bias")  # added by hand: the router's rows may be padded
     return Layer(
         attention_norm=tensors["attention_norm"],
         qkv=_matrix(tensors, "qkv", dtypes.attention),
         sinks=tensors["sinks"],
         output=_matrix(tensors, "output", dtypes.attention),
         mlp_norm=tensors["mlp_norm"],
-        router=_matrix(tensors, "router", "bf16"),
-        router_bias=router_bias,
+        router=replace(_matrix(tensors, "router", "bf16"), bias=0),  # its rows may be padded, its bias is not
+        router_bias=tensors["router.bias"],
         expert_runs=address(experts) + experts.shape[1] * np.arange(len(experts), dtype=np.int64),
     )

@@ -35,7 +35,10 @@ from localoss.kernels.simd import (
 
 @parallel
 def rms_norm(out, x, weight, tokens, columns, eps):
-    """Write x / rms(x) * weight to `out` (columns/32, tokens, 32) f32. x (tokens, columns) f32. Sums in f32."""
+    """Write x / rms(x) * weight to `out` (columns/32, tokens, 32) f32; x (tokens, columns) f32.
+
+    weight (columns,) f32. Sums in f32. Oracle: tests/naive.py.
+    """
     for t in prange(tokens):
         row = x + 4 * columns * t
         squares = zero()

@@ -1,8 +1,9 @@
 """Rotary embedding, the KV cache's layout, and attention with sinks and a sliding window.
 
-The cache of one layer: keys (K, S/8, head_dim, 8) and values (K, S, head_dim) for S slots, float16 bits (uint16) or
-float32; position p has the slot p % S, S a multiple of KEYS_AT_ONCE. Keys lie 8 positions to a vector, so that scores
-need no sums across lanes. Parameters named after buffers are addresses, unless their description says "array".
+The cache of one layer: keys (K, S/8, head_dim, 8) and values (K, S, head_dim) for S slots, float16 bits
+(uint16) or float32; position p has the slot p % S, S a multiple of KEYS_AT_ONCE. Keys lie 8 positions to a
+vector, so that scores need no sums across lanes. Parameters named after buffers are addresses, unless their
+description says "array".
 """
 
 import numpy as np
@@ -77,8 +78,8 @@ def _rotate(row, cos, sin, head_dim):
 def rotate_and_store(qkv, keys, values, cos, sin, position, heads):
     """Rotate queries and keys in place, and write keys and values to the cache.
 
-    Arrays: qkv (T, (heads + 2K) * head_dim) f32, of positions `position`, position + 1, …; keys, values: the layer's
-    cache; cos, sin (T, head_dim/2) f32, YaRN's concentration included.
+    Arrays: qkv (T, (heads + 2K) * head_dim) f32, of positions `position`, position + 1, …; keys, values: the
+    layer's cache; cos, sin (T, head_dim/2) f32, YaRN's concentration included.
     """
     kv_heads, slots, head_dim = values.shape
     for t in prange(len(qkv)):
@@ -131,7 +132,8 @@ def _multiply_8_rows(out, out_stride, rows, row_stride, cache, vectors, vector_s
 def _softmax_step(scores, low, high, count, out, head_dim, largest, total):
     """Turn a row of `count` scores into weights, those outside low ≤ i < high into none.
 
-    Rescales the row's results so far, `out` (head_dim,) f32, to the new maximum. Gives the new maximum and sum.
+    Rescales the row's results so far, `out` (head_dim,) f32, to the new maximum. Gives the new maximum and
+    sum.
     """
     for i in range(low):
         store_f32(scores + 4 * i, -np.inf)
@@ -246,9 +248,10 @@ def _attend_block(out, out_first, qkv, keys, values, sinks, position, first, tok
 def attention(out, out_first, qkv, keys, values, sinks, position, window, scratch, threads, counter):
     """Write each query's attention over its sequence's cache to `out`, block by block.
 
-    Arrays: out (H * head_dim / 32, ≥ out_first + T, 32) f32, of which tokens out_first, … are overwritten; qkv (T, (H + 2K) * head_dim) f32 with rotated queries, of
-    positions `position`, position + 1, …, already in the cache; keys, values: the layer's cache; sinks (H,) f32;
-    scratch (threads, scratch_floats()) f32; counter (1,) i64. window: 0 for full attention. Sums in f32.
+    Arrays: out (H * head_dim / 32, ≥ out_first + T, 32) f32, of which tokens out_first, … are overwritten;
+    qkv (T, (H + 2K) * head_dim) f32 with rotated queries, of positions `position`, position + 1, …, already
+    in the cache; keys, values: the layer's cache; sinks (H,) f32; scratch (threads, scratch_floats()) f32;
+    counter (1,) i64. window: 0 for full attention. Sums in f32.
     Oracle: tests/naive.py.
     """
     kv_heads = values.shape[0]

@@ -1,8 +1,9 @@
 """The two matrices of each expert, over all tokens that chose it.
 
-(token, expert) pairs are sorted by expert: expert e has the places starts[e] to starts[e + 1] of the activations, see
-activations.sort_by_expert. Its weights are one run of bytes at the address runs[e], laid out as quant/layout.py's
-ExpertRun says. Parameters named after buffers are addresses, unless their description says "array".
+(token, expert) pairs are sorted by expert: expert e has the places starts[e] to starts[e + 1] of the
+activations, see activations.sort_by_expert. Its weights are one run of bytes at the address runs[e], laid out
+as quant/layout.py's ExpertRun says. Parameters named after buffers are addresses, unless their description
+says "array".
 """
 
 from numba import prange
@@ -53,7 +54,7 @@ def _activate_16_rows(sums, bias, tokens, alpha, limit):
 
 @jit
 def _activate_panel(kind, exact, h, h_scales, sums, bias, tokens, alpha, limit):
-    """SwiGLU of 64 rows of `sums` (8, tokens, 8): a block of 32 activations per token, quantized unless exact."""
+    """SwiGLU of 64 rows, sums (8, tokens, 8): a block of 32 activations per token, quantized unless exact."""
     alpha, limit = splat_f32(alpha), splat_f32(limit)
     pair = 64 * tokens  # bytes of two row groups
     for t in range(tokens):
@@ -92,10 +93,11 @@ def gate_up(
     threads,
     counter,
 ):
-    """Write SwiGLU(W_e @ x + bias_e) of each place to h (I/32, P, 32): f32 if exact, else int8 with h_scales (I/32, P).
+    """Write SwiGLU(W_e @ x + bias_e) of each place to h (I/32, P, 32): f32 if exact, else int8 with h_scales
+    (I/32, P).
 
-    Arrays: runs (E,) i64; starts (E + 1,) i32; active (n,) i32, the experts that have places; counter (1,) i64.
-    codes, scales, bias: byte offsets in a run. x (blocks, P, 32), x_scales: see products.add_row_group.
+    Arrays: runs (E,) i64; starts (E + 1,) i32; active (n,) i32, the experts that have places; counter (1,)
+    i64. codes, scales, bias: byte offsets in a run. x (blocks, P, 32), x_scales: see products.add_row_group.
     alpha, limit: SwiGLU's. Oracle: tests/naive.py.
     """
     counter[0] = 0
@@ -162,7 +164,7 @@ def down(
     threads,
     counter,
 ):
-    """Write W_e @ h + bias_e of each place to y (P, 8 * groups) f32. Parameters as gate_up's; h (blocks, P, 32)."""
+    """Write W_e @ h + bias_e of each place to y (P, 8 * groups) f32; h (blocks, P, 32). The rest: see gate_up."""
     counter[0] = 0
     panels = (groups + PANEL - 1) // PANEL
     places = starts[len(starts) - 1]

@@ -21,7 +21,7 @@ SCALES_BYTES = (8, 16, 16, 0)
 def multiply_panel(
     kind, exact, sums, codes, scales, x, x_scales, first, tokens, stride, groups, blocks, tile
 ):
-    """Write to `sums` (groups, tokens, 8) f32 the products of `groups` row groups with tokens first, first + 1, …"""
+    """Write to `sums` (groups, tokens, 8) f32 the products of row groups with `tokens` tokens from `first` on."""
     x += (128 if exact else 32) * first
     clear(sums, groups * tokens)
     for g in range(groups):
@@ -76,7 +76,8 @@ def matmul(
     """Write W @ x + bias to `out` (tokens, 8 * groups) f32, or add it if `adding`.
 
     kind, exact, codes, scales, x (blocks, tokens, 32), x_scales: as products.add_row_group has them, for
-    `groups` row groups. bias (8 * groups,) f32 or 0. scratch (threads, SCRATCH_BYTES). counter array (1,) i64.
+    `groups` row groups. bias (8 * groups,) f32 or 0. scratch (threads, SCRATCH_BYTES). counter array (1,)
+    i64.
     Oracle: tests/naive.py.
     """
     counter[0] = 0

@@ -1,8 +1,8 @@
 """Tiles of weights times activations: the innermost loops, for every number format.
 
-A **row group** is 8 rows of a matrix: `blocks` tiles one after the other, and their scales likewise. Activations lie
-block by block, (blocks, P, 32), so that the 32 columns of a block stand together for all P tokens. They are int8 with
-a float32 scale per block and token, or float32 ("exact").
+A **row group** is 8 rows of a matrix: `blocks` tiles one after the other, and their scales likewise.
+Activations lie block by block, (blocks, P, 32), so that the 32 columns of a block stand together for all P
+tokens. They are int8 with a float32 scale per block and token, or float32 ("exact").
 """
 
 from localoss.kernels import isa
@@ -213,9 +213,10 @@ def _add_row_group_exact(kind, sums, codes, scales, x, tokens, stride, blocks, s
 def add_row_group(kind, exact, sums, codes, scales, x, x_scales, tokens, stride, blocks, scratch):
     """Add to `sums` (tokens, 8) f32 the products of one row group with `tokens` tokens, over `blocks` blocks.
 
-    kind: MXFP4, INT4, INT8 or BF16 (exact only). All else are addresses: codes and scales of the row group's first
-    block, x (blocks, stride, 32) f32 if exact, else int8 (with the offset that isa.py names), x_scales
-    (blocks, stride) f32. scratch: TILE_SCRATCH_BYTES, for exact. Accumulates in int32 within a block, then in f32.
+    kind: MXFP4, INT4, INT8 or BF16 (exact only). All else are addresses: codes and scales of the row group's
+    first block, x (blocks, stride, 32) f32 if exact, else int8 (with the offset that isa.py names), x_scales
+    (blocks, stride) f32. scratch: TILE_SCRATCH_BYTES, for exact. Accumulates in int32 within a block, then in
+    f32.
     Oracle: tests/naive.py. Source: OCP Microscaling Formats v1.0.
     """
     if exact:

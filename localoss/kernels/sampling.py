@@ -68,7 +68,8 @@ def to_weights(weights, logits, temperature):
 
 @jit
 def keep_prefix(weights, most, mass):
-    """Zero all but the shortest prefix, of at most `most` tokens, whose weights add up to `mass`; give their sum.
+    """Zero all but the shortest prefix, of at most `most` tokens, whose weights add up to `mass`; give their
+    sum.
 
     weights (V,) f32 array. Sums in f64.
     """
@@ -111,7 +112,7 @@ def drop_below(weights, least):
 
 @jit
 def draw(weights, uniform):
-    """The token at which the running sum of weights passes `uniform` (in [0, 1)) of the whole. Sums in f64."""
+    """The token at which the running sum of weights passes `uniform`, in [0, 1), of the whole; f64 sums."""
     spans = (len(weights) + _SPAN - 1) // _SPAN
     sums = np.zeros(spans, np.float64)
     for s in range(spans):

@@ -1,7 +1,7 @@
 """x86-64 with AVX2, FMA and F16C: every such CPU since 2013 (Intel) and 2015 (AMD).
 
-Integer products are sums of 4 neighbouring columns in 32-bit lanes, one lane a row. vpmaddubsw multiplies unsigned
-by signed bytes and adds pairs in 16 bits.
+Integer products are sums of 4 neighbouring columns in 32-bit lanes, one lane a row. vpmaddubsw multiplies
+unsigned by signed bytes and adds pairs in 16 bits.
 """
 
 from llvmlite import ir
@@ -27,8 +27,9 @@ from localoss.kernels.simd import (
     types,
 )
 
-# What quantized activations have added to them. Weights of 4 bits take unsigned activations: even 8 products of
-# 255 * 12 in one 16-bit lane, if they wrap, come back into range when 128 * (sum of weights) is subtracted.
+# What quantized activations have added to them. Weights of 4 bits take unsigned activations: even 8 products
+# of 255 * 12 in one 16-bit lane, if they wrap, come back into range when 128 * (sum of weights) is
+# subtracted.
 OFFSET_4BIT = 128
 OFFSET_8BIT = 0  # two products of 255 * 127 would saturate
 

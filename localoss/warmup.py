@@ -1,0 +1,36 @@
+"""Compiling before it is needed: a model of a few numbers runs one token, which calls every kernel."""
+
+import numpy as np
+
+from localoss.cache import KVCache
+from localoss.model import Chunk, Model
+from localoss.sampler import Sampler, SamplingOptions
+from localoss.weights import blank_weights
+from quant.config import ModelConfig, RopeConfig
+from quant.manifest import Dtypes
+
+_TINY = ModelConfig(
+    layers=1,
+    hidden=32,
+    intermediate=32,
+    heads=4,
+    kv_heads=1,
+    head_dim=8,
+    experts=2,
+    active_experts=1,
+    vocab=8,
+    context=64,
+    sliding_window=8,
+    is_sliding=(True,),
+    rms_norm_eps=1e-5,
+    swiglu_limit=7.0,
+    rope=RopeConfig(1e4, 1.0, 64, 32.0, 1.0, False, None),
+)
+
+
+def warm_up(kv_dtype: str, exact: bool, threads: int) -> None:
+    """Compile the kernels for these options, or load them from Numba's cache."""
+    model = Model(_TINY, blank_weights(_TINY, Dtypes()), threads, exact, max_tokens=1)
+    x = model.forward([Chunk([0], 0, KVCache(_TINY, 64, 1, kv_dtype))])
+    everything = SamplingOptions(temperature=1.0, top_k=1, top_p=0.5, min_p=0.5)
+    Sampler(_TINY.vocab).choose(model.logits(x)[0], everything, np.random.default_rng(0))

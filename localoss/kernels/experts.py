@@ -164,7 +164,10 @@ def down(
     threads,
     counter,
 ):
-    """Write W_e @ h + bias_e of each place to y (P, 8 * groups) f32; h (blocks, P, 32). The rest: see gate_up."""
+    """Write W_e @ h + bias_e of each place to y (P, 8 * groups) f32.
+
+    h (blocks, P, 32); all else as gate_up has it. Oracle: tests/naive.py.
+    """
     counter[0] = 0
     panels = (groups + PANEL - 1) // PANEL
     places = starts[len(starts) - 1]

@@ -21,7 +21,7 @@ SCALES_BYTES = (8, 16, 16, 0)
 def multiply_panel(
     kind, exact, sums, codes, scales, x, x_scales, first, tokens, stride, groups, blocks, tile
 ):
-    """Write to `sums` (groups, tokens, 8) f32 the products of row groups with `tokens` tokens from `first` on."""
+    """Write to `sums` (groups, tokens, 8) f32 the products of row groups with tokens `first` and after."""
     x += (128 if exact else 32) * first
     clear(sums, groups * tokens)
     for g in range(groups):

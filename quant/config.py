@@ -1,6 +1,7 @@
 """The architecture of a gpt-oss model, read from a Hugging Face config.json."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -151,3 +152,13 @@ def _check(config: ModelConfig, where: str) -> None:
         raise QuantError(f"{where}: {config.heads} heads cannot share {config.kv_heads} key/value heads")
     if config.active_experts > config.experts:
         raise QuantError(f"{where}: {config.active_experts} active experts of {config.experts}")
+    numbers = {
+        "rope_theta": config.rope.theta - 1,
+        "rope factor": config.rope.factor,
+        "original_max_position_embeddings": config.rope.original_context,
+        "rms_norm_eps": config.rms_norm_eps,
+        "swiglu_limit": config.swiglu_limit,
+    }
+    for name, value in numbers.items():
+        if not 0 < value < math.inf:  # NaN fails both
+            raise QuantError(f"{where}: {name} is out of range; download the file again")

@@ -113,9 +113,20 @@ def seed_of(name: str) -> int:
 
 
 def write_checkpoint(folder: Path, config: dict[str, Any], seed: int = 0, shards: int = 3) -> Path:
+    """Write the checkpoint of `config` into `folder`, and give the folder back."""
+    return write_tensors(folder, config, make_tensors(config, seed), shards)
+
+
+def make_tensors(config: dict[str, Any], seed: int) -> dict[str, np.ndarray]:
+    """Name -> u8 (MXFP4's blocks and scales) or bfloat16 bits as u16."""
+    return {name: _values(name, spec, seed) for name, spec in _tensors(config).items()}
+
+
+def write_tensors(
+    folder: Path, config: dict[str, Any], tensors: dict[str, np.ndarray], shards: int = 3
+) -> Path:
     """Write config.json, the index and `shards` shards, which cut through layers, into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: _values(name, spec, seed) for name, spec in _tensors(config).items()}
     total = sum(array.nbytes for array in tensors.values())
     groups: list[dict[str, np.ndarray]] = [{}]
     filled = 0

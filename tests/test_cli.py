@@ -98,6 +98,7 @@ def test_run_passes_context_and_threads_to_load(monkeypatch, localoss_cli, home)
 
     monkeypatch.setattr(localoss, "load", load, raising=False)
     localoss_cli("run", "tiny", "Hi", "--context", "512", "--threads", "3")
+    asked.pop("compiling")
     assert asked == {"context_tokens": 512, "threads": 3, "folder": home / "models" / "tiny"}
 
 
@@ -156,10 +157,9 @@ def test_a_foreign_vocabulary(engine, localoss_cli):
     ("arguments", "words"),
     [
         (["run", "tiny"], ["no prompt"]),
-        (["run", "tiny", "Hi", "--temperature", "-1"], ["temperature", "-1"]),
-        (["run", "tiny", "Hi", "--temperature", "nan"], ["temperature", "nan"]),
-        (["run", "tiny", "Hi", "--top-p", "1.5"], ["top-p", "between 0 and 1"]),
-        (["run", "tiny", "Hi", "--max-tokens", "0"], ["max-tokens", "at least 1"]),
+        (["run", "tiny", "Hi", "--temperature", "-1"], ["--temperature", "0"]),
+        (["run", "tiny", "Hi", "--top-p", "1.5"], ["--top-p", "1"]),
+        (["run", "tiny", "Hi", "--max-tokens", "0"], ["--max-tokens", "1"]),
         (["run", "tiny", "Hi", "--effort", "huge"], ["huge", "low"]),
         (["run", "tiny", "Hi", "--effot", "low"], ["--effot", "--effort"]),
         (["run", "tiny", "Hi", "--system", "a", "--system-file", "b"], ["--system-file"]),

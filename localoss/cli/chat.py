@@ -49,16 +49,14 @@ def chat(
         raise UsageError(
             "no model was named: localoss chat FOLDER, one that `localoss quantize CHECKPOINT FOLDER` made"
         )
-    import localoss
     from localoss.chat.conversation import Conversation
     from localoss.chat.harmony import ChatSetup, check_vocabulary
     from localoss.chat.turn import Sampling
-    from localoss.registry import find_model
+    from localoss.cli.loading import load_model
 
     sampling = Sampling(temperature, top_p, top_k, min_p, seed, max_tokens)
     conversation = Conversation(ChatSetup(effort.value, options.instructions(system, system_file)))
-    folder = find_model(model)
-    engine = localoss.load(folder, context_tokens=context, threads=threads)
+    folder, engine = load_model(model, context_tokens=context, threads=threads)
     check_vocabulary(engine.config.vocab)
     greeting = f"{folder.resolve().name} · context {engine.context_tokens:,} tokens · effort {effort.value}"
     Chat(engine, conversation, sampling, hide_thinking).hold(f"{greeting} · /help for help")

@@ -32,39 +32,55 @@ SystemFile = Annotated[
 ]
 HideThinking = Annotated[bool, typer.Option("--hide-thinking", help="Show the answer alone.")]
 MaxTokens = Annotated[
-    int | None, typer.Option("--max-tokens", metavar="N", help="Stop after N tokens, thinking included.")
+    int | None,
+    typer.Option("--max-tokens", min=1, metavar="N", help="Stop after N tokens, thinking included."),
 ]
 Temperature = Annotated[
     float,
-    typer.Option("--temperature", help="0 always takes the likeliest token.", rich_help_panel=_SAMPLING),
+    typer.Option(
+        "--temperature", min=0, help="0 always takes the likeliest token.", rich_help_panel=_SAMPLING
+    ),
 ]
 TopP = Annotated[
     float,
-    typer.Option("--top-p", help="Draw from the likeliest tokens of this total.", rich_help_panel=_SAMPLING),
+    typer.Option(
+        "--top-p",
+        min=0,
+        max=1,
+        help="Draw from the likeliest tokens of this total.",
+        rich_help_panel=_SAMPLING,
+    ),
 ]
 TopK = Annotated[
     int,
-    typer.Option("--top-k", help="Draw from so many likeliest tokens; 0: all.", rich_help_panel=_SAMPLING),
+    typer.Option(
+        "--top-k", min=0, help="Draw from so many likeliest tokens; 0: all.", rich_help_panel=_SAMPLING
+    ),
 ]
 MinP = Annotated[
     float,
     typer.Option(
         "--min-p",
+        min=0,
+        max=1,
         help="Leave out tokens less likely than this times the likeliest.",
         rich_help_panel=_SAMPLING,
     ),
 ]
 Seed = Annotated[
-    int | None, typer.Option("--seed", help="The same seed, the same answer.", rich_help_panel=_SAMPLING)
+    int | None,
+    typer.Option("--seed", min=0, help="The same seed, the same answer.", rich_help_panel=_SAMPLING),
 ]
 Context = Annotated[
     int,
-    typer.Option("--context", metavar="TOKENS", help="Room for prompt and answer.", rich_help_panel=_ENGINE),
+    typer.Option(
+        "--context", min=1, metavar="TOKENS", help="Room for prompt and answer.", rich_help_panel=_ENGINE
+    ),
 ]
 Threads = Annotated[
     int | None,
     typer.Option(
-        "--threads", metavar="N", help="CPU threads; all cores if not given.", rich_help_panel=_ENGINE
+        "--threads", min=1, metavar="N", help="CPU threads; all cores if not given.", rich_help_panel=_ENGINE
     ),
 ]
 

@@ -51,10 +51,9 @@ def run(
 
     The answer alone goes to stdout; thinking is shown on stderr when that is a terminal.
     """
-    import localoss
     from localoss.chat import harmony
     from localoss.chat.turn import Sampling, Turn
-    from localoss.registry import find_model
+    from localoss.cli.loading import load_model
 
     text = _prompt_text(prompt)
     sampling = Sampling(temperature, top_p, top_k, min_p, seed, max_tokens)
@@ -65,9 +64,8 @@ def run(
     tokens = (
         harmony.encode_raw(text) if setup is None else harmony.render(setup, [harmony.Message("user", text)])
     )
-    folder = find_model(model)
     started = time.perf_counter()
-    engine = localoss.load(folder, context_tokens=context, threads=threads)
+    folder, engine = load_model(model, context_tokens=context, threads=threads)
     load_s = time.perf_counter() - started
 
     turn = Turn(engine, tokens, setup, sampling)

@@ -78,27 +78,36 @@ class AnswerPrinter:
         stream.flush()
 
 
-class PrefillProgress:
-    """A line on stderr that says how much of the prompt has been read, if that takes over a second."""
+class StatusLine:
+    """A line on stderr that is written over and then taken away; nothing at all if that is no terminal."""
 
     def __init__(self) -> None:
-        self._started = time.monotonic()
         self._shown = 0
 
-    def __call__(self, done_tokens: int, total_tokens: int) -> None:
-        if not sys.stderr.isatty() or time.monotonic() - self._started < _PROGRESS_AFTER_S:
-            return
-        self.clear()
-        if done_tokens < total_tokens:
-            line = f"reading the prompt: {done_tokens:,} of {total_tokens:,} tokens"
-            self._shown = len(line)
-            print(line, end="", file=sys.stderr, flush=True)
+    def show(self, text: str) -> None:
+        if sys.stderr.isatty():
+            print(f"\r{text.ljust(self._shown)}", end="", file=sys.stderr, flush=True)
+            self._shown = len(text)
 
     def clear(self) -> None:
         """Take the line away, before anything else is written."""
         if self._shown:
             print(f"\r{' ' * self._shown}\r", end="", file=sys.stderr, flush=True)
             self._shown = 0
+
+
+class PrefillProgress(StatusLine):
+    """Says how much of the prompt has been read, once that has taken a second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._started = time.monotonic()
+
+    def __call__(self, done_tokens: int, total_tokens: int) -> None:
+        if done_tokens >= total_tokens:
+            self.clear()
+        elif time.monotonic() - self._started > _PROGRESS_AFTER_S:
+            self.show(f"reading the prompt: {done_tokens:,} of {total_tokens:,} tokens")
 
 
 def say(text: str) -> None:

@@ -1,0 +1,144 @@
+"""The shape of the code: who imports whom, how long files are, how fast help comes."""
+
+import ast
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# A module imports only from its own line and the lines above it; a name stands for all that it contains.
+LAYERS = [
+    {"localoss.errors"},
+    {"localoss.settings"},
+    {"quant"},
+    {"localoss.kernels"},
+    {"localoss.registry"},
+    {"localoss.cache", "localoss.rope", "localoss.sampler", "localoss.weights"},
+    {"localoss.model"},
+    {"localoss.engine", "localoss.warmup"},
+    {"localoss.start"},
+    {"localoss"},
+    {"localoss.chat"},
+    {"localoss.cli"},
+    {"localoss.__main__"},
+]
+# Libraries that belong to some parts only.
+HOMES = {
+    "typer": {"localoss.cli"},
+    "rich": {"localoss.cli"},
+    "prompt_toolkit": {"localoss.cli"},
+    "openai_harmony": {"localoss.chat"},
+    "numba": {"localoss.kernels", "quant"},
+    "llvmlite": {"localoss.kernels", "quant"},
+    "pytest": set(),
+    "hypothesis": set(),
+    "torch": set(),
+    "transformers": set(),
+}
+MAX_LINES = 400
+
+
+def module_name(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {
+    module_name(path): path for package in ("localoss", "quant") for path in ROOT.glob(f"{package}/**/*.py")
+}
+
+
+def imports_of(name):
+    """Modules that `name` imports, at the top or within functions."""
+    for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name}: relative imports hide where a name comes from"
+            inner = [f"{node.module}.{alias.name}" for alias in node.names]
+            submodules = [module for module in inner if module in MODULES]
+            yield from submodules
+            if len(submodules) < len(inner):
+                yield node.module
+
+
+def within(name, parts):
+    return any(name == part or name.startswith(part + ".") for part in parts)
+
+
+def layer_of(name):
+    """The layer that names the longest beginning of `name`."""
+    found = [
+        (len(part), index) for index, layer in enumerate(LAYERS) for part in layer if within(name, {part})
+    ]
+    return max(found)[1]
+
+
+def test_every_module_has_a_layer_of_its_own_package():
+    misplaced = [name for name in MODULES if name != "localoss" and LAYERS[layer_of(name)] == {"localoss"}]
+    assert not misplaced, "add them to LAYERS"
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_imports_point_one_way(name):
+    ours = [other for other in imports_of(name) if within(other, {"localoss", "quant"})]
+    upward = [other for other in ours if layer_of(other) > layer_of(name)]
+    assert not upward, f"{name} imports {upward}, which stand above it"
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_libraries_stay_where_they_belong(name):
+    strays = [
+        other
+        for other in imports_of(name)
+        for library, homes in HOMES.items()
+        if within(other, {library}) and not within(name, homes)
+    ]
+    assert not strays
+
+
+def test_environment_variables_are_read_in_one_place():
+    readers = [
+        name for name, path in MODULES.items() if any(w in path.read_text() for w in ("os.environ", "getenv"))
+    ]
+    assert readers == ["localoss.settings"]
+
+
+def test_no_file_is_long():
+    folders = ("localoss", "quant", "tests", "benchmarks")
+    lengths = {
+        path: len(path.read_text(encoding="utf-8").splitlines())
+        for folder in folders
+        for path in ROOT.glob(f"{folder}/**/*.py")
+    }
+    assert len(lengths) > 30
+    assert not {str(path): lines for path, lines in lengths.items() if lines > MAX_LINES}
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["version"]])
+def test_help_imports_nothing_heavy(arguments):
+    script = (
+        "import json, sys\nfrom localoss import cli\n"
+        f"code = cli.main({arguments!r})\nprint()\nprint(json.dumps([code, sorted(sys.modules)]))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    code, modules = json.loads(done.stdout.splitlines()[-1])
+    assert code == 0, done.stderr
+    heavy = {"numpy", "numba", "huggingface_hub", "openai_harmony", "safetensors", "psutil", "prompt_toolkit"}
+    assert not heavy.intersection(modules)
+
+
+def test_help_comes_at_once():
+    """The best of five, for the machine may be busy."""
+    times_s = []
+    for _ in range(5):
+        started = time.perf_counter()
+        subprocess.run(
+            [sys.executable, "-m", "localoss", "--help"], check=True, capture_output=True, cwd=ROOT
+        )
+        times_s.append(time.perf_counter() - started)
+    assert min(times_s) < 0.5

@@ -28,15 +28,26 @@ def decode_mxfp4(blocks: np.ndarray, scales: np.ndarray) -> np.ndarray:
     return values.reshape(*scales.shape[:-1], -1)
 
 
-def encode_groups(weights: np.ndarray, largest: int) -> tuple[np.ndarray, np.ndarray]:
-    """Round weights (..., D) to integers of at most `largest` in groups of 32 with a float16 scale each.
+def encode_int8(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weights (..., D) -> codes (..., D) i8 in -127..127 and scales (..., D//32) f16: the largest becomes ±127."""
+    return _encode(weights, np.abs(_groups(weights)).max(axis=-1) / 127, -127, 127)
 
-    Gives codes (..., D) i8 and scales (..., D//32) f16. int8: largest 127; int4: 7.
-    """
-    groups = weights.reshape(*weights.shape[:-1], -1, 32).astype(np.float64)
-    scales = (np.abs(groups).max(axis=-1) / largest).astype(np.float16)
+
+def encode_int4(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Codes in -8..7 and signed f16 scales: the weight of largest magnitude becomes -8."""
+    groups = _groups(weights)
+    largest = np.take_along_axis(groups, np.abs(groups).argmax(axis=-1)[..., None], axis=-1)[..., 0]
+    return _encode(weights, largest / -8, -8, 7)
+
+
+def _groups(weights: np.ndarray) -> np.ndarray:
+    return weights.reshape(*weights.shape[:-1], -1, 32).astype(np.float64)
+
+
+def _encode(weights: np.ndarray, scales: np.ndarray, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
+    scales = scales.astype(np.float16)
     steps = np.where(scales == 0, 1, scales.astype(np.float64))  # all zeros: any step gives zeros
-    codes = np.clip(np.rint(groups / steps[..., None]), -largest, largest)
+    codes = np.clip(np.rint(_groups(weights) / steps[..., None]), low, high)
     return codes.astype(np.int8).reshape(weights.shape), scales
 
 

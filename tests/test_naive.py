@@ -34,10 +34,19 @@ def test_mxfp4_worked_by_hand():
 def test_groups_round_to_the_nearest_step_and_zeros_stay_zeros():
     weights = np.zeros((2, 64))
     weights[0, :3] = [127.0, -63.4, 0.6]
-    codes, scales = naive.encode_groups(weights, largest=127)
+    codes, scales = naive.encode_int8(weights)
     assert codes[0, :3].tolist() == [127, -63, 1]
     assert scales.tolist() == [[1.0, 0.0], [0.0, 0.0]]
     assert naive.matvec_groups(np.ones(64), codes, scales).tolist() == [65.0, 0.0]
+
+
+def test_int4_takes_the_largest_weight_to_minus_8_whatever_its_sign():
+    weights = np.zeros((1, 64))
+    weights[0, :3], weights[0, 32:34] = [4.0, -3.9, 1.1], [-8.0, 7.0]
+    codes, scales = naive.encode_int4(weights)
+    assert scales.tolist() == [[-0.5, 1.0]]
+    assert codes[0, :3].tolist() == [-8, 7, -2]  # 7.8 has no code
+    assert codes[0, 32:34].tolist() == [-8, 7]
 
 
 def test_bf16_is_the_upper_half_of_a_float32():

@@ -29,7 +29,7 @@ def decode_mxfp4(blocks: np.ndarray, scales: np.ndarray) -> np.ndarray:
 
 
 def encode_int8(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Weights (..., D) -> codes (..., D) i8 in -127..127 and scales (..., D//32) f16: the largest becomes ±127."""
+    """Weights (..., D) -> codes (..., D) i8 and scales (..., D//32) f16: the largest becomes ±127."""
     return _encode(weights, np.abs(_groups(weights)).max(axis=-1) / 127, -127, 127)
 
 

@@ -11,7 +11,7 @@ import localoss
 
 KEPT = dict(attention="bf16", embedding="bf16", unembedding="bf16")
 EXACT = dict(activations="f32", kv_dtype="f32")
-CLOSE = 1e-3  # of logits whose standard deviation is 1
+CLOSE = 2e-4  # of logits whose standard deviation is 1. A float64 rotary angle alone differs by 3e-4
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,7 @@ import difflib
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from localoss.cli import options
 from localoss.cli.terminal import AnswerPrinter, PrefillProgress, interrupts, say
@@ -15,11 +13,6 @@ from localoss.errors import LocalossError, UsageError
 if TYPE_CHECKING:
     from localoss.chat.conversation import Conversation
     from localoss.chat.turn import Sampling
-
-Model = Annotated[
-    str | None,
-    typer.Argument(metavar="MODEL", help="A model folder, or the name of an installed model."),
-]
 
 _HELP = """\
 /effort low|medium|high  how long the model thinks; without a word, say how long now
@@ -30,7 +23,7 @@ Ctrl-C stops an answer, or clears the line."""
 
 
 def chat(
-    model: Model = None,
+    model: options.OptionalModelName = None,
     effort: options.EffortOption = options.Effort.medium,
     system: options.System = None,
     system_file: options.SystemFile = None,

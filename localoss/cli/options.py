@@ -17,71 +17,34 @@ class Effort(StrEnum):
     high = "high"
 
 
-_SAMPLING, _ENGINE = "Sampling", "Engine"
+_MODEL_HELP = "A model folder, or the name of an installed model."
+_TOP_P_HELP = "Draw from the likeliest tokens that make up this share."
+_MIN_P_HELP = "Leave out tokens less likely than this share of the likeliest."
 
-ModelName = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A model folder, or the name of an installed model.")
-]
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL_HELP)]
+OptionalModelName = Annotated[str | None, typer.Argument(metavar="MODEL", help=_MODEL_HELP)]
+
 EffortOption = Annotated[
     Effort, typer.Option("--effort", help="How long the model thinks before it answers.")
 ]
-System = Annotated[str | None, typer.Option("--system", metavar="TEXT", help="Instructions to the model.")]
+System = Annotated[str | None, typer.Option(metavar="TEXT", help="Instructions to the model.")]
 SystemFile = Annotated[
-    Path | None,
-    typer.Option("--system-file", metavar="PATH", help="A file with instructions to the model."),
+    Path | None, typer.Option(metavar="PATH", help="A file with instructions to the model.")
 ]
 HideThinking = Annotated[bool, typer.Option("--hide-thinking", help="Show the answer alone.")]
+
 MaxTokens = Annotated[
-    int | None,
-    typer.Option("--max-tokens", min=1, metavar="N", help="Stop after N tokens, thinking included."),
+    int | None, typer.Option(metavar="N", min=1, help="Stop after N tokens, thinking included.")
 ]
-Temperature = Annotated[
-    float,
-    typer.Option(
-        "--temperature", min=0, help="0 always takes the likeliest token.", rich_help_panel=_SAMPLING
-    ),
-]
-TopP = Annotated[
-    float,
-    typer.Option(
-        "--top-p",
-        min=0,
-        max=1,
-        help="Draw from the likeliest tokens of this total.",
-        rich_help_panel=_SAMPLING,
-    ),
-]
-TopK = Annotated[
-    int,
-    typer.Option(
-        "--top-k", min=0, help="Draw from so many likeliest tokens; 0: all.", rich_help_panel=_SAMPLING
-    ),
-]
-MinP = Annotated[
-    float,
-    typer.Option(
-        "--min-p",
-        min=0,
-        max=1,
-        help="Leave out tokens less likely than this times the likeliest.",
-        rich_help_panel=_SAMPLING,
-    ),
-]
-Seed = Annotated[
-    int | None,
-    typer.Option("--seed", min=0, help="The same seed, the same answer.", rich_help_panel=_SAMPLING),
-]
-Context = Annotated[
-    int,
-    typer.Option(
-        "--context", min=1, metavar="TOKENS", help="Room for prompt and answer.", rich_help_panel=_ENGINE
-    ),
-]
+Temperature = Annotated[float, typer.Option(metavar="T", min=0, help="0 always takes the likeliest token.")]
+TopP = Annotated[float, typer.Option(metavar="P", min=0, max=1, help=_TOP_P_HELP)]
+TopK = Annotated[int, typer.Option(metavar="K", min=0, help="Draw from the K likeliest tokens; 0: from all.")]
+MinP = Annotated[float, typer.Option(metavar="P", min=0, max=1, help=_MIN_P_HELP)]
+Seed = Annotated[int | None, typer.Option(metavar="N", min=0, help="The same seed gives the same answer.")]
+
+Context = Annotated[int, typer.Option(metavar="TOKENS", min=1, help="Room for prompt and answer.")]
 Threads = Annotated[
-    int | None,
-    typer.Option(
-        "--threads", min=1, metavar="N", help="CPU threads; all cores if not given.", rich_help_panel=_ENGINE
-    ),
+    int | None, typer.Option(metavar="N", min=1, help="CPU threads; one per core if not given.")
 ]
 
 

@@ -6,8 +6,12 @@ from pathlib import Path
 import checkpoints
 import pytest
 
+from localoss import kernels, settings
 from quant.convert import convert
 from quant.manifest import Dtypes
+
+# Before any test file imports a kernel, so that one compiled by an earlier run is found.
+kernels.keep_compiled_in(settings.kernel_cache(), settings.simd() or "best")
 
 
 @pytest.fixture(scope="session")

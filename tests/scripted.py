@@ -48,7 +48,7 @@ class ScriptedEngine:
         progress(len(tokens), len(tokens))
         for position, token in enumerate(answer[:max_tokens], len(tokens)):
             time.sleep(self.token_s)
-            if cancelled():
+            if cancelled and cancelled():
                 raise Cancelled("stopped")
             if position >= self.context_tokens:
                 raise ContextFullError(f"{position} of {self.context_tokens} tokens")

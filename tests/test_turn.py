@@ -1,0 +1,118 @@
+"""A turn: what it counts and how it ends, on a scripted engine and on the real one, whose model is noise."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from scripted import HELLO, ScriptedEngine
+
+import localoss
+from localoss import cli
+from localoss.chat import harmony
+from localoss.chat.harmony import ChatSetup, Function, Message
+from localoss.chat.parser import MessageEnd, TextDelta
+from localoss.chat.turn import Sampling, Turn
+from localoss.errors import ContextFullError, ModelError, UsageError
+
+SETUP = ChatSetup(functions=(Function("lookup"),), date="2026-03-07")
+PROMPT = harmony.render(SETUP, [Message("user", "Hi")])
+CALL = "<|channel|>commentary to=functions.lookup <|constrain|>json<|message|>{}<|call|>"
+
+
+def finished(turn, **callbacks):
+    return list(turn.events(**callbacks))
+
+
+def test_a_turn_ends_with_an_answer():
+    turn = Turn(ScriptedEngine(), PROMPT, SETUP)
+    events = finished(turn)
+    assert (turn.finish, turn.answer, turn.thinking) == ("return", "Hello!", "A greeting.")
+    assert [event.message for event in events if isinstance(event, MessageEnd)] == turn.messages
+    assert turn.generated_tokens == len(harmony.encode_raw(HELLO))
+    assert turn.prefilled_tokens == len(PROMPT)
+    assert turn.prefill_s > 0 and turn.decode_s > 0 and turn.decode_tokens_per_s > 0
+
+
+def test_a_turn_ends_with_a_call():
+    turn = Turn(ScriptedEngine([CALL]), PROMPT, SETUP)
+    finished(turn)
+    assert (turn.finish, turn.answer) == ("call", "")
+    assert turn.messages == [Message("assistant", "{}", "commentary", "functions.lookup", "json")]
+
+
+def test_a_turn_that_is_stopped_keeps_what_was_said():
+    turn = Turn(ScriptedEngine(["<|channel|>final<|message|>" + "on " * 50]), PROMPT, SETUP)
+    finished(turn, cancelled=lambda: turn.generated_tokens == 9)
+    assert turn.finish == "cancelled" and turn.answer.startswith("on on on") and len(turn.answer) < 30
+
+
+def test_prefill_counts_what_the_cache_did_not_hold():
+    class Reusing(ScriptedEngine):
+        def generate(self, tokens, *arguments, progress, **options):
+            for done in (7, 20, len(tokens)):
+                progress(done, len(tokens))
+            return super().generate(tokens, *arguments, progress=lambda *_: None, **options)
+
+    seen = []
+    turn = Turn(Reusing(), PROMPT, SETUP)
+    finished(turn, progress=lambda *counts: seen.append(counts))
+    assert turn.prefilled_tokens == len(PROMPT) - 7
+    assert seen == [(7, len(PROMPT)), (20, len(PROMPT)), (len(PROMPT), len(PROMPT))]
+
+
+def test_what_a_turn_refuses():
+    with pytest.raises(ContextFullError, match=f"{len(PROMPT)} tokens and the context holds 40"):
+        finished(Turn(ScriptedEngine(context_tokens=40), PROMPT, SETUP))
+    with pytest.raises(ModelError, match="cannot chat"):
+        finished(Turn(ScriptedEngine(vocab=2056), PROMPT, SETUP))
+    with pytest.raises(UsageError, match="empty"):
+        finished(Turn(ScriptedEngine(), [], None))
+
+
+@pytest.fixture(scope="module")
+def noise(model):
+    """The real engine on random weights with the whole vocabulary."""
+    return localoss.load(model("harmony"), context_tokens=512, threads=1)
+
+
+def test_noise_goes_through_cleanly(noise):
+    """Sampling freely from random weights: known channels, no control token, calls only to what exists."""
+    names = [harmony.encoding().decode([i]) for i in range(harmony.TEXT_TOKENS, harmony.VOCABULARY_TOKENS)]
+    for seed in range(4):
+        turn = Turn(noise, PROMPT, SETUP, Sampling(seed=seed, max_tokens=40))
+        shown = "".join(event.text for event in finished(turn) if isinstance(event, TextDelta))
+        assert turn.finish in ("length", "return", "call") and shown
+        assert not any(name in shown for name in names)
+        assert {message.channel for message in turn.messages} <= set(harmony.CHANNELS)
+        assert {message.recipient for message in turn.messages} <= {None, "functions.lookup"}
+
+
+def test_the_same_seed_gives_the_same_answer(noise):
+    texts = []
+    for seed in (5, 5, 6):
+        turn = Turn(noise, PROMPT, SETUP, Sampling(seed=seed, max_tokens=12))
+        finished(turn)
+        texts.append(turn.messages)
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_a_conversation_prefills_only_what_is_new(noise):
+    sequence = noise.sequence(seed=1)
+    first = Turn(noise, PROMPT, SETUP, Sampling(seed=1, max_tokens=3), sequence)
+    finished(first)
+    longer = harmony.render(SETUP, [Message("user", "Hi"), Message("user", "there")])
+    shared = int(np.argmin([a == b for a, b in zip(PROMPT, longer, strict=False)]))
+    second = Turn(noise, longer, SETUP, Sampling(seed=1, max_tokens=3), sequence)
+    finished(second)
+    assert first.prefilled_tokens == len(PROMPT)
+    assert second.prefilled_tokens <= len(longer) - shared + 1 < len(longer) / 2
+
+
+def test_run_on_the_real_engine(model, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    options = ["--max-tokens", "9", "--seed", "3", "--threads", "1", "--json"]
+    assert cli.main(["run", str(model("harmony")), "Hi", *options]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["generated_tokens"] == 9 and report["finish"] == "length"
+    assert report["messages"][0]["channel"] in harmony.CHANNELS

@@ -5,7 +5,6 @@ T tokens, D hidden, H heads, K key/value heads, E experts, A active experts per 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,12 +33,7 @@ class Chunk:
     cache: KVCache
 
 
-class Inputs(NamedTuple):
-    """Activations for a product, by address: float32 values if exact, else int8 codes and their scales."""
-
-    exact: bool
-    values: int
-    scales: int
+Inputs = tuple[bool, int, int]  # exact, x, x_scales: see kernels/matmul.py
 
 
 class Buffers:
@@ -68,6 +62,7 @@ class Buffers:
         self.in_order = np.arange(tokens, dtype=np.int32)
         self.counter = np.zeros(1, np.int64)
         self.scratch = np.empty(threads * SCRATCH_BYTES, np.uint8)
+        self.workers = (threads, address(self.scratch), address(self.counter))
         heads_per_key = config.heads // config.kv_heads
         self.attention_scratch = np.empty(
             (threads, scratch_floats(heads_per_key, config.head_dim)), np.float32
@@ -159,8 +154,7 @@ class Model:
                 chunk.position,
                 window,
                 b.attention_scratch,
-                self.threads,
-                b.counter,
+                address(b.counter),
             )
         self._matmul(x, layer.output, adding=True)
 
@@ -177,47 +171,12 @@ class Model:
         kernels.sort_by_expert(b.starts, b.sources, places, ids)
         active = b.active[: expert_kernels.list_active(b.active, b.starts)]
 
-        run, kind = self.weights.expert_run, self.weights.expert_kind
-        inputs = self._inputs(kind, c.hidden // 32, tokens, b.sources[: tokens * c.active_experts])
-        expert_kernels.gate_up(
-            address(b.h),
-            address(b.h_scales),
-            kind,
-            inputs.exact,
-            layer.expert_runs,
-            run.gate_up_codes,
-            run.gate_up_scales,
-            run.gate_up_bias,
-            inputs.values,
-            inputs.scales,
-            b.starts,
-            active,
-            c.intermediate,
-            c.hidden // 32,
-            np.float32(SWIGLU_ALPHA),
-            np.float32(c.swiglu_limit),
-            address(b.scratch),
-            self.threads,
-            b.counter,
-        )
-        expert_kernels.down(
-            address(b.y),
-            kind,
-            inputs.exact,
-            layer.expert_runs,
-            run.down_codes,
-            run.down_scales,
-            run.down_bias,
-            address(b.h),
-            address(b.h_scales),
-            b.starts,
-            active,
-            c.hidden // 8,
-            c.intermediate // 32,
-            address(b.scratch),
-            self.threads,
-            b.counter,
-        )
+        gate_up, down, runs = self.weights.gate_up, self.weights.down, layer.expert_runs
+        inputs = self._inputs(gate_up[0], c.hidden // 32, tokens, b.sources[: tokens * c.active_experts])
+        h = (inputs[0], address(b.h), address(b.h_scales))
+        alpha, limit = np.float32(SWIGLU_ALPHA), np.float32(c.swiglu_limit)
+        expert_kernels.gate_up(h, gate_up, runs, inputs, b.starts, active, alpha, limit, b.workers)
+        expert_kernels.down(address(b.y), down, runs, h, b.starts, active, b.workers)
         kernels.add_experts(address(x), address(b.y), places, weights, c.hidden)
 
     def _norm(self, x: F32Array, weight: F32Array) -> None:
@@ -235,35 +194,18 @@ class Model:
         b = self.buffers
         exact = self.exact or kind == BF16
         if exact and sources is None:
-            return Inputs(True, address(b.blocks), 0)
+            return True, address(b.blocks), 0
         if exact:
             kernels.gather(address(b.gathered), address(b.blocks), sources, tokens, blocks)
-            return Inputs(True, address(b.gathered), 0)
+            return True, address(b.gathered), 0
         if sources is None:
             sources = b.in_order[:tokens]
         kernels.quantize(
             address(b.codes), address(b.scales), address(b.blocks), sources, tokens, blocks, OFFSETS[kind]
         )
-        return Inputs(False, address(b.codes), address(b.scales))
+        return False, address(b.codes), address(b.scales)
 
     def _matmul(self, out: F32Array, matrix: Matrix, adding: bool = False) -> None:
         """out (T, rows) = matrix @ buffers.blocks + bias, or out += … if `adding`."""
-        b = self.buffers
         inputs = self._inputs(matrix.kind, matrix.blocks, len(out))
-        matmul(
-            address(out),
-            matrix.kind,
-            inputs.exact,
-            matrix.codes,
-            matrix.scales,
-            matrix.bias,
-            inputs.values,
-            inputs.scales,
-            len(out),
-            matrix.groups,
-            matrix.blocks,
-            adding,
-            address(b.scratch),
-            self.threads,
-            b.counter,
-        )
+        matmul(address(out), matrix.tiles, inputs, len(out), adding, self.buffers.workers)

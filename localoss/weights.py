@@ -1,7 +1,7 @@
 """The weights of a model directory, mapped into memory as they lie: nothing is converted or copied."""
 
 import mmap
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from quant.checkpoint import read_header
 from quant.config import ModelConfig
 from quant.layout import (
     VOCABULARY_FILE,
-    ExpertRun,
     TensorSpec,
     expert_run,
     layer_file,
@@ -39,21 +38,29 @@ def address(array: NDArray[Any]) -> int:
     return array.ctypes.data
 
 
+Tiles = tuple[
+    int, int, int, int, int, int
+]  # kind, codes, scales, bias, groups, blocks: see kernels/matmul.py
+
+
 @dataclass(frozen=True)
 class Matrix:
-    """Tiles of a (8 * groups, 32 * blocks) matrix, by address; scales and bias may be 0 (none)."""
+    """A matrix of 8 * groups rows and 32 * blocks columns, as kernels take it."""
 
-    kind: int
-    codes: int
-    scales: int
-    bias: int
-    groups: int
-    blocks: int
+    tiles: Tiles
     nbytes: int
 
     @property
+    def kind(self) -> int:
+        return self.tiles[0]
+
+    @property
     def rows(self) -> int:
-        return 8 * self.groups
+        return 8 * self.tiles[4]
+
+    @property
+    def blocks(self) -> int:
+        return self.tiles[5]
 
 
 @dataclass(frozen=True)
@@ -79,8 +86,9 @@ class Weights:
     embedding_scales: NDArray[np.uint16] | None  # (V, D/32) float16 bits, for int8
     final_norm: NDArray[np.float32]
     unembedding: Matrix
-    expert_kind: int
-    expert_run: ExpertRun
+    gate_up: Tiles  # of each expert, with byte offsets in its run for addresses
+    down: Tiles
+    expert_bytes: int
     tensors: list[Tensors]
 
     @property
@@ -132,27 +140,28 @@ def _map_tensors(path: Path, specs: dict[str, TensorSpec]) -> Tensors:
 
 
 def _weights(layers: list[Tensors], vocabulary: Tensors, config: ModelConfig, dtypes: Dtypes) -> Weights:
+    run, kind = expert_run(config, dtypes.experts), KINDS[dtypes.experts]
+    d, i = config.hidden, config.intermediate
     return Weights(
         layers=[_layer(tensors, dtypes) for tensors in layers],
         embedding=vocabulary["embedding.codes"],
         embedding_scales=vocabulary.get("embedding.scales"),
         final_norm=vocabulary["final_norm"],
         unembedding=_matrix(vocabulary, "unembedding", dtypes.unembedding),
-        expert_kind=KINDS[dtypes.experts],
-        expert_run=expert_run(config, dtypes.experts),
+        gate_up=(kind, run.gate_up_codes, run.gate_up_scales, run.gate_up_bias, i // 4, d // 32),
+        down=(kind, run.down_codes, run.down_scales, run.down_bias, d // 8, i // 32),
+        expert_bytes=run.size,
         tensors=[*layers, vocabulary],
     )
 
 
-def _matrix(tensors: Tensors, name: str, dtype: str) -> Matrix:
-    codes, scales, bias = tensors[f"{name}.codes"], tensors.get(f"{name}.scales"), tensors.get(f"{name}.bias")
+def _matrix(tensors: Tensors, name: str, dtype: str, biased: bool = True) -> Matrix:
+    codes, scales = tensors[f"{name}.codes"], tensors.get(f"{name}.scales")
+    bias = tensors.get(f"{name}.bias") if biased else None
+    addresses = [0 if array is None else address(array) for array in (codes, scales, bias)]
+    groups, blocks, _ = codes.shape
     return Matrix(
-        kind=KINDS[dtype],
-        codes=address(codes),
-        scales=0 if scales is None else address(scales),
-        bias=0 if bias is None else address(bias),
-        groups=codes.shape[0],
-        blocks=codes.shape[1],
+        tiles=(KINDS[dtype], addresses[0], addresses[1], addresses[2], groups, blocks),
         nbytes=codes.nbytes + (0 if scales is None else scales.nbytes),
     )
 
@@ -165,7 +174,7 @@ def _layer(tensors: Tensors, dtypes: Dtypes) -> Layer:
         sinks=tensors["sinks"],
         output=_matrix(tensors, "output", dtypes.attention),
         mlp_norm=tensors["mlp_norm"],
-        router=replace(_matrix(tensors, "router", "bf16"), bias=0),  # its rows may be padded, its bias is not
+        router=_matrix(tensors, "router", "bf16", biased=False),  # its rows may be padded
         router_bias=tensors["router.bias"],
         expert_runs=address(experts) + experts.shape[1] * np.arange(len(experts), dtype=np.int64),
     )

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from localoss import settings
-from localoss.cli import chat, quantize, run
+from localoss.cli import bench, chat, quantize, run
 from localoss.errors import LocalossError
 from quant.errors import QuantError
 
@@ -28,12 +28,14 @@ class _Commands(TyperGroup):
 app = typer.Typer(
     cls=_Commands,
     add_completion=True,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(run.run)
 app.command()(chat.chat)
 app.command()(quantize.quantize)
+app.command()(bench.bench)
 
 
 @app.command()

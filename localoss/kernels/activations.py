@@ -32,6 +32,21 @@ from localoss.kernels.simd import (
     zero,
 )
 
+SERIAL_TOKENS = 4  # for so few tokens, waking the other threads costs more than they save
+
+
+@jit
+def _norm_token(out, x, weight, t, tokens, columns, eps):
+    row = x + 4 * columns * t
+    squares = zero()
+    for i in range(0, columns, 8):
+        v = load_f32x8(row + 4 * i)
+        squares = fma(v, v, squares)
+    factor = splat_f32((sum_lanes(squares) / columns + eps) ** -0.5)
+    for i in range(0, columns, 8):
+        normed = mul(mul(load_f32x8(row + 4 * i), factor), load_f32x8(weight + 4 * i))
+        store_f32x8(out + 128 * (i // 32 * tokens + t) + 4 * (i % 32), normed)
+
 
 @parallel
 def rms_norm(out, x, weight, tokens, columns, eps):
@@ -39,16 +54,12 @@ def rms_norm(out, x, weight, tokens, columns, eps):
 
     weight (columns,) f32. Sums in f32. Oracle: tests/naive.py.
     """
-    for t in prange(tokens):
-        row = x + 4 * columns * t
-        squares = zero()
-        for i in range(0, columns, 8):
-            v = load_f32x8(row + 4 * i)
-            squares = fma(v, v, squares)
-        factor = splat_f32((sum_lanes(squares) / columns + eps) ** -0.5)
-        for i in range(0, columns, 8):
-            normed = mul(mul(load_f32x8(row + 4 * i), factor), load_f32x8(weight + 4 * i))
-            store_f32x8(out + 128 * (i // 32 * tokens + t) + 4 * (i % 32), normed)
+    if tokens <= SERIAL_TOKENS:
+        for t in range(tokens):
+            _norm_token(out, x, weight, t, tokens, columns, eps)
+    else:
+        for t in prange(tokens):
+            _norm_token(out, x, weight, t, tokens, columns, eps)
 
 
 @force_inline
@@ -63,26 +74,35 @@ def quantize_block(codes, scale, v0, v1, v2, v3, offset):
     store_i8x8(codes + 24, to_bytes(round_even(mul(v3, inverse)), offset))
 
 
+@jit
+def _quantize_block_of_all(codes, scales, x, sources, b, tokens, offset):
+    places = len(sources)
+    for p in range(places):
+        row = x + 128 * (b * tokens + sources[p])
+        place = b * places + p
+        quantize_block(
+            codes + 32 * place,
+            scales + 4 * place,
+            load_f32x8(row),
+            load_f32x8(row + 32),
+            load_f32x8(row + 64),
+            load_f32x8(row + 96),
+            offset,
+        )
+
+
 @parallel
 def quantize(codes, scales, x, sources, tokens, blocks, offset):
     """Write token sources[p] of x (blocks, tokens, 32) f32 as int8 to place p of `codes` (blocks, P, 32).
 
     scales (blocks, P) f32. sources array (P,) i32. offset is added to the codes (modulo 256): see isa.py.
     """
-    places = len(sources)
-    for b in prange(blocks):
-        for p in range(places):
-            row = x + 128 * (b * tokens + sources[p])
-            place = b * places + p
-            quantize_block(
-                codes + 32 * place,
-                scales + 4 * place,
-                load_f32x8(row),
-                load_f32x8(row + 32),
-                load_f32x8(row + 64),
-                load_f32x8(row + 96),
-                offset,
-            )
+    if tokens <= SERIAL_TOKENS:
+        for b in range(blocks):
+            _quantize_block_of_all(codes, scales, x, sources, b, tokens, offset)
+    else:
+        for b in prange(blocks):
+            _quantize_block_of_all(codes, scales, x, sources, b, tokens, offset)
 
 
 @parallel
@@ -158,18 +178,26 @@ def sort_by_expert(starts, sources, places, expert_ids):
     starts[0] = 0
 
 
+@jit
+def _add_experts_of_token(x, y, places, expert_weights, t, columns):
+    row = x + 4 * columns * t
+    for i in range(0, columns, 8):
+        total = load_f32x8(row + 4 * i)
+        for a in range(places.shape[1]):
+            part = load_f32x8(y + 4 * (columns * places[t, a] + i))
+            total = fma(part, splat_f32(expert_weights[t, a]), total)
+        store_f32x8(row + 4 * i, total)
+
+
 @parallel
 def add_experts(x, y, places, expert_weights, columns):
     """Add each token's weighted experts to x (T, columns) f32. y (P, columns) f32.
 
     Arrays: places (T, A) i32, expert_weights (T, A) f32.
     """
-    tokens, active = places.shape
-    for t in prange(tokens):
-        row = x + 4 * columns * t
-        for i in range(0, columns, 8):
-            total = load_f32x8(row + 4 * i)
-            for a in range(active):
-                part = load_f32x8(y + 4 * (columns * places[t, a] + i))
-                total = fma(part, splat_f32(expert_weights[t, a]), total)
-            store_f32x8(row + 4 * i, total)
+    if len(places) <= SERIAL_TOKENS:
+        for t in range(len(places)):
+            _add_experts_of_token(x, y, places, expert_weights, t, columns)
+    else:
+        for t in prange(len(places)):
+            _add_experts_of_token(x, y, places, expert_weights, t, columns)

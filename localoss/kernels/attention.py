@@ -11,6 +11,7 @@ from numba import prange, types
 from numba.extending import overload
 
 from localoss.kernels import isa
+from localoss.kernels.activations import SERIAL_TOKENS
 from localoss.kernels.isa.common import force_inline
 from localoss.kernels.simd import (
     add,
@@ -27,6 +28,7 @@ from localoss.kernels.simd import (
     splat_f32,
     store_f32,
     store_f32x8,
+    store_i64,
     sub,
     sum_lanes,
     zero,
@@ -74,30 +76,37 @@ def _rotate(row, cos, sin, head_dim):
         row[i + half] = y * cos[i] + x * sin[i]
 
 
+@jit
+def _rotate_and_store_token(qkv, keys, values, cos, sin, t, slot, heads):
+    kv_heads, _, head_dim = values.shape
+    for head in range(heads + kv_heads):
+        _rotate(qkv[t, head * head_dim : (head + 1) * head_dim], cos[t], sin[t], head_dim)
+    for k in range(kv_heads):
+        row = values[k, slot]
+        key = qkv[t, (heads + k) * head_dim :]
+        value = qkv[t, (heads + kv_heads + k) * head_dim :]
+        for i in range(0, head_dim, 8):  # the key's numbers in the cache's dtype, on the way to their lane
+            _store_values(values, row[i:].ctypes.data, load_f32x8(key[i:].ctypes.data))
+        for i in range(head_dim):
+            keys[k, slot // 8, i, slot % 8] = row[i]
+        for i in range(0, head_dim, 8):
+            _store_values(values, row[i:].ctypes.data, load_f32x8(value[i:].ctypes.data))
+
+
 @parallel
 def rotate_and_store(qkv, keys, values, cos, sin, position, heads):
     """Rotate queries and keys in place, and write keys and values to the cache.
 
-    Arrays: qkv (T, (heads + 2K) * head_dim) f32, of positions `position`, position + 1, …; keys, values: the
-    layer's cache; cos, sin (T, head_dim/2) f32, YaRN's concentration included.
+    Arrays: qkv (T, (heads + 2K) * head_dim) f32, of positions `position`, position + 1, …; keys, values:
+    the layer's cache; cos, sin (T, head_dim/2) f32, YaRN's concentration included.
     """
-    kv_heads, slots, head_dim = values.shape
-    for t in prange(len(qkv)):
-        slot = (position + t) % slots
-        for head in range(heads + kv_heads):
-            _rotate(qkv[t, head * head_dim : (head + 1) * head_dim], cos[t], sin[t], head_dim)
-        for k in range(kv_heads):
-            row = values[k, slot]
-            key = qkv[t, (heads + k) * head_dim :]
-            value = qkv[t, (heads + kv_heads + k) * head_dim :]
-            for i in range(
-                0, head_dim, 8
-            ):  # the key's numbers in the cache's dtype, on their way to their lane
-                _store_values(values, row[i:].ctypes.data, load_f32x8(key[i:].ctypes.data))
-            for i in range(head_dim):
-                keys[k, slot // 8, i, slot % 8] = row[i]
-            for i in range(0, head_dim, 8):
-                _store_values(values, row[i:].ctypes.data, load_f32x8(value[i:].ctypes.data))
+    slots = values.shape[1]
+    if len(qkv) <= SERIAL_TOKENS:
+        for t in range(len(qkv)):
+            _rotate_and_store_token(qkv, keys, values, cos, sin, t, (position + t) % slots, heads)
+    else:
+        for t in prange(len(qkv)):
+            _rotate_and_store_token(qkv, keys, values, cos, sin, t, (position + t) % slots, heads)
 
 
 @force_inline
@@ -245,22 +254,22 @@ def _attend_block(out, out_first, qkv, keys, values, sinks, position, first, tok
 
 
 @parallel
-def attention(out, out_first, qkv, keys, values, sinks, position, window, scratch, threads, counter):
+def attention(out, out_first, qkv, keys, values, sinks, position, window, scratch, counter):
     """Write each query's attention over its sequence's cache to `out`, block by block.
 
     Arrays: out (H * head_dim / 32, ≥ out_first + T, 32) f32, of which tokens out_first, … are overwritten;
     qkv (T, (H + 2K) * head_dim) f32 with rotated queries, of positions `position`, position + 1, …, already
     in the cache; keys, values: the layer's cache; sinks (H,) f32; scratch (threads, scratch_floats()) f32;
-    counter (1,) i64. window: 0 for full attention. Sums in f32.
+    counter: the address of an i64. window: 0 for full attention. Sums in f32.
     Oracle: tests/naive.py.
     """
     kv_heads = values.shape[0]
     tokens = len(qkv)
     blocks = (tokens + TOKENS_AT_ONCE - 1) // TOKENS_AT_ONCE
-    counter[0] = 0
-    for thread in prange(threads):
+    store_i64(counter, 0)
+    for thread in prange(len(scratch)):
         while True:
-            work = fetch_add(counter.ctypes.data, 1)
+            work = fetch_add(counter, 1)
             if work >= blocks * kv_heads:
                 break
             first = work // kv_heads * TOKENS_AT_ONCE

@@ -10,16 +10,8 @@ from numba import prange
 
 from localoss.kernels.activations import quantize_block, swiglu
 from localoss.kernels.isa.common import force_inline
-from localoss.kernels.matmul import (
-    PANEL,
-    SCALES_BYTES,
-    SCRATCH_BYTES,
-    TILE_BYTES,
-    TOKENS_AT_ONCE,
-    multiply_panel,
-    store_panel,
-)
-from localoss.kernels.products import OFFSETS, TILE_SCRATCH_BYTES
+from localoss.kernels.matmul import PANEL, SCRATCH_BYTES, TOKENS_AT_ONCE, multiply_panel, store_panel
+from localoss.kernels.products import OFFSETS
 from localoss.kernels.simd import (
     add,
     even_lanes,
@@ -30,6 +22,7 @@ from localoss.kernels.simd import (
     parallel,
     splat_f32,
     store_f32x8,
+    store_i64,
 )
 
 
@@ -53,157 +46,88 @@ def _activate_16_rows(sums, bias, tokens, alpha, limit):
 
 
 @jit
-def _activate_panel(kind, exact, h, h_scales, sums, bias, tokens, alpha, limit):
-    """SwiGLU of 64 rows, sums (8, tokens, 8): a block of 32 activations per token, quantized unless exact."""
+def _activate_panel(tiles, panel, sums, h, first, tokens, stride, alpha, limit):
+    """SwiGLU of sums (8, tokens, 8), 64 rows: block `panel` of h for `tokens` tokens from `first` on."""
+    bias = tiles[3] + 32 * PANEL * panel
+    exact, codes, scales = h
     alpha, limit = splat_f32(alpha), splat_f32(limit)
-    pair = 64 * tokens  # bytes of two row groups
+    pair = 64 * tokens  # bytes of two row groups' sums
     for t in range(tokens):
         v0 = _activate_16_rows(sums + 32 * t, bias, tokens, alpha, limit)
         v1 = _activate_16_rows(sums + 32 * t + pair, bias + 64, tokens, alpha, limit)
         v2 = _activate_16_rows(sums + 32 * t + 2 * pair, bias + 128, tokens, alpha, limit)
         v3 = _activate_16_rows(sums + 32 * t + 3 * pair, bias + 192, tokens, alpha, limit)
+        place = panel * stride + first + t
         if exact:
-            store_f32x8(h + 128 * t, v0)
-            store_f32x8(h + 128 * t + 32, v1)
-            store_f32x8(h + 128 * t + 64, v2)
-            store_f32x8(h + 128 * t + 96, v3)
+            store_f32x8(codes + 128 * place, v0)
+            store_f32x8(codes + 128 * place + 32, v1)
+            store_f32x8(codes + 128 * place + 64, v2)
+            store_f32x8(codes + 128 * place + 96, v3)
         else:
-            quantize_block(h + 32 * t, h_scales + 4 * t, v0, v1, v2, v3, OFFSETS[kind])
+            quantize_block(codes + 32 * place, scales + 4 * place, v0, v1, v2, v3, OFFSETS[tiles[0]])
+
+
+@force_inline
+def _tiles_of(tiles, run):
+    """`tiles` with the byte offsets of a run made addresses."""
+    kind, codes, scales, bias, groups, blocks = tiles
+    return kind, run + codes, run + scales, run + bias, groups, blocks
+
+
+@jit
+def _take_gate_up(h, tiles, runs, inputs, starts, active, alpha, limit, scratch, counter):
+    panels, places = tiles[4] // PANEL, starts[-1]
+    while True:
+        work = fetch_add(counter, 1)
+        if work >= panels * len(active):
+            break
+        expert, panel = active[work // panels], work % panels
+        own = _tiles_of(tiles, runs[expert])
+        for first in range(starts[expert], starts[expert + 1], TOKENS_AT_ONCE):
+            here = min(TOKENS_AT_ONCE, starts[expert + 1] - first)
+            sums = multiply_panel(own, PANEL * panel, PANEL, inputs, first, here, places, scratch)
+            _activate_panel(own, panel, sums, h, first, here, places, alpha, limit)
 
 
 @parallel
-def gate_up(
-    h,
-    h_scales,
-    kind,
-    exact,
-    runs,
-    codes,
-    scales,
-    bias,
-    x,
-    x_scales,
-    starts,
-    active,
-    intermediate,
-    blocks,
-    alpha,
-    limit,
-    scratch,
-    threads,
-    counter,
-):
-    """Write SwiGLU(W_e @ x + bias_e) of each place to h (I/32, P, 32): f32 if exact, else int8 with h_scales
-    (I/32, P).
+def gate_up(h, tiles, runs, inputs, starts, active, alpha, limit, workers):
+    """Write SwiGLU(W_e @ x + bias_e) of each place to h, inputs of a product with I columns.
 
-    Arrays: runs (E,) i64; starts (E + 1,) i32; active (n,) i32, the experts that have places; counter (1,)
-    i64. codes, scales, bias: byte offsets in a run. x (blocks, P, 32), x_scales: see products.add_row_group.
+    tiles, inputs, workers: as matmul has them, but with codes, scales and bias as byte offsets in a run.
+    Arrays: runs (E,) i64; starts (E + 1,) i32; active (n,) i32, the experts that have places.
     alpha, limit: SwiGLU's. Oracle: tests/naive.py.
     """
-    counter[0] = 0
-    panels = intermediate // 32
-    places = starts[len(starts) - 1]
-    h_bytes = 128 if exact else 32
+    threads, scratch, counter = workers
+    store_i64(counter, 0)
     for thread in prange(threads):
-        tile = scratch + SCRATCH_BYTES * thread
-        sums = tile + TILE_SCRATCH_BYTES
-        while True:
-            work = fetch_add(counter.ctypes.data, 1)
-            if work >= panels * len(active):
-                break
-            expert, panel = active[work // panels], work % panels
-            run = runs[expert]
-            tiles = PANEL * panel * blocks
-            for first in range(starts[expert], starts[expert + 1], TOKENS_AT_ONCE):
-                here = min(TOKENS_AT_ONCE, starts[expert + 1] - first)
-                multiply_panel(
-                    kind,
-                    exact,
-                    sums,
-                    run + codes + TILE_BYTES[kind] * tiles,
-                    run + scales + SCALES_BYTES[kind] * tiles,
-                    x,
-                    x_scales,
-                    first,
-                    here,
-                    places,
-                    PANEL,
-                    blocks,
-                    tile,
-                )
-                place = panel * places + first
-                _activate_panel(
-                    kind,
-                    exact,
-                    h + h_bytes * place,
-                    h_scales + 4 * place,
-                    sums,
-                    run + bias + 32 * PANEL * panel,
-                    here,
-                    alpha,
-                    limit,
-                )
+        own_scratch = scratch + SCRATCH_BYTES * thread
+        _take_gate_up(h, tiles, runs, inputs, starts, active, alpha, limit, own_scratch, counter)
+
+
+@jit
+def _take_down(y, tiles, runs, inputs, starts, active, scratch, counter):
+    groups, places = tiles[4], starts[-1]
+    panels = (groups + PANEL - 1) // PANEL
+    while True:
+        work = fetch_add(counter, 1)
+        if work >= panels * len(active):
+            break
+        expert, group = active[work // panels], PANEL * (work % panels)
+        own, count = _tiles_of(tiles, runs[expert]), min(PANEL, groups - group)
+        for first in range(starts[expert], starts[expert + 1], TOKENS_AT_ONCE):
+            here = min(TOKENS_AT_ONCE, starts[expert + 1] - first)
+            sums = multiply_panel(own, group, count, inputs, first, here, places, scratch)
+            store_panel(y, own, group, count, sums, first, here, False)
 
 
 @parallel
-def down(
-    y,
-    kind,
-    exact,
-    runs,
-    codes,
-    scales,
-    bias,
-    h,
-    h_scales,
-    starts,
-    active,
-    groups,
-    blocks,
-    scratch,
-    threads,
-    counter,
-):
-    """Write W_e @ h + bias_e of each place to y (P, 8 * groups) f32.
+def down(y, tiles, runs, inputs, starts, active, workers):
+    """Write W_e @ h + bias_e of each place to y (P, 8 * groups) f32; inputs: the h that gate_up wrote.
 
-    h (blocks, P, 32); all else as gate_up has it. Oracle: tests/naive.py.
+    All else as gate_up has it. Oracle: tests/naive.py.
     """
-    counter[0] = 0
-    panels = (groups + PANEL - 1) // PANEL
-    places = starts[len(starts) - 1]
+    threads, scratch, counter = workers
+    store_i64(counter, 0)
     for thread in prange(threads):
-        tile = scratch + SCRATCH_BYTES * thread
-        sums = tile + TILE_SCRATCH_BYTES
-        while True:
-            work = fetch_add(counter.ctypes.data, 1)
-            if work >= panels * len(active):
-                break
-            expert, group = active[work // panels], PANEL * (work % panels)
-            run, count, tiles = runs[expert], min(PANEL, groups - group), group * blocks
-            for first in range(starts[expert], starts[expert + 1], TOKENS_AT_ONCE):
-                here = min(TOKENS_AT_ONCE, starts[expert + 1] - first)
-                multiply_panel(
-                    kind,
-                    exact,
-                    sums,
-                    run + codes + TILE_BYTES[kind] * tiles,
-                    run + scales + SCALES_BYTES[kind] * tiles,
-                    h,
-                    h_scales,
-                    first,
-                    here,
-                    places,
-                    count,
-                    blocks,
-                    tile,
-                )
-                store_panel(
-                    y + 32 * group,
-                    sums,
-                    run + bias + 32 * group,
-                    first,
-                    here,
-                    count,
-                    8 * groups,
-                    False,
-                )
+        own_scratch = scratch + SCRATCH_BYTES * thread
+        _take_down(y, tiles, runs, inputs, starts, active, own_scratch, counter)

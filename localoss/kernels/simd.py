@@ -122,7 +122,7 @@ def _store_op(vector: Vector) -> Any:
 
 
 load_i8x32, load_i32x8, load_f32x8 = _load_op(i8x32), _load_op(i32x8), _load_op(f32x8)
-store_f32x8, store_i8x8 = _store_op(f32x8), _store_op(i8x8)
+store_f32x8, store_i8x8, store_i8x32 = _store_op(f32x8), _store_op(i8x8), _store_op(i8x32)
 
 
 @op(i8x32, types.intp)
@@ -163,6 +163,11 @@ def load_f32(b, address):
 @op(types.void, types.intp, types.float32)
 def store_f32(b, address, value):
     b.store(value, pointer(b, address, ir.FloatType()), align=1)
+
+
+@op(types.void, types.intp, types.intp)
+def store_i64(b, address, value):
+    b.store(value, pointer(b, address, ir.IntType(64)), align=8)
 
 
 @op(types.intp, types.intp, types.intp)

@@ -131,6 +131,6 @@ def peer_divergences():
 
 
 def pooled(means):
-    """The mean over the positions of all checkpoints: one alone is uncertain by some 15 %."""
+    """The mean over the positions of all checkpoints: one alone is uncertain by some 20 %."""
     positions = {name: len(read_golden(name).positions) for name in means}
     return sum(means[name] * positions[name] for name in means) / sum(positions.values())

@@ -273,6 +273,7 @@ def test_half_a_character_at_the_end_is_dropped():
         ("assistant<|channel|>analysis json junk to=x", ("analysis", "x", "json")),
         ("assistant<|channel|>analysis<|channel|>final", ("analysis", None, "final")),
         ("assistant<|channel|>", ("final", None, None)),
+        ("assistant to=assistant<|channel|>analysis to=", ("analysis", None, None)),
         ("assistant<|channel|>finalize this", ("final", None, "this")),
         ("<|channel|>commentary to=functions.f<|constrain|>json more", ("commentary", "functions.f", "json")),
     ],

@@ -1,4 +1,4 @@
-"""What the converter spends its time on, jitted and parallel; equal to formats.py and tiles.py bit for bit.
+"""What the converter spends its time on, jitted; equal to formats.py and tiles.py bit for bit.
 
 The scale rules stay in formats.py: the jitted loops find each group's extreme, NumPy makes the scales of
 these, and the jitted loops quantize straight into tiles.
@@ -9,7 +9,6 @@ from typing import Any
 
 import numba
 import numpy as np
-from numba import prange
 from numpy.typing import NDArray
 
 from quant.formats import F16, GROUP, I8, U8, U16, bf16_to_f32, in_groups, int4_scales, int8_scales
@@ -18,11 +17,14 @@ from quant.tiles import scales_to_tiles, tile_counts
 
 
 def _jit(function: Callable[..., None]) -> Callable[..., None]:
-    """Numba's parallel jit, cached on disk where a folder for that can be written."""
+    """Numba's jit, cached on disk where a folder for that can be written.
+
+    On one thread: it keeps ahead of the disk, and the writer's threads have the other cores.
+    """
     try:
-        return numba.njit(parallel=True, nogil=True, cache=True)(function)
+        return numba.njit(nogil=True, cache=True)(function)
     except RuntimeError:  # no place for the cache: compile once a process
-        return numba.njit(parallel=True, nogil=True)(function)
+        return numba.njit(nogil=True)(function)
 
 
 def tile_bf16(bits: U16) -> U8:
@@ -90,7 +92,7 @@ def _group_extremes(bits: U16) -> NDArray[np.float32]:
 @_jit
 def _extreme_bits(bits: Any, out: Any) -> None:
     """out (R, B) u16: the bits of largest magnitude among `bits` (R, B, 32) u16; ties go to the negative."""
-    for row in prange(bits.shape[0]):
+    for row in range(bits.shape[0]):
         for block in range(bits.shape[1]):
             largest = np.int32(0)
             for column in range(32):
@@ -109,7 +111,7 @@ def _code(bits: Any, divisor: Any) -> Any:
 @_jit
 def _tile_int8(bits: Any, divisors: Any, out: Any) -> None:
     """out (G, B, 256) i8 tiles of `bits` (G, 8, B, 32) u16 with `divisors` (G, B, 8) f32."""
-    for group in prange(bits.shape[0]):
+    for group in range(bits.shape[0]):
         for block in range(bits.shape[2]):
             for row in range(8):
                 for column in range(32):
@@ -121,7 +123,7 @@ def _tile_int8(bits: Any, divisors: Any, out: Any) -> None:
 @_jit
 def _encode_int8(bits: Any, divisors: Any, out: Any) -> None:
     """out (R, B, 32) i8 codes of `bits` (R, B, 32) u16 with `divisors` (R, B) f32."""
-    for row in prange(bits.shape[0]):
+    for row in range(bits.shape[0]):
         for block in range(bits.shape[1]):
             for column in range(32):
                 code = _code(bits[row, block, column], divisors[row, block])
@@ -132,7 +134,7 @@ def _encode_int8(bits: Any, divisors: Any, out: Any) -> None:
 @_jit
 def _tile_int4(bits: Any, divisors: Any, out: Any) -> None:
     """out (G, B, 128) u8 tiles of `bits` (G, 8, B, 32) u16 with `divisors` (G, B, 8) f32."""
-    for group in prange(bits.shape[0]):
+    for group in range(bits.shape[0]):
         for block in range(bits.shape[2]):
             for row in range(8):
                 divisor = divisors[group, block, row]
@@ -149,7 +151,7 @@ def _tile_int4(bits: Any, divisors: Any, out: Any) -> None:
 @_jit
 def _tile_pairs(pairs: Any, out: Any) -> None:
     """out (G, B, 128) u32 tiles of `pairs` (G, 8, B, 16) u32, two bfloat16 each."""
-    for group in prange(pairs.shape[0]):
+    for group in range(pairs.shape[0]):
         for block in range(pairs.shape[2]):
             for pair in range(16):
                 for row in range(8):
@@ -163,7 +165,7 @@ def _permute_blocks(words: Any, out: Any) -> None:
     A word's nibbles 0 1 2 3 4 5 6 7 become 0 4 1 5 2 6 3 7: swap its middle bytes, then the middle
     nibbles of each half.
     """
-    for group in prange(words.shape[0]):
+    for group in range(words.shape[0]):
         for block in range(words.shape[2]):
             for j in range(4):
                 for row in range(8):

@@ -112,9 +112,10 @@ def _f16_scales(extremes: F32, target: np.float32, dtype: str) -> F16:
         raise QuantError(f"weights up to {largest:.3g} are beyond {dtype}'s float16 scale; keep them as bf16")
     # float16's subnormals are so coarse that rounding down would cut large weights off: take the next one up.
     cut = np.abs(extremes) > (abs(target) + np.float32(0.5)) * np.abs(scales.astype(np.float32))
-    away = np.copysign(np.float16(np.inf), extremes / target).astype(np.float16)
-    scales = np.where(cut, np.nextafter(scales, away), scales)
-    return np.where(extremes == 0, np.float16(0), scales)  # never -0
+    away = np.copysign(np.float16(np.inf), extremes[cut] / target).astype(np.float16)
+    scales[cut] = np.nextafter(scales[cut], away)
+    scales[extremes == 0] = 0  # never -0
+    return scales
 
 
 def encode_int8(weights: F32) -> tuple[I8, F16]:

@@ -21,7 +21,6 @@ from quant.manifest import FileEntry
 
 PART = ".part"
 PARTS_IN_FLIGHT = 4  # arrays that wait to be hashed and written; bounds memory
-SYNC_BYTES = 64 << 20  # handed to the disk at once: left alone, the system lets it idle until the last fsync
 
 
 def spec_bytes(spec: TensorSpec) -> int:
@@ -46,7 +45,7 @@ def file_bytes(specs: dict[str, TensorSpec]) -> int:
 
 
 class Writer:
-    """Writes whole files; threads of its own hash, write and sync while the caller makes the next array.
+    """Writes whole files; two threads of its own hash and write while the caller makes the next array.
 
     Use as a context manager. When an exception leaves it, the unfinished file is removed.
     """
@@ -55,16 +54,14 @@ class Writer:
         self._advance = advance  # called in the caller's thread with the bytes just written
         self._hasher = ThreadPoolExecutor(1, "hash")
         self._disk = ThreadPoolExecutor(1, "write")
-        self._syncer = ThreadPoolExecutor(1, "sync")
-        self._pending: deque[tuple[int, list[Future[Any]]]] = deque()
-        self._unsynced_bytes = 0
+        self._pending: deque[tuple[int, Future[Any], Future[Any]]] = deque()
 
     def __enter__(self) -> "Writer":
         return self
 
     def __exit__(self, *_: object) -> None:
-        for threads in (self._hasher, self._disk, self._syncer):
-            threads.shutdown(cancel_futures=True)
+        self._hasher.shutdown(cancel_futures=True)
+        self._disk.shutdown(cancel_futures=True)
 
     def write_tensors(
         self, path: Path, specs: dict[str, TensorSpec], parts: Iterable[tuple[str, NDArray[Any]]]
@@ -110,20 +107,16 @@ class Writer:
         return FileEntry(total_bytes, sha256.hexdigest())
 
     def _submit(self, file: FileIO, sha256: Any, chunk: Any) -> None:
+        hashed = self._hasher.submit(sha256.update, chunk)
         written = self._disk.submit(_write_all, file, chunk)
-        futures = [self._hasher.submit(sha256.update, chunk), written]
-        self._unsynced_bytes += len(chunk)
-        if self._unsynced_bytes >= SYNC_BYTES:
-            self._unsynced_bytes = 0
-            futures.append(self._syncer.submit(_sync_after, written, file))
-        self._pending.append((len(chunk), futures))
+        self._pending.append((len(chunk), hashed, written))
         self._wait(PARTS_IN_FLIGHT)
 
     def _wait(self, most_pending: int) -> None:
         while len(self._pending) > most_pending:
-            size, futures = self._pending.popleft()
-            for future in futures:
-                future.result()
+            size, hashed, written = self._pending.popleft()
+            hashed.result()
+            written.result()
             self._advance(size)
 
 
@@ -131,11 +124,10 @@ def _write_all(file: FileIO, chunk: Any) -> None:
     view = memoryview(chunk)
     while view:
         view = view[file.write(view) :]
-
-
-def _sync_after(written: Future[Any], file: FileIO) -> None:
-    written.result()
-    os.fsync(file.fileno())
+    if hasattr(os, "posix_fadvise"):
+        # Linux starts to write these pages out now, without a wait; else the disk idles until the fsync.
+        start = file.tell() - len(chunk)
+        os.posix_fadvise(file.fileno(), start, len(chunk), os.POSIX_FADV_DONTNEED)
 
 
 def sync_folder(folder: Path) -> None:

@@ -28,32 +28,17 @@ from quant.layout import expert_run
 THREADS = 2
 SCRATCH = np.empty(THREADS * matmul.SCRATCH_BYTES, np.uint8)
 COUNTER = np.zeros(1, np.int64)
+WORKERS = (THREADS, address(SCRATCH), address(COUNTER))
 
 
 def multiply(weights, x, bias=None, into=None):
     """matmul with int8 or exact activations, written over junk or added to `into` (T, R)."""
-    tokens, rows = len(x.values), 8 * weights.groups
+    tokens, rows = len(x.values), len(weights.values)
     guarded = np.full((tokens + 2, rows), np.nan, np.float32)
     out = guarded[1:-1]
     if into is not None:
         out[:] = into
-    matmul.matmul(
-        address(out),
-        weights.kind,
-        x.exact,
-        address(weights.codes),
-        address(weights.scales),
-        address(bias),
-        address(x.blocks),
-        address(x.scales),
-        tokens,
-        weights.groups,
-        weights.blocks,
-        into is not None,
-        address(SCRATCH),
-        THREADS,
-        COUNTER,
-    )
+    matmul.matmul(address(out), weights.tiles(bias), x.inputs, tokens, into is not None, WORKERS)
     assert np.isnan(guarded[[0, -1]]).all(), "written outside of the result"
     return out
 
@@ -184,8 +169,8 @@ STARTS = np.concatenate([[0], np.cumsum(PLACES)]).astype(np.int32)
 def expert_weights(dtype):
     """Runs of bytes as quant/layout.py lays them out, and each expert's matrices and biases."""
     layout = expert_run(SimpleNamespace(intermediate=INTERMEDIATE, hidden=HIDDEN), dtype)
-    runs, made = np.zeros((len(PLACES), layout.size), np.uint8), []
-    for e, run in enumerate(runs):
+    memory, made = np.zeros((len(PLACES), layout.size), np.uint8), []
+    for e, run in enumerate(memory):
         rng = np.random.RandomState(e)
         gate_up = random_weights(dtype, 2 * INTERMEDIATE, HIDDEN, seed=10 + e)
         down = random_weights(dtype, HIDDEN, INTERMEDIATE, seed=20 + e)
@@ -202,8 +187,20 @@ def expert_weights(dtype):
             if array is not None:
                 run[offset : offset + array.nbytes] = np.ascontiguousarray(array).view(np.uint8).ravel()
         made.append((gate_up, gate_up_bias, down, down_bias))
-    addresses = address(runs) + layout.size * np.arange(len(runs), dtype=np.int64)
-    return SimpleNamespace(layout=layout, runs=runs, addresses=addresses, experts=made)
+    kind = KINDS[dtype]
+    return SimpleNamespace(
+        memory=memory,
+        runs=address(memory) + layout.size * np.arange(len(PLACES), dtype=np.int64),
+        gate_up=(
+            *(kind, layout.gate_up_codes, layout.gate_up_scales, layout.gate_up_bias),
+            *(INTERMEDIATE // 4, HIDDEN // 32),
+        ),
+        down=(
+            *(kind, layout.down_codes, layout.down_scales, layout.down_bias),
+            *(HIDDEN // 8, INTERMEDIATE // 32),
+        ),
+        experts=made,
+    )
 
 
 def active_experts():
@@ -227,25 +224,15 @@ def test_gate_up(dtype, exact):
     h = np.zeros((INTERMEDIATE // 32, total, 32), np.float32 if exact else np.int8)
     h_scales = np.full((INTERMEDIATE // 32, total), np.nan, np.float32)
     experts.gate_up(
-        address(h),
-        address(h_scales),
-        kind,
-        exact,
-        made.addresses,
-        made.layout.gate_up_codes,
-        made.layout.gate_up_scales,
-        made.layout.gate_up_bias,
-        address(x.blocks),
-        address(x.scales),
+        (exact, address(h), address(h_scales)),
+        made.gate_up,
+        made.runs,
+        x.inputs,
         STARTS,
         active_experts(),
-        INTERMEDIATE,
-        HIDDEN // 32,
         np.float32(1.702),
         np.float32(7.0),
-        address(SCRATCH),
-        THREADS,
-        COUNTER,
+        WORKERS,
     )
     clamped = 0
     for e, (weights, bias, _, _) in enumerate(made.experts):
@@ -275,37 +262,19 @@ def test_down(dtype, exact):
     made, kind, total = expert_weights(dtype), KINDS[dtype], sum(PLACES)
     h = random_activations(kind, exact, total, INTERMEDIATE, seed=2)
     y = np.full((total + 2, HIDDEN), np.nan, np.float32)
-    experts.down(
-        address(y[1:]),
-        kind,
-        exact,
-        made.addresses,
-        made.layout.down_codes,
-        made.layout.down_scales,
-        made.layout.down_bias,
-        address(h.blocks),
-        address(h.scales),
-        STARTS,
-        active_experts(),
-        HIDDEN // 8,
-        INTERMEDIATE // 32,
-        address(SCRATCH),
-        THREADS,
-        COUNTER,
-    )
+    experts.down(address(y[1:]), made.down, made.runs, h.inputs, STARTS, active_experts(), WORKERS)
     assert np.isnan(y[[0, -1]]).all(), "written outside of the result"
     for e, (_, _, weights, bias) in enumerate(made.experts):
         part = SimpleNamespace(exact=exact, values=h.values[places_of(e)])
         assert_product(y[1:-1][places_of(e)], part, weights, bias)
 
 
-def test_threads_without_work_are_harmless():
+@pytest.mark.parametrize("groups", [1, 9])
+def test_threads_without_work_are_harmless(groups):
     """More threads than panels, and than Numba runs."""
-    weights = weights_of("int8", np.ones((8, 32), np.int8), np.ones((8, 1), np.float16))
-    x = exact_activations(np.ones((1, 32), np.float32))
-    out, scratch = np.empty((1, 8), np.float32), np.empty(16 * matmul.SCRATCH_BYTES, np.uint8)
-    matmul.matmul(
-        address(out), weights.kind, True, address(weights.codes), address(weights.scales), 0,
-        address(x.blocks), 0, 1, 1, 1, False, address(scratch), 16, COUNTER,
-    )  # fmt: skip
-    assert out.tolist() == [[32.0] * 8]
+    weights = random_weights("int8", 8 * groups, 32, seed=0)
+    x = random_activations(weights.kind, False, 1, 32, seed=1)
+    out, scratch = np.empty((1, 8 * groups), np.float32), np.empty(16 * matmul.SCRATCH_BYTES, np.uint8)
+    workers = (16, address(scratch), address(COUNTER))
+    matmul.matmul(address(out), weights.tiles(), x.inputs, 1, False, workers)
+    assert_product(out, x, weights)

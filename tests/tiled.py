@@ -28,13 +28,10 @@ class Weights:
     scales: np.ndarray | None
     values: np.ndarray
 
-    @property
-    def groups(self):
-        return self.codes.shape[0]
-
-    @property
-    def blocks(self):
-        return self.codes.shape[1]
+    def tiles(self, bias=None):
+        """As matmul takes them."""
+        groups, blocks, _ = self.codes.shape
+        return self.kind, address(self.codes), address(self.scales), address(bias), groups, blocks
 
 
 def weights_of(dtype, codes, scales=None):
@@ -72,6 +69,11 @@ class Activations:
     scales: np.ndarray | None
     values: np.ndarray
 
+    @property
+    def inputs(self):
+        """As matmul takes them."""
+        return self.exact, address(self.blocks), address(self.scales)
+
 
 def activations_of(kind, codes, scales):
     """int8 codes (T, C) within ±127, scales (T, C/32) f32."""
@@ -108,7 +110,7 @@ def assert_product(out, x, weights, rest=0.0):
     if x.exact:
         expected, size = x.values @ weights.values.T, np.abs(x.values) @ np.abs(weights.values).T
     else:  # within a block, integers are exact
-        x_blocks, w_blocks = (v.reshape(len(v), weights.blocks, 32) for v in (x.values, weights.values))
+        x_blocks, w_blocks = (v.reshape(len(v), v.shape[1] // 32, 32) for v in (x.values, weights.values))
         terms = np.einsum("tbi,rbi->trb", x_blocks, w_blocks, optimize=True)
         expected, size = terms.sum(axis=2), np.abs(terms).sum(axis=2)
     assert (np.abs(out - expected - rest) <= 1e-6 * (size + np.abs(rest)) + 1e-30).all()

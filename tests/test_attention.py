@@ -1,0 +1,178 @@
+"""Rotary embedding, the cache's layout and attention, against tests/naive.py.
+
+A conversation runs in chunks of many sizes through rings that wrap; after each chunk the cache must hold the
+rotated keys and the values, and attention must be the naive one over what the cache holds.
+"""
+
+from dataclasses import dataclass
+
+import naive
+import numpy as np
+import pytest
+from tiled import address, from_blocks
+
+from localoss.kernels.attention import attention, rotate_and_store, scratch_floats
+
+THREADS = 2
+GUARD = 2  # tokens of other sequences before and after this one's
+
+
+@dataclass(frozen=True)
+class Shape:
+    kv_heads: int
+    heads_per_key: int
+    head_dim: int
+    slots: int
+    window: int = 0
+
+    @property
+    def heads(self):
+        return self.kv_heads * self.heads_per_key
+
+
+class Conversation:
+    """A cache, and what was written to it so far as the cache keeps it: keys, values (n, K, head_dim)."""
+
+    def __init__(self, shape, dtype, seed=0):
+        self.shape, self.rng = shape, np.random.RandomState(seed)
+        k, d = shape.kv_heads, shape.head_dim
+        self.kept = np.float16 if dtype == "f16" else np.float32
+        bits = np.uint16 if dtype == "f16" else np.float32
+        self.keys, self.values = (
+            np.zeros((k, shape.slots // 8, d, 8), bits),
+            np.zeros((k, shape.slots, d), bits),
+        )
+        self.sinks = self.rng.standard_normal(shape.heads).astype(np.float32) * 2
+        self.written_keys = self.written_values = np.zeros((0, k, d))
+        self.scratch = np.empty((THREADS, scratch_floats(shape.heads_per_key, d)), np.float32)
+
+    def run(self, tokens, scale=1.0):
+        """Store and attend `tokens` random tokens; gives kernel's and naive results (tokens, H, d)."""
+        shape, position = self.shape, len(self.written_keys)
+        k, d, heads = shape.kv_heads, shape.head_dim, shape.heads
+        qkv = scale * self.rng.standard_normal((tokens, heads + 2 * k, d)).astype(np.float32)
+        before = qkv.astype(np.float64)
+        angles = self.rng.uniform(0, 7, (tokens, d // 2)).astype(np.float32)
+        cos, sin = np.cos(angles), np.sin(angles)
+        rotate_and_store(qkv.reshape(tokens, -1), self.keys, self.values, cos, sin, position, heads)
+        self._check_stored(qkv, before, cos, sin)
+
+        out = np.full((heads * d // 32, tokens + 2 * GUARD, 32), np.nan, np.float32)
+        counter = np.zeros(1, np.int64)
+        attention(
+            out,
+            GUARD,
+            qkv.reshape(tokens, -1),
+            self.keys,
+            self.values,
+            self.sinks,
+            position,
+            shape.window,
+            self.scratch,
+            address(counter),
+        )
+        assert np.isnan(out[:, :GUARD]).all() and np.isnan(out[:, -GUARD:]).all()
+        expected = [self._attend(qkv[t], position + t) for t in range(tokens)]
+        return from_blocks(out)[GUARD:-GUARD].reshape(tokens, heads, d), np.array(expected)
+
+    def _check_stored(self, qkv, before, cos, sin):
+        shape, tokens = self.shape, len(qkv)
+        heads, first = shape.heads, len(self.written_keys)
+        even, odd = np.split(before[:, : heads + shape.kv_heads], 2, axis=-1)
+        cos, sin = cos[:, None], sin[:, None]
+        rotated = np.concatenate([even * cos - odd * sin, odd * cos + even * sin], axis=-1)
+        np.testing.assert_allclose(qkv[:, : -shape.kv_heads], rotated, rtol=1e-6, atol=1e-6)
+        np.testing.assert_array_equal(qkv[:, -shape.kv_heads :], before[:, -shape.kv_heads :])
+        slots = np.arange(first, first + tokens) % shape.slots
+        keys = self.keys.view(self.kept)[:, slots // 8, :, slots % 8]  # (tokens, K, d)
+        values = self.values.view(self.kept)[:, slots].swapaxes(0, 1)
+        np.testing.assert_array_equal(keys, qkv[:, heads : -shape.kv_heads].astype(self.kept))
+        np.testing.assert_array_equal(values, qkv[:, -shape.kv_heads :].astype(self.kept))
+        self.written_keys = np.concatenate([self.written_keys, keys])
+        self.written_values = np.concatenate([self.written_values, values])
+
+    def _attend(self, queries, position):
+        window, shared_by = self.shape.window, self.shape.heads_per_key
+        seen = slice(max(position + 1 - window, 0) if window else 0, position + 1)
+        return [
+            naive.attend(
+                queries[h].astype(np.float64),
+                self.written_keys[seen, h // shared_by],
+                self.written_values[seen, h // shared_by],
+                float(self.sinks[h]),
+            )
+            for h in range(self.shape.heads)
+        ]
+
+
+CHUNKS = [1, 1, 7, 8, 13, 64, 50, 1, 1, 37, 9, 64, 2]  # 258 positions
+
+
+@pytest.mark.parametrize("dtype", ["f16", "f32"])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        Shape(kv_heads=4, heads_per_key=1, head_dim=8, slots=320),
+        Shape(kv_heads=4, heads_per_key=3, head_dim=40, slots=320),
+        Shape(kv_heads=2, heads_per_key=8, head_dim=64, slots=320),
+        Shape(kv_heads=5, heads_per_key=8, head_dim=16, slots=128, window=20),
+        Shape(kv_heads=4, heads_per_key=3, head_dim=24, slots=128, window=64),
+        Shape(kv_heads=3, heads_per_key=4, head_dim=40, slots=192, window=65),
+        Shape(kv_heads=4, heads_per_key=2, head_dim=8, slots=128, window=1),
+        Shape(kv_heads=2, heads_per_key=2, head_dim=8, slots=320, window=1000),  # more than there is
+    ],
+    ids=str,
+)
+def test_attention(shape, dtype):
+    conversation = Conversation(shape, dtype)
+    for tokens in CHUNKS:
+        got, expected = conversation.run(tokens)
+        np.testing.assert_allclose(got, expected, rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("window", [0, 20])
+def test_large_scores_and_sinks(window):
+    """Where a softmax without its maximum taken off would overflow, or a first block's all but vanish."""
+    conversation = Conversation(Shape(2, 3, 16, slots=192, window=window), "f32")
+    conversation.sinks[:] = [-1000, 1000, 0, 50, -50, 3]
+    for tokens in (130, 9):
+        got, expected = conversation.run(tokens, scale=12.0)
+        assert np.isfinite(got).all()
+        assert (np.abs(got[:, 1]) < 1e-30).all(), "the sink takes it all"
+        np.testing.assert_allclose(got, expected, atol=5e-3)  # of values around 12
+
+
+def test_a_lost_position_is_not_seen():
+    """What lies in a ring's slots beyond the window, or in slots not yet written, has no weight."""
+    conversation = Conversation(Shape(2, 2, 8, slots=128, window=20), "f32")
+    conversation.values[:] = 1e30
+    got, expected = conversation.run(3)
+    np.testing.assert_allclose(got, expected, rtol=2e-6, atol=2e-6)
+    conversation.run(64)
+    conversation.values[:, :40] = 1e30  # positions 47 to 66 are in sight
+    got, expected = conversation.run(1)
+    np.testing.assert_allclose(got, expected, rtol=2e-6, atol=2e-6)
+
+
+def test_float16_is_rounded_to_nearest_even():
+    """Every float16, every number halfway between two, and their float32 neighbours; subnormals included."""
+    halves = np.arange(0x7C00).astype(np.uint16).view(np.float16).astype(np.float32)
+    middles = (halves[1:] + halves[:-1]) / 2
+    edges = np.concatenate([halves, middles, [65519.996, 65520, 65536, 1e38]]).astype(np.float32)
+    numbers = np.concatenate(
+        [edges, np.nextafter(edges, np.float32(0)), np.nextafter(edges, np.float32(9e9))]
+    )
+    numbers = np.concatenate([numbers, -numbers])
+    numbers = np.resize(numbers, (-(-len(numbers) // 8), 8))
+    tokens = len(numbers)
+    qkv = np.zeros((tokens, 3, 8), np.float32)
+    qkv[:, 1] = qkv[:, 2] = numbers
+    slots = -(-tokens // 64) * 64
+    keys, values = np.zeros((1, slots // 8, 8, 8), np.uint16), np.zeros((1, slots, 8), np.uint16)
+    still = np.ones((tokens, 4), np.float32), np.zeros((tokens, 4), np.float32)
+    rotate_and_store(qkv.reshape(tokens, -1), keys, values, *still, 0, 1)
+    with np.errstate(over="ignore"):
+        expected = numbers.astype(np.float16)
+    np.testing.assert_array_equal(values[0, :tokens].view(np.float16), expected)
+    stored = keys[0].swapaxes(1, 2).reshape(slots, 8)[:tokens]
+    np.testing.assert_array_equal(stored.view(np.float16), expected)

@@ -331,7 +331,7 @@ def exp(x):
 
     Source: the range reduction and polynomial of Cephes' expf.
     """
-    x = minimum(maximum(x, splat_f32(-87.0)), splat_f32(88.0))
+    x = minimum(splat_f32(88.0), maximum(splat_f32(-87.0), x))  # in this order a NaN stays one
     n = round_even(mul(x, splat_f32(1.44269504088896341)))
     r = fma(n, splat_f32(-0.693359375), x)
     r = fma(n, splat_f32(2.12194440e-4), r)

@@ -10,8 +10,9 @@ import pytest
 from scripted import HELLO, ScriptedEngine
 
 import localoss
-from localoss import cli
+from localoss import cli, settings
 from localoss.chat import harmony
+from localoss.errors import UsageError
 
 TESTS = Path(__file__).parent
 
@@ -180,11 +181,24 @@ def test_wrong_requests_are_one_line(engine, localoss_cli, arguments, words):
     assert (code, out) == (2, "") and is_one_line(err, *words), err
 
 
-def test_malformed_variables_are_one_line(engine, localoss_cli, monkeypatch, tmp_path):
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("LOCALOSS_HOME", str(tmp_path / "file"))
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("LOCALOSS_HOME", __file__, ["is a file"]),
+        ("LOCALOSS_HOME", "~nobody-of-this-name/x", ["give a folder"]),
+        ("LOCALOSS_DEBUG", "perhaps", ["'perhaps'", "1 or 0"]),
+    ],
+)
+def test_malformed_variables_are_one_line(engine, localoss_cli, monkeypatch, name, value, words):
+    monkeypatch.setenv(name, value)
     code, _, err = localoss_cli("run", "tiny", "Hi")
-    assert code == 2 and is_one_line(err, "LOCALOSS_HOME", "is a file")
+    assert code == 2 and is_one_line(err, name, *words), err
+
+
+def test_a_malformed_instruction_set(monkeypatch):
+    monkeypatch.setenv("LOCALOSS_SIMD", "sse9")
+    with pytest.raises(UsageError, match=r"LOCALOSS_SIMD is 'sse9'; use one of .*portable"):
+        settings.simd()
 
 
 def test_a_bug_is_one_line_too(engine, localoss_cli, monkeypatch):

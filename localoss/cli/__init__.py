@@ -72,7 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that lacks a character shows ?
+    debugging = False
     try:
+        debugging = settings.debug()
         code = app(arguments, prog_name="localoss", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
@@ -81,12 +83,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
     except Exception as error:
+        if debugging:
+            traceback.print_exception(error)
         return _explain(error)
 
 
 def _explain(error: Exception) -> int:
-    if _debugging():
-        traceback.print_exception(error)
+    """Print `error` as one line and give its exit code."""
     if isinstance(error, LocalossError | QuantError):
         message, code = str(error), error.exit_code
     elif hasattr(error, "format_message"):  # Typer's own: unknown commands, bad options
@@ -99,13 +102,6 @@ def _explain(error: Exception) -> int:
         message, code = f"{type(error).__name__}: {error}; a bug: LOCALOSS_DEBUG=1 shows where", 1
     print("error:", " ".join(message.split()), file=sys.stderr)
     return code
-
-
-def _debugging() -> bool:
-    try:
-        return settings.debug()
-    except LocalossError:
-        return False
 
 
 def _reader_gone() -> int:

@@ -22,6 +22,7 @@ from localoss.kernels.simd import (
 
 _BINS = 2048  # a weight in (0, 1] falls in the bin of its float32's upper bits: 8 bins to a power of 2
 _SPAN = 256  # weights that are summed together when drawing
+_LEAST = 1.7e-38  # a little over e**-87, which simd.exp gives for everything further down
 
 
 @jit
@@ -55,14 +56,17 @@ def best(logits):
 
 @jit
 def to_weights(weights, logits, temperature):
-    """Write exp((logits - max) / temperature) to weights, 0 for -inf. (V,) f32 arrays, V a multiple of 8."""
+    """Write exp((logits - max) / temperature) to weights, 0 for what is as good as none.
+
+    (V,) f32 arrays, V a multiple of 8.
+    """
     largest = logits[best(logits)]
     shift, factor = splat_f32(largest), splat_f32(1.0 / temperature)
     source, target = logits.ctypes.data, weights.ctypes.data
     for i in range(0, 4 * len(logits), 32):
         store_f32x8(target + i, exp(mul(sub(load_f32x8(source + i), shift), factor)))
     for i in range(len(logits)):
-        if logits[i] == -np.inf:
+        if weights[i] < _LEAST:  # zeros need no sorting: the many that a mask or a low temperature leaves
             weights[i] = 0.0
 
 
@@ -85,9 +89,10 @@ def keep_prefix(weights, most, mass):
     inside = np.empty(counts[cut], np.int64)  # the tokens of the bin with the cut
     n = 0
     for i in range(len(weights)):
-        if _bin(bits[i]) == cut:
+        if _bin(bits[i]) == cut and weights[i] > 0:
             inside[n] = i
             n += 1
+    inside = inside[:n]
     order = inside[np.argsort(-weights[inside], kind="mergesort")]
     n = 0
     while n < len(order) and kept < most and total < mass:

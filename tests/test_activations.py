@@ -154,7 +154,7 @@ def test_route_of_far_apart_logits():
 def test_sort_by_expert(tokens, experts, active):
     rng = np.random.RandomState(experts)
     ids = np.array([rng.permutation(experts)[:active] for _ in range(tokens)], np.int32)
-    starts = np.full(experts + 1, -1, np.int32)
+    starts = np.full(experts + 1, -1, np.int64)
     sources, places = np.full(tokens * active, -1, np.int32), np.full((tokens, active), -1, np.int32)
     kernels.sort_by_expert(starts, sources, places, ids)
     pairs = sorted((ids[t, a], t, a) for t in range(tokens) for a in range(active))

@@ -163,7 +163,7 @@ def test_large_codes_with_tiny_and_huge_scales(dtype):
 
 HIDDEN, INTERMEDIATE = 160, 96
 PLACES = (1, 0, 130, 3, 0, 65)  # of each expert
-STARTS = np.concatenate([[0], np.cumsum(PLACES)]).astype(np.int32)
+STARTS = np.concatenate([[0], np.cumsum(PLACES)]).astype(np.int64)
 
 
 def expert_weights(dtype):

@@ -51,7 +51,7 @@ class Buffers:
         self.router_logits = np.empty((tokens, -(-config.experts // 8) * 8), np.float32)
         self.expert_ids = np.empty((tokens, config.active_experts), np.int32)
         self.expert_weights = np.empty((tokens, config.active_experts), np.float32)
-        self.starts = np.empty(config.experts + 1, np.int32)
+        self.starts = np.empty(config.experts + 1, np.int64)
         self.active = np.empty(config.experts, np.int32)
         self.sources = np.empty(pairs, np.int32)
         self.places = np.empty((tokens, config.active_experts), np.int32)

@@ -59,7 +59,7 @@ def rms_norm(out, x, weight, tokens, columns, eps):
             _norm_token(out, x, weight, t, tokens, columns, eps)
     else:
         for t in prange(tokens):
-            _norm_token(out, x, weight, t, tokens, columns, eps)
+            _norm_token(out, x, weight, np.int64(t), tokens, columns, eps)  # not compiled again for uint64
 
 
 @force_inline
@@ -102,7 +102,7 @@ def quantize(codes, scales, x, sources, tokens, blocks, offset):
             _quantize_block_of_all(codes, scales, x, sources, b, tokens, offset)
     else:
         for b in prange(blocks):
-            _quantize_block_of_all(codes, scales, x, sources, b, tokens, offset)
+            _quantize_block_of_all(codes, scales, x, sources, np.int64(b), tokens, offset)
 
 
 @parallel
@@ -157,7 +157,7 @@ def route(expert_ids, expert_weights, logits, experts):
 def sort_by_expert(starts, sources, places, expert_ids):
     """Order the (token, expert) pairs by expert, tokens in order.
 
-    Arrays: expert_ids (T, A) i32. Overwritten: starts (E + 1,) i32, expert e has the places starts[e] to
+    Arrays: expert_ids (T, A) i32. Overwritten: starts (E + 1,) i64, expert e has the places starts[e] to
     starts[e + 1]; sources (T * A,) i32, the token at each place; places (T, A) i32, the place of each pair.
     """
     tokens, active = expert_ids.shape
@@ -200,4 +200,4 @@ def add_experts(x, y, places, expert_weights, columns):
             _add_experts_of_token(x, y, places, expert_weights, t, columns)
     else:
         for t in prange(len(places)):
-            _add_experts_of_token(x, y, places, expert_weights, t, columns)
+            _add_experts_of_token(x, y, places, expert_weights, np.int64(t), columns)

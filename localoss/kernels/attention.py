@@ -105,7 +105,8 @@ def rotate_and_store(qkv, keys, values, cos, sin, position, heads):
         for t in range(len(qkv)):
             _rotate_and_store_token(qkv, keys, values, cos, sin, t, (position + t) % slots, heads)
     else:
-        for t in prange(len(qkv)):
+        for i in prange(len(qkv)):
+            t = np.int64(i)
             _rotate_and_store_token(qkv, keys, values, cos, sin, t, (position + t) % slots, heads)
 
 

@@ -94,7 +94,7 @@ def gate_up(h, tiles, runs, inputs, starts, active, alpha, limit, workers):
     """Write SwiGLU(W_e @ x + bias_e) of each place to h, inputs of a product with I columns.
 
     tiles, inputs, workers: as matmul has them, but with codes, scales and bias as byte offsets in a run.
-    Arrays: runs (E,) i64; starts (E + 1,) i32; active (n,) i32, the experts that have places.
+    Arrays: runs (E,) i64; starts (E + 1,) i64; active (n,) i32, the experts that have places.
     alpha, limit: SwiGLU's. Oracle: tests/naive.py.
     """
     threads, scratch, counter = workers

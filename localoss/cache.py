@@ -3,7 +3,6 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from localoss.errors import UsageError
 from localoss.kernels.attention import KEYS_AT_ONCE
 from quant.config import ModelConfig
 from quant.layout import round_up
@@ -45,8 +44,6 @@ def layer_slots(config: ModelConfig, context_tokens: int, chunk_tokens: int) -> 
 
 
 def kv_cache_bytes(config: ModelConfig, context_tokens: int, chunk_tokens: int, kv_dtype: str) -> int:
-    """Bytes of a KVCache. Raises: UsageError for an unknown kv_dtype."""
-    if kv_dtype not in KV_DTYPES:
-        raise UsageError(f"kv_dtype is {kv_dtype!r}; use {' or '.join(KV_DTYPES)}")
+    """Bytes of a KVCache."""
     item = np.dtype(KV_DTYPES[kv_dtype]).itemsize
     return sum(layer_slots(config, context_tokens, chunk_tokens)) * 2 * config.kv_rows * item

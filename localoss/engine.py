@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from localoss.cache import KVCache, kv_cache_bytes
+from localoss.cache import KV_DTYPES, KVCache, kv_cache_bytes
 from localoss.errors import ContextFullError, UsageError
 from localoss.model import Chunk, Model
 from localoss.sampler import Sampler, SamplingOptions, Token
@@ -44,13 +44,16 @@ class Sequence:
             common += 1
         if not self.cache.can_step_back(self._written, common):
             common = 0
+        if not common:
+            self._written = 0  # all is written anew
         del self.tokens[common:]
         return common
 
-    def append(self, tokens: Seq[int]) -> None:
-        """Note `tokens` as written to the cache."""
-        self.tokens += tokens
-        self._written = max(self._written, len(self.tokens))
+    def begin(self, tokens: int) -> None:
+        """Note that as many tokens are about to be written: even if that is cancelled, some rings lose
+        their oldest positions to them.
+        """
+        self._written = max(self._written, len(self.tokens) + tokens)
 
 
 class Engine:
@@ -69,6 +72,10 @@ class Engine:
         """Map the model in `folder`. Raises: QuantError or ModelError for it, UsageError for an option."""
         if activations not in ("int8", "f32"):
             raise UsageError(f"activations is {activations!r}; use int8 (fast) or f32 (exact, slower)")
+        if kv_dtype not in KV_DTYPES:
+            raise UsageError(f"kv_dtype is {kv_dtype!r}; use {' or '.join(KV_DTYPES)}")
+        if chunk_tokens < 1:
+            raise UsageError(f"chunk_tokens is {chunk_tokens}; use 1 or more")
         self.dtypes = read_manifest(folder).dtypes
         self.config: ModelConfig = read_config(folder / "config.json")
         if not 0 < context_tokens <= self.config.context:
@@ -181,8 +188,9 @@ class Engine:
                 f"the context is full: {position + len(tokens):,} tokens, it holds {self.context_tokens:,}; "
                 "start anew, or load the model with a larger context"
             )
+        sequence.begin(len(tokens))
         x = self.model.forward([Chunk(tokens, position, sequence.cache)], cancelled or _never)
-        sequence.append(tokens)
+        sequence.tokens += tokens
         return x
 
     def _check_tokens(self, tokens: Seq[int]) -> None:

@@ -2,88 +2,121 @@
 
 import statistics
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import psutil
 
 from localoss import kernels
-from localoss import model as model_module
-from localoss.engine import Engine
-from localoss.kernels import activations, experts, isa
+from localoss.cache import kv_cache_bytes
+from localoss.engine import Engine, Sequence
+from localoss.kernels import isa
 from localoss.kernels.bandwidth import SCRATCH_BYTES, read_bytes
 from localoss.weights import Weights, address
 
 _BANDWIDTH_BYTES = 4 << 30  # at most so much of the weights is read to measure it
 _PART_BYTES = 96 << 10  # as much as a thread takes at once when decoding
+_PAGE_BYTES = 4096
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Medians of one run. prefill: the prompt. decode: each of the tokens after it."""
+    """prefill: `prompt_tokens` tokens after `depth` others. decode: `gen_tokens` tokens after these.
+
+    Speeds are the mean over repetitions, each of which is in *_runs_tokens_per_s.
+    """
 
     prompt_tokens: int
     gen_tokens: int
+    depth: int
+    repetitions: int
     threads: int
     simd: str
     load_s: float
+    touch_s: float  # to map every page of the weights: not in load_s, nor in any speed
     prefill_tokens_per_s: float
+    prefill_runs_tokens_per_s: list[float]
     decode_tokens_per_s: float
+    decode_runs_tokens_per_s: list[float]
     decode_bytes_per_token: int
     read_bandwidth_bytes_per_s: float
     bandwidth_share: float  # decode's bytes per second over the read bandwidth
     peak_rss_bytes: int
+    anonymous_bytes: int | None  # not of files: Python, kernels, buffers, what the KV cache holds; at the end
+    weights_bytes: int
+    kv_cache_bytes: int
+    scratch_bytes: int
     dtypes: dict[str, str]
 
 
 def run_benchmark(
-    engine: Engine, load_s: float, prompt_tokens: int, gen_tokens: int, depth: int
+    engine: Engine, load_s: float, prompt_tokens: int, gen_tokens: int, depth: int = 0, repetitions: int = 1
 ) -> Benchmark:
-    """Time a prompt of random tokens and `gen_tokens` greedy tokens after `depth` more tokens of context."""
+    """Time a prompt of random tokens and `gen_tokens` greedy ones, `repetitions` times, each in a new
+    sequence that holds `depth` tokens already. Needs a context of all these and one more."""
     random = np.random.default_rng(0)
     low, high = min(1000, engine.config.vocab // 2), min(2000, engine.config.vocab)
     prompt = random.integers(low, high, depth + prompt_tokens).tolist()
-    sequence = engine.sequence()
-    if depth:
-        engine.prefill(sequence, prompt[:depth])
-    else:
-        engine.prefill(sequence, prompt[:1])  # touches each page of what every token reads
+    touch_s = touch(engine.weights)
+    prefills, decodes, bandwidths = [], [], [read_bandwidth(engine.weights, engine.threads)]
+    for _ in range(repetitions):
         sequence = engine.sequence()
-    start = time.perf_counter()
-    engine.prefill(sequence, prompt)
-    prefill_s = time.perf_counter() - start
-    before = read_bandwidth(engine.weights, engine.threads)
-    decode_s = _decode_times(engine, sequence, prompt, gen_tokens)
-    bandwidth = statistics.median([before, read_bandwidth(engine.weights, engine.threads)])
-    read = decode_bytes(engine)
-    per_token_s = statistics.median(decode_s)
+        if depth:
+            engine.prefill(sequence, prompt[:depth])
+        prefill_s, decode_s = _time(engine, sequence, prompt, gen_tokens)
+        prefills.append(prompt_tokens / prefill_s)
+        decodes.append(gen_tokens / decode_s)
+        bandwidths.append(read_bandwidth(engine.weights, engine.threads))
+    bandwidth, read = statistics.median(bandwidths), decode_bytes(engine)
     return Benchmark(
         prompt_tokens=prompt_tokens,
         gen_tokens=gen_tokens,
+        depth=depth,
+        repetitions=repetitions,
         threads=engine.threads,
         simd=isa.NAME,
         load_s=load_s,
-        prefill_tokens_per_s=prompt_tokens / prefill_s,
-        decode_tokens_per_s=1 / per_token_s,
+        touch_s=touch_s,
+        prefill_tokens_per_s=statistics.mean(prefills),
+        prefill_runs_tokens_per_s=prefills,
+        decode_tokens_per_s=statistics.mean(decodes),
+        decode_runs_tokens_per_s=decodes,
         decode_bytes_per_token=read,
         read_bandwidth_bytes_per_s=bandwidth,
-        bandwidth_share=read / per_token_s / bandwidth,
+        bandwidth_share=read * statistics.mean(decodes) / bandwidth,
         peak_rss_bytes=peak_rss_bytes(),
+        anonymous_bytes=anonymous_bytes(),
+        weights_bytes=engine.weights.nbytes,
+        kv_cache_bytes=kv_cache_bytes(
+            engine.config, engine.context_tokens, engine.chunk_tokens, engine.kv_dtype
+        ),
+        scratch_bytes=engine.model.buffers.nbytes,
         dtypes=vars(engine.dtypes),
     )
 
 
-def _decode_times(engine: Engine, sequence: Any, prompt: list[int], tokens: int) -> list[float]:
-    """Seconds for each of `tokens` tokens, not counting the one whose logits come from prefill."""
-    times, last = [], 0.0
-    for _ in engine.generate(prompt, tokens + 1, temperature=0, sequence=sequence, stop_ids=()):
-        now = time.perf_counter()
-        times.append(now - last)
-        last = now
-    return times[1:]
+def _time(engine: Engine, sequence: Sequence, prompt: list[int], tokens: int) -> tuple[float, float]:
+    """Seconds that `prompt` takes, and then `tokens` tokens: from the first, whose logits are prefill's, to
+    one more."""
+    start = time.perf_counter()
+    engine.prefill(sequence, prompt)
+    prefill_s = time.perf_counter() - start
+    # generate runs the prompt's last token once more: before the first token, so in neither time
+    made = engine.generate(prompt, tokens + 1, temperature=0, sequence=sequence, stop_ids=())
+    next(made)
+    start = time.perf_counter()
+    for _ in made:
+        pass
+    return prefill_s, time.perf_counter() - start
+
+
+def touch(weights: Weights) -> float:
+    """Read a byte of every page of `weights`, so that no later reading waits for the file; the seconds."""
+    start = time.perf_counter()
+    for tensors in weights.tensors:
+        for array in tensors.values():
+            array.reshape(-1).view(np.uint8)[::_PAGE_BYTES].max()
+    return time.perf_counter() - start
 
 
 def decode_bytes(engine: Engine) -> int:
@@ -103,11 +136,17 @@ def read_bandwidth(weights: Weights, threads: int, passes: int = 3) -> float:
     counter, scratch = np.zeros(1, np.int64), np.zeros(threads * SCRATCH_BYTES, np.uint8)
     kernels.use_threads(threads)
     rates = []
-    for _ in range(passes + 1):  # the first brings the pages in
+    for _ in range(passes + 1):  # the first compiles
         start = time.perf_counter()
         read_bytes(addresses, size, part, address(scratch), threads, address(counter))
         rates.append(size // part * part * len(addresses) / (time.perf_counter() - start))
     return statistics.median(rates[1:])
+
+
+def anonymous_bytes() -> int | None:
+    """The memory of this process that is not a file's; None where the system does not tell."""
+    info = psutil.Process().memory_info()
+    return info.rss - info.shared if hasattr(info, "shared") else None
 
 
 def peak_rss_bytes() -> int:
@@ -120,45 +159,3 @@ def peak_rss_bytes() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-@contextmanager
-def profiled(seconds: dict[str, float]) -> Iterator[None]:
-    """Meanwhile, add the time that each kernel takes to `seconds`, by its name."""
-    homes = [
-        (model_module, ("matmul", "attention", "rotate_and_store")),
-        (activations, ("rms_norm", "quantize", "gather", "route", "sort_by_expert", "add_experts")),
-        (experts, ("list_active", "gate_up", "down")),
-    ]
-    kept = [(home, name, getattr(home, name)) for home, names in homes for name in names]
-
-    def timed(name: str, kernel: Any) -> Any:
-        def call(*arguments: Any) -> Any:
-            start = time.perf_counter()
-            result = kernel(*arguments)
-            seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
-            return result
-
-        return call
-
-    try:
-        for home, name, kernel in kept:
-            setattr(home, name, timed(name, kernel))
-        yield
-    finally:
-        for home, name, kernel in kept:
-            setattr(home, name, kernel)
-
-
-def profile_decode(engine: Engine, tokens: int) -> dict[str, float]:
-    """Seconds per decoded token by kernel, and "python" for all else, the sampler included."""
-    sequence = engine.sequence()
-    prompt = [1] * 32
-    engine.prefill(sequence, prompt)
-    seconds: dict[str, float] = {}
-    with profiled(seconds):
-        start = time.perf_counter()
-        list(engine.generate(prompt, tokens, temperature=0, sequence=sequence, stop_ids=()))
-        total = time.perf_counter() - start
-    seconds["python"] = total - sum(seconds.values())
-    return {name: value / tokens for name, value in sorted(seconds.items(), key=lambda item: -item[1])}

@@ -1,6 +1,7 @@
 """`localoss bench`: how fast a model runs on this machine."""
 
 import json
+import statistics
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +12,11 @@ from localoss.cli.options import ModelName, Threads
 from localoss.errors import UsageError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from localoss.bench import Benchmark
+
+_PROFILED_TOKENS = 32
 
 
 def bench(
@@ -19,22 +24,22 @@ def bench(
     prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the prompt.")] = 512,
     gen_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate.")] = 64,
     depth: Annotated[int, typer.Option(min=0, help="Tokens of context before the prompt.")] = 0,
+    repetitions: Annotated[int, typer.Option(min=1, help="How often; speeds are means.")] = 1,
     threads: Threads = None,
-    profile: Annotated[
-        bool, typer.Option("--profile", help="Show where a decoded token's time goes.")
-    ] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Show where the time goes.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
 ) -> None:
     """Measure prefill and decode speed, beside the bandwidth at which this machine reads the weights.
 
-    Run it twice: the first run after a start of the machine reads the model from disk.
+    In the table, pp512 is a prompt of 512 tokens and tg64 the generation of 64, both after as many tokens of
+    context as stand behind the @.
     """
     import time
 
     from localoss.registry import find_model
     from quant.config import read_config
 
-    context = depth + prompt_tokens + gen_tokens + 1
+    context = max(depth + prompt_tokens + gen_tokens, 2 * _PROFILED_TOKENS) + 1
     most = read_config(find_model(model) / "config.json").context
     if context > most:
         raise UsageError(f"{context:,} tokens in all; the model's context is {most:,}: ask for fewer")
@@ -42,41 +47,65 @@ def bench(
     folder, engine = load_model(model, context_tokens=context, threads=threads)
     load_s = time.perf_counter() - start
 
-    from localoss.bench import profile_decode, run_benchmark
+    from localoss import profile as profiling
+    from localoss.bench import run_benchmark
 
-    result = run_benchmark(engine, load_s, prompt_tokens, gen_tokens, depth)
-    shares = profile_decode(engine, min(gen_tokens, 32)) if profile else {}
+    result = run_benchmark(engine, load_s, prompt_tokens, gen_tokens, depth, repetitions)
+    decode, prefill, calling_s = {}, {}, 0.0
+    if profile:
+        decode = profiling.profile_decode(engine, min(gen_tokens, _PROFILED_TOKENS))
+        prefill = profiling.profile_prefill(engine, prompt_tokens)
+        calling_s = profiling.calling_s(engine)
     if as_json:
         report = {"model": str(folder), **asdict(result)}
-        typer.echo(json.dumps(report | ({"decode_profile_s": shares} if profile else {}), indent=2))
-    else:
-        _print_table(str(folder), result, shares)
-
-
-def _print_table(model: str, result: "Benchmark", shares: dict[str, float]) -> None:
+        if profile:
+            report |= {"decode_profile_s": decode, "prefill_profile_s": prefill, "calling_s": calling_s}
+        typer.echo(json.dumps(report, indent=2))
+        return
     from rich.console import Console
+
+    console = Console(highlight=False)
+    _print_speeds(console, folder.name, result)
+    if profile:
+        _print_profile(console, "A decoded token", decode)
+        console.print(f"Calling kernels that have nothing to do takes {1000 * calling_s:.2f} ms a token.\n")
+        _print_profile(console, f"A prompt of {prompt_tokens:,} tokens", prefill)
+
+
+def _print_speeds(console: "Console", model: str, result: "Benchmark") -> None:
+    """A table as llama-bench has it, and what bounds the speeds."""
+    from rich import box
     from rich.table import Table
 
-    table = Table(title=model, title_justify="left")
-    for name in ("test", "tokens/s"):
-        table.add_column(name, justify="right" if name == "tokens/s" else "left")
-    table.add_row(f"prefill {result.prompt_tokens}", f"{result.prefill_tokens_per_s:.1f}")
-    table.add_row(f"decode {result.gen_tokens}", f"{result.decode_tokens_per_s:.2f}")
-    console = Console()
+    table = Table("model", "size", "threads", "simd", "test", box=box.MARKDOWN)
+    table.add_column("tokens/s", justify="right")
+    machine = (f"{result.weights_bytes / 1e9:.2f} GB", str(result.threads), result.simd)
+    for name, tokens, depth, speeds in [
+        ("pp", result.prompt_tokens, result.depth, result.prefill_runs_tokens_per_s),
+        ("tg", result.gen_tokens, result.depth + result.prompt_tokens, result.decode_runs_tokens_per_s),
+    ]:
+        spread = f" ± {statistics.stdev(speeds):.2f}" if len(speeds) > 1 else ""
+        test = f"{name}{tokens} @ {depth}" if depth else f"{name}{tokens}"
+        table.add_row(model, *machine, test, f"{statistics.mean(speeds):.2f}{spread}")
     console.print(table)
     read_gb, bandwidth_gb = result.decode_bytes_per_token / 1e9, result.read_bandwidth_bytes_per_s / 1e9
     console.print(
-        f"{result.threads} threads, {result.simd}; loaded in {result.load_s:.1f} s; "
-        f"peak memory {result.peak_rss_bytes / 1e9:.1f} GB\n"
-        f"decode reads {read_gb:.2f} GB a token, at {result.bandwidth_share:.0%} of the {bandwidth_gb:.1f} GB/s "
-        "that a plain read loop reaches",
-        highlight=False,
+        f"Loaded in {result.load_s:.1f} s, read through in {result.touch_s:.1f} s; "
+        f"peak memory {result.peak_rss_bytes / 1e9:.2f} GB.\n"
+        f"Decode reads {read_gb:.2f} GB a token, at {result.bandwidth_share:.0%} of the "
+        f"{bandwidth_gb:.1f} GB/s that a plain read loop reaches.\n",
+        soft_wrap=True,
     )
-    if shares:
-        total = sum(shares.values())
-        table = Table(title="a decoded token", title_justify="left")
-        for name in ("kernel", "ms", "share"):
-            table.add_column(name, justify="left" if name == "kernel" else "right")
-        for name, seconds in shares.items():
-            table.add_row(name, f"{1000 * seconds:.2f}", f"{seconds / total:.0%}")
-        console.print(table)
+
+
+def _print_profile(console: "Console", title: str, seconds: dict[str, float]) -> None:
+    from rich import box
+    from rich.table import Table
+
+    total = sum(seconds.values())
+    table = Table(title, box=box.MARKDOWN)
+    for name in ("ms", "share"):
+        table.add_column(name, justify="right")
+    for name, value in [*seconds.items(), ("in all", total)]:
+        table.add_row(name, f"{1000 * value:.2f}", f"{value / total:.1%}")
+    console.print(table)

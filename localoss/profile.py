@@ -1,0 +1,149 @@
+"""Where a token's time goes: every kernel's share, and what Python takes between kernels."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from localoss import model as model_module
+from localoss import sampler as sampler_module
+from localoss.cache import KVCache
+from localoss.engine import Engine
+from localoss.model import Chunk, Model
+from localoss.sampler import Sampler, SamplingOptions
+from localoss.weights import Matrix, Weights, blank_weights
+
+PYTHON = "python"  # a profile's name for what is left over
+_PROMPT_TOKENS = 32
+_GREEDY = SamplingOptions(temperature=0)
+
+
+def profile_decode(engine: Engine, tokens: int) -> dict[str, float]:
+    """Seconds by kernel, PYTHON for all else, of the token that took the median time of `tokens` tokens."""
+    prompt = [1] * _PROMPT_TOKENS
+    sequence = engine.sequence()
+    engine.prefill(sequence, prompt)
+    profiles: list[tuple[float, dict[str, float]]] = []
+    with profiled(engine.weights) as clock:
+        for _ in engine.generate(prompt, tokens + 1, temperature=0, sequence=sequence, stop_ids=()):
+            profile = clock.lap()
+            profiles.append((sum(profile.values()), profile))
+    measured = sorted(profiles[1:], key=lambda profile: profile[0])  # the first one's logits are prefill's
+    return measured[len(measured) // 2][1]
+
+
+def profile_prefill(engine: Engine, tokens: int) -> dict[str, float]:
+    """Seconds by kernel, PYTHON for all else, of a prompt of `tokens` tokens."""
+    random = np.random.default_rng(1)
+    prompt = random.integers(0, engine.config.vocab, tokens).tolist()
+    with profiled(engine.weights) as clock:
+        engine.prefill(engine.sequence(), prompt)
+        return clock.lap()
+
+
+def calling_s(engine: Engine, tokens: int = 100) -> float:
+    """Seconds that a decoded token takes when its kernels have next to nothing to do: an upper bound for
+    Python's share, with the cost of calling into compiled code in it.
+
+    The median over `tokens` steps of a model of as many layers, of one or two tiles per matrix.
+    """
+    config = replace(
+        engine.config,
+        hidden=32,
+        intermediate=32,
+        heads=4,
+        kv_heads=1,
+        head_dim=8,
+        vocab=8,
+        experts=engine.config.active_experts,
+    )
+    tiny = Model(config, blank_weights(config, engine.dtypes), 1, engine.model.exact, max_tokens=1)
+    cache = KVCache(config, tokens, 1, engine.kv_dtype)
+    sampler, random = Sampler(config.vocab), np.random.default_rng(0)
+    times = []
+    for position in range(tokens):
+        start = time.perf_counter()
+        logits = tiny.logits(tiny.forward([Chunk([0], position, cache)]))
+        sampler.choose(logits[0], _GREEDY, random)
+        times.append(time.perf_counter() - start)
+    return float(np.median(times))
+
+
+class Clock:
+    """Adds up seconds by kernel. What the measuring itself takes is left out."""
+
+    def __init__(self, matrices: dict[tuple[int, ...], str]):
+        self._matrices = matrices
+        self._seconds: dict[str, float] = {}
+        self._own_s = 0.0
+        self._started = time.perf_counter()
+
+    def lap(self) -> dict[str, float]:
+        """Seconds since the last lap by kernel, PYTHON for all else, the longest first."""
+        rest = time.perf_counter() - self._started - self._own_s - sum(self._seconds.values())
+        laps = sorted({**self._seconds, PYTHON: rest}.items(), key=lambda item: -item[1])
+        self._seconds.clear()
+        self._own_s, self._started = 0.0, time.perf_counter()
+        return dict(laps)
+
+    def timed(self, name: str, kernel: Any) -> Callable[..., Any]:
+        """`kernel`, its time added under its name and that of the matrix among its arguments."""
+
+        def call(*arguments: Any) -> Any:
+            entered = time.perf_counter()
+            matrix = next(
+                (self._matrices[a] for a in arguments if isinstance(a, tuple) and a in self._matrices), ""
+            )
+            label = f"{name} {matrix}".strip()
+            start = time.perf_counter()
+            result = kernel(*arguments)
+            end = time.perf_counter()
+            self._seconds[label] = self._seconds.get(label, 0.0) + end - start
+            self._own_s += start - entered + time.perf_counter() - end
+            return result
+
+        return call
+
+
+@contextmanager
+def profiled(weights: Weights) -> Iterator[Clock]:
+    """Meanwhile, time each call of a kernel from Python. Every kernel must have been compiled before."""
+    clock = Clock(_matrix_names(weights))
+    kept = [
+        (home, name, kernel) for home in _homes() for name, kernel in vars(home).items() if _jitted(kernel)
+    ]
+    try:
+        for home, name, kernel in kept:
+            setattr(home, name, clock.timed(name.strip("_"), kernel))
+        yield clock
+    finally:
+        for home, name, kernel in kept:
+            setattr(home, name, kernel)
+
+
+def _homes() -> list[ModuleType]:
+    """The modules through whose names Python calls kernels."""
+    callers = [model_module, sampler_module]
+    reached = [
+        value for caller in callers for value in vars(caller).values() if isinstance(value, ModuleType)
+    ]
+    return [*callers, *(home for home in reached if home.__name__.startswith("localoss.kernels"))]
+
+
+def _jitted(value: Any) -> bool:
+    return hasattr(value, "py_func")
+
+
+def _matrix_names(weights: Weights) -> dict[tuple[int, ...], str]:
+    """What each matrix is called, by its tiles, which its products are given."""
+    owners = [*weights.layers, weights]
+    return {
+        value.tiles: name
+        for owner in owners
+        for name, value in vars(owner).items()
+        if isinstance(value, Matrix)
+    }

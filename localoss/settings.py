@@ -5,7 +5,7 @@ from pathlib import Path
 
 from localoss.errors import UsageError
 
-SIMD_NAMES = ("vnni", "avx2", "portable")
+SIMD_NAMES = ("vnni", "avx2", "neon", "portable")  # the fastest first
 _ON, _OFF = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
 
 

@@ -11,6 +11,8 @@ from typing import Any
 import numba
 from numba.core import event
 
+from localoss.kernels import isa  # noqa: F401 - first: it may tell Numba more about this CPU
+
 
 def keep_compiled_in(parent: Path, simd: str) -> Path:
     """Have Numba keep what it compiles in a folder of `parent` named by a hash of the sources; give that

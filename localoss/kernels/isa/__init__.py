@@ -1,28 +1,60 @@
 """The one place that knows instruction sets: which this CPU has, and the operations that differ.
 
-NAME is "vnni", "avx2" or "portable". All give the same integers; LOCALOSS_SIMD forces one by name.
+NAME is "vnni", "avx2", "neon" or "portable". All give the same integers; LOCALOSS_SIMD forces one by name.
 """
 
+import ctypes
 import platform
+import sys
 from importlib import import_module
 
 from llvmlite import binding as llvm
+from numba import config
+from numba.core.registry import cpu_target
 
 from localoss import settings
 from localoss.errors import UsageError
 
-NAMES = ("vnni", "avx2", "portable")  # the fastest first
+_X86, _ARM64 = ("x86_64", "amd64"), ("arm64", "aarch64")
+_AT_HWCAP, _HWCAP_ASIMDDP = 16, 1 << 20  # where Linux tells what an arm64 has, and sdot's bit
+
+
+def _llvm_features() -> dict[str, bool]:
+    try:
+        return dict(llvm.get_host_cpu_features())
+    except RuntimeError:  # LLVM knows nothing about this CPU
+        return {}
+
+
+def _has_sdot() -> bool:
+    """Whether this arm64 has the dot product instructions. On Linux and macOS LLVM doesn't look for them."""
+    if sys.platform != "linux":
+        return sys.platform == "darwin" or _llvm_features().get("dotprod", False)
+    getauxval = ctypes.CDLL(None).getauxval
+    getauxval.argtypes, getauxval.restype = [ctypes.c_ulong], ctypes.c_ulong
+    return bool(getauxval(_AT_HWCAP) & _HWCAP_ASIMDDP)
+
+
+def _compiles_sdot() -> bool:
+    """Have Numba compile for a CPU with sdot; whether it does. Not if it has compiled for another before."""
+    known = {**_llvm_features(), "dotprod": True}
+    if config.CPU_FEATURES is None:
+        config.CPU_FEATURES = ",".join(f"{'+' if has else '-'}{name}" for name, has in sorted(known.items()))
+    _, _, features = cpu_target.target_context.codegen().magic_tuple()
+    return "+dotprod" in features.split(",")
 
 
 def available() -> list[str]:
     """The instruction sets that this CPU can run, the fastest first."""
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        return ["portable"]
-    features = llvm.get_host_cpu_features()
-    avx2 = all(features.get(name) for name in ("avx2", "fma", "f16c"))
-    avx512 = features.get("avx512vnni") and features.get("avx512vl")
-    vnni = avx2 and (features.get("avxvnni") or avx512)
-    return [name for name, has in (("vnni", vnni), ("avx2", avx2), ("portable", True)) if has]
+    machine, features = platform.machine().lower(), _llvm_features()
+    has = {"portable"}
+    if machine in _ARM64 and _has_sdot() and _compiles_sdot():
+        has.add("neon")
+    if machine in _X86 and all(features.get(name) for name in ("avx2", "fma", "f16c")):
+        has.add("avx2")
+        if features.get("avxvnni") or (features.get("avx512vnni") and features.get("avx512vl")):
+            has.add("vnni")
+    return [name for name in settings.SIMD_NAMES if name in has]
 
 
 def _choose(asked: str | None) -> str:

@@ -87,6 +87,7 @@ class Engine:
         self.weights = load_weights(folder, self.config, self.dtypes)
         self.model = Model(self.config, self.weights, threads, activations == "f32", self.chunk_tokens)
         self._sampler = Sampler(self.config.vocab)
+        self._row = np.empty((1, self.weights.unembedding.rows), np.float32)
 
     @property
     def memory_bytes(self) -> int:
@@ -176,7 +177,7 @@ class Engine:
             made += 1
             if token.id in stop_ids or made == max_tokens:
                 return
-            logits = self.model.logits(self._run(sequence, [token.id], cancelled))[0]
+            logits = self.model.logits(self._run(sequence, [token.id], cancelled), self._row)[0]
 
     def _run(
         self, sequence: Sequence, tokens: Seq[int], cancelled: Callable[[], bool] | None = None

@@ -5,6 +5,7 @@ T tokens, D hidden, H heads, K key/value heads, E experts, A active experts per 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +38,10 @@ Inputs = tuple[bool, int, int]  # exact, x, x_scales: see kernels/matmul.py
 
 
 class Buffers:
-    """What a forward pass of up to `tokens` tokens writes on its way, allocated once."""
+    """What a forward pass of up to `tokens` tokens writes on its way, allocated once.
+
+    `at` has the address of each array: asking NumPy for one takes as long as calling a kernel.
+    """
 
     def __init__(self, config: ModelConfig, tokens: int, threads: int, exact: bool):
         pairs = tokens * config.active_experts
@@ -62,15 +66,14 @@ class Buffers:
         self.in_order = np.arange(tokens, dtype=np.int32)
         self.counter = np.zeros(1, np.int64)
         self.scratch = np.empty(threads * SCRATCH_BYTES, np.uint8)
-        self.workers = (threads, address(self.scratch), address(self.counter))
         heads_per_key = config.heads // config.kv_heads
         self.attention_scratch = np.empty(
             (threads, scratch_floats(heads_per_key, config.head_dim)), np.float32
         )
-
-    @property
-    def nbytes(self) -> int:
-        return sum(array.nbytes for array in vars(self).values() if isinstance(array, np.ndarray))
+        arrays = {name: array for name, array in vars(self).items() if isinstance(array, np.ndarray)}
+        self.nbytes = sum(array.nbytes for array in arrays.values())
+        self.at = SimpleNamespace(**{name: address(array) for name, array in arrays.items()})
+        self.workers = (threads, self.at.scratch, self.at.counter)
 
 
 class Model:
@@ -81,6 +84,8 @@ class Model:
         self.threads, self.exact = threads, exact
         self.rope = Rope(config)
         self.buffers = Buffers(config, max_tokens, threads, exact)
+        self._eps = np.float32(config.rms_norm_eps)
+        self._swiglu = np.float32(SWIGLU_ALPHA), np.float32(config.swiglu_limit)
 
     def forward(self, chunks: Sequence[Chunk], cancelled: Callable[[], bool] = lambda: False) -> F32Array:
         """Run all tokens of `chunks` through the layers and write their caches.
@@ -96,20 +101,24 @@ class Model:
         for index, layer in enumerate(self.weights.layers):
             if cancelled():
                 raise Cancelled("stopped")
-            self._attention(x, layer, index, chunks, angles)
-            self._experts(x, layer)
+            self._attention(tokens, layer, index, chunks, angles)
+            self._experts(tokens, layer)
         return x
 
-    def logits(self, x: F32Array) -> F32Array:
-        """Final norm and unembedding of rows x (n, D) of a forward pass: (n, V) f32, newly allocated."""
+    def logits(self, x: F32Array, out: F32Array | None = None) -> F32Array:
+        """Final norm and unembedding of rows x (n, D) of a forward pass: (n, V) f32.
+
+        A view of `out` (n, ≥ V rounded up to 8) if given: fresh memory costs a token 0.2 ms of page faults.
+        """
         unembedding = self.weights.unembedding
         x = np.ascontiguousarray(x)
-        out = np.empty((len(x), unembedding.rows), np.float32)
+        if out is None:
+            out = np.empty((len(x), unembedding.rows), np.float32)
         step = self.buffers.tokens
         for first in range(0, len(x), step):
             rows = x[first : first + step]
-            self._norm(rows, self.weights.final_norm)
-            self._matmul(out[first : first + step], unembedding)
+            self._norm(address(rows), len(rows), self.weights.final_norm)
+            self._matmul(address(out[first : first + step]), len(rows), unembedding)
         return out[:, : self.config.vocab]
 
     def _embed(self, x: F32Array, tokens: list[int]) -> None:
@@ -125,17 +134,16 @@ class Model:
 
     def _attention(
         self,
-        x: F32Array,
+        tokens: int,
         layer: Layer,
         index: int,
         chunks: Sequence[Chunk],
         angles: list[tuple[F32Array, F32Array]],
     ) -> None:
         """x += output(attention(qkv(norm(x)))); each chunk attends to its own cache."""
-        b, tokens = self.buffers, len(x)
-        qkv = b.qkv[:tokens]
-        self._norm(x, layer.attention_norm)
-        self._matmul(qkv, layer.qkv)
+        b = self.buffers
+        self._norm(b.at.x, tokens, layer.attention_norm)
+        self._matmul(b.at.qkv, tokens, layer.qkv)
         window = self.config.sliding_window if self.config.is_sliding[index] else 0
         out = b.blocks[: tokens * self.config.q_rows].reshape(-1, tokens, 32)
         first = 0
@@ -143,46 +151,42 @@ class Model:
             rows = slice(first, first + len(chunk.tokens))
             first = rows.stop
             cache: LayerCache = chunk.cache.layers[index]
-            rotate_and_store(qkv[rows], cache.keys, cache.values, cos, sin, chunk.position, self.config.heads)
+            qkv = b.qkv[rows]
+            rotate_and_store(qkv, cache.keys, cache.values, cos, sin, chunk.position, self.config.heads)
             attention(
                 out,
                 rows.start,
-                qkv[rows],
+                qkv,
                 cache.keys,
                 cache.values,
                 layer.sinks,
                 chunk.position,
                 window,
                 b.attention_scratch,
-                address(b.counter),
+                b.at.counter,
             )
-        self._matmul(x, layer.output, adding=True)
+        self._matmul(b.at.x, tokens, layer.output, adding=True)
 
-    def _experts(self, x: F32Array, layer: Layer) -> None:
+    def _experts(self, tokens: int, layer: Layer) -> None:
         """x += Σ weight * expert(norm(x)) over each token's active experts."""
-        b, c, tokens = self.buffers, self.config, len(x)
-        self._norm(x, layer.mlp_norm)
-        router_logits = b.router_logits[:tokens]
-        self._matmul(router_logits, layer.router)
-        router_logits[:, : c.experts] += layer.router_bias
-
+        b, c = self.buffers, self.config
+        self._norm(b.at.x, tokens, layer.mlp_norm)
+        self._matmul(b.at.router_logits, tokens, layer.router)
         ids, weights, places = b.expert_ids[:tokens], b.expert_weights[:tokens], b.places[:tokens]
-        kernels.route(ids, weights, router_logits, c.experts)
+        kernels.route(ids, weights, b.router_logits, layer.router_bias)
         kernels.sort_by_expert(b.starts, b.sources, places, ids)
         active = b.active[: expert_kernels.list_active(b.active, b.starts)]
 
         gate_up, down, runs = self.weights.gate_up, self.weights.down, layer.expert_runs
         inputs = self._inputs(gate_up[0], c.hidden // 32, tokens, b.sources[: tokens * c.active_experts])
-        h = (inputs[0], address(b.h), address(b.h_scales))
-        alpha, limit = np.float32(SWIGLU_ALPHA), np.float32(c.swiglu_limit)
-        expert_kernels.gate_up(h, gate_up, runs, inputs, b.starts, active, alpha, limit, b.workers)
-        expert_kernels.down(address(b.y), down, runs, h, b.starts, active, b.workers)
-        kernels.add_experts(address(x), address(b.y), places, weights, c.hidden)
+        h = (inputs[0], b.at.h, b.at.h_scales)
+        expert_kernels.gate_up(h, gate_up, runs, inputs, b.starts, active, *self._swiglu, b.workers)
+        expert_kernels.down(b.at.y, down, runs, h, b.starts, active, b.workers)
+        kernels.add_experts(b.at.x, b.at.y, places, weights, c.hidden)
 
-    def _norm(self, x: F32Array, weight: F32Array) -> None:
-        """RMSNorm of x (T, D) into buffers.blocks (D/32, T, 32)."""
-        eps = np.float32(self.config.rms_norm_eps)
-        kernels.rms_norm(address(self.buffers.blocks), address(x), address(weight), *x.shape, eps)
+    def _norm(self, x: int, tokens: int, weight: int) -> None:
+        """RMSNorm of x (tokens, D), an address, into buffers.blocks (D/32, tokens, 32)."""
+        kernels.rms_norm(self.buffers.at.blocks, x, weight, tokens, self.config.hidden, self._eps)
 
     def _inputs(
         self, kind: int, blocks: int, tokens: int, sources: NDArray[np.int32] | None = None
@@ -194,18 +198,16 @@ class Model:
         b = self.buffers
         exact = self.exact or kind == BF16
         if exact and sources is None:
-            return True, address(b.blocks), 0
+            return True, b.at.blocks, 0
         if exact:
-            kernels.gather(address(b.gathered), address(b.blocks), sources, tokens, blocks)
-            return True, address(b.gathered), 0
+            kernels.gather(b.at.gathered, b.at.blocks, sources, tokens, blocks)
+            return True, b.at.gathered, 0
         if sources is None:
             sources = b.in_order[:tokens]
-        kernels.quantize(
-            address(b.codes), address(b.scales), address(b.blocks), sources, tokens, blocks, OFFSETS[kind]
-        )
-        return False, address(b.codes), address(b.scales)
+        kernels.quantize(b.at.codes, b.at.scales, b.at.blocks, sources, tokens, blocks, OFFSETS[kind])
+        return False, b.at.codes, b.at.scales
 
-    def _matmul(self, out: F32Array, matrix: Matrix, adding: bool = False) -> None:
-        """out (T, rows) = matrix @ buffers.blocks + bias, or out += … if `adding`."""
-        inputs = self._inputs(matrix.kind, matrix.blocks, len(out))
-        matmul(address(out), matrix.tiles, inputs, len(out), adding, self.buffers.workers)
+    def _matmul(self, out: int, tokens: int, matrix: Matrix, adding: bool = False) -> None:
+        """out (tokens, rows), an address, = matrix @ buffers.blocks + bias, or out += … if `adding`."""
+        inputs = self._inputs(matrix.kind, matrix.blocks, tokens)
+        matmul(out, matrix.tiles, inputs, tokens, adding, self.buffers.workers)

@@ -65,13 +65,13 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Layer:
-    """The weights of one layer. Norms (D,) and sinks (H,) are float32."""
+    """The weights of one layer. Norms are addresses of (D,) float32; sinks (H,)."""
 
-    attention_norm: NDArray[np.float32]
+    attention_norm: int
     qkv: Matrix
     sinks: NDArray[np.float32]
     output: Matrix
-    mlp_norm: NDArray[np.float32]
+    mlp_norm: int
     router: Matrix
     router_bias: NDArray[np.float32]  # (E,), unpadded
     expert_runs: NDArray[np.int64]  # (E,): the address of each expert's run
@@ -84,7 +84,7 @@ class Weights:
     layers: list[Layer]
     embedding: NDArray[Any]  # (V, D) int8, or uint16: bfloat16 bits
     embedding_scales: NDArray[np.uint16] | None  # (V, D/32) float16 bits, for int8
-    final_norm: NDArray[np.float32]
+    final_norm: int  # address of (D,) float32
     unembedding: Matrix
     gate_up: Tiles  # of each expert, with byte offsets in its run for addresses
     down: Tiles
@@ -146,7 +146,7 @@ def _weights(layers: list[Tensors], vocabulary: Tensors, config: ModelConfig, dt
         layers=[_layer(tensors, dtypes) for tensors in layers],
         embedding=vocabulary["embedding.codes"],
         embedding_scales=vocabulary.get("embedding.scales"),
-        final_norm=vocabulary["final_norm"],
+        final_norm=address(vocabulary["final_norm"]),
         unembedding=_matrix(vocabulary, "unembedding", dtypes.unembedding),
         gate_up=(kind, run.gate_up_codes, run.gate_up_scales, run.gate_up_bias, i // 4, d // 32),
         down=(kind, run.down_codes, run.down_scales, run.down_bias, d // 8, i // 32),
@@ -169,11 +169,11 @@ def _matrix(tensors: Tensors, name: str, dtype: str, biased: bool = True) -> Mat
 def _layer(tensors: Tensors, dtypes: Dtypes) -> Layer:
     experts = tensors["experts"]
     return Layer(
-        attention_norm=tensors["attention_norm"],
+        attention_norm=address(tensors["attention_norm"]),
         qkv=_matrix(tensors, "qkv", dtypes.attention),
         sinks=tensors["sinks"],
         output=_matrix(tensors, "output", dtypes.attention),
-        mlp_norm=tensors["mlp_norm"],
+        mlp_norm=address(tensors["mlp_norm"]),
         router=_matrix(tensors, "router", "bf16", biased=False),  # its rows may be padded
         router_bias=tensors["router.bias"],
         expert_runs=address(experts) + experts.shape[1] * np.arange(len(experts), dtype=np.int64),

@@ -127,9 +127,10 @@ def test_route(tokens, experts, active):
     logits = random_x(tokens, -(-experts // 8) * 8) * 3
     logits[:, experts:] = 1e9  # padding, which nobody may choose
     ids, weights = np.empty((tokens, active), np.int32), np.empty((tokens, active), np.float32)
-    kernels.route(ids, weights, logits, experts)
+    bias = random_x(1, experts)[0]
+    kernels.route(ids, weights, logits.copy(), bias)
     for t in range(tokens):
-        expected_ids, expected_weights = naive.route(logits[t, :experts].astype(np.float64), active)
+        expected_ids, expected_weights = naive.route((logits[t, :experts] + bias).astype(np.float64), active)
         assert ids[t].tolist() == expected_ids.tolist()
         np.testing.assert_allclose(weights[t], expected_weights, rtol=1e-6)
 
@@ -137,7 +138,7 @@ def test_route(tokens, experts, active):
 def test_route_takes_the_lower_of_equal_experts():
     logits = np.array([[1, 3, 2, 3, 2, 2, 0, 0]], np.float32)
     ids, weights = np.empty((1, 4), np.int32), np.empty((1, 4), np.float32)
-    kernels.route(ids, weights, logits, 7)
+    kernels.route(ids, weights, logits, np.zeros(7, np.float32))
     assert ids.tolist() == [[1, 3, 2, 4]]
     assert weights[0, 0] == weights[0, 1] > weights[0, 2] == weights[0, 3]
 
@@ -145,7 +146,7 @@ def test_route_takes_the_lower_of_equal_experts():
 def test_route_of_far_apart_logits():
     logits = np.array([[-500, 1000, -1000, 0, 0, 0, 0, 0]], np.float32)
     ids, weights = np.empty((1, 3), np.int32), np.empty((1, 3), np.float32)
-    kernels.route(ids, weights, logits, 3)
+    kernels.route(ids, weights, logits, np.zeros(3, np.float32))
     assert ids.tolist() == [[1, 0, 2]]
     assert weights.tolist() == [[1, 0, 0]]
 

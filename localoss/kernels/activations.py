@@ -126,15 +126,18 @@ def swiglu(gate, up, alpha, limit):
 
 
 @jit
-def route(expert_ids, expert_weights, logits, experts):
-    """Choose each token's experts: the A largest logits, in falling order, and their softmax.
+def route(expert_ids, expert_weights, logits, bias):
+    """Choose each token's experts: the A largest of logits + bias, in falling order, and their softmax.
 
-    Arrays: expert_ids (T, A) i32 and expert_weights (T, A) f32, overwritten; logits (T, n) f32, of whose
-    columns the first `experts` count. Equal logits: the lower expert first.
+    Arrays: expert_ids (T, A) i32 and expert_weights (T, A) f32, overwritten; bias (E,) f32; logits (≥ T, ≥ E)
+    f32, to which the bias is added. Of equals, the lower expert comes first. Oracle: tests/naive.py.
     """
     tokens, active = expert_ids.shape
+    experts = len(bias)
     for t in range(tokens):
         row = logits[t]
+        for e in range(experts):
+            row[e] += bias[e]
         for a in range(active):
             best = -1
             for e in range(experts):

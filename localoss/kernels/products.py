@@ -36,7 +36,7 @@ OFFSETS = (isa.OFFSET_4BIT, isa.OFFSET_4BIT, isa.OFFSET_8BIT, 0)  # what int8 ac
 KINDS = {"mxfp4": MXFP4, "int4": INT4, "int8": INT8, "bf16": BF16}
 
 TILE_SCRATCH_BYTES = 32 * 8 * 4  # a tile decoded to float32
-_AHEAD_BYTES = 2048  # how far before their use weights are asked for
+_AHEAD_BYTES = 4096  # how far before their use weights are asked for
 
 
 @force_inline
@@ -92,73 +92,103 @@ def _fp4_scales(scales):
 
 
 @force_inline
+def _plus_4bit(total, w, correction, scale, x, x_scale):
+    """total + scale * x_scale * (w · x): one tile of 4-bit weights times one token's block."""
+    return fma(to_f32(isa.dot_4bit(x, w, correction)), mul(scale, broadcast_f32(x_scale)), total)
+
+
+@force_inline
+def _plus_8bit(total, w, correction, scale, x, x_scale):
+    return fma(to_f32(isa.dot_8bit(x, w, correction)), mul(scale, broadcast_f32(x_scale)), total)
+
+
+@force_inline
 def _add_4bit(sums, w, scale, x, x_scales, tokens):
     correction = isa.correction_4bit(w)
     for t in range(tokens):
-        dots = to_f32(isa.dot_4bit(x + 32 * t, w, correction))
-        store_f32x8(
-            sums + 32 * t, fma(dots, mul(scale, broadcast_f32(x_scales + 4 * t)), load_f32x8(sums + 32 * t))
-        )
+        total = load_f32x8(sums + 32 * t)
+        total = _plus_4bit(total, w, correction, scale, x + 32 * t, x_scales + 4 * t)
+        store_f32x8(sums + 32 * t, total)
 
 
 @force_inline
 def _add_8bit(sums, w, scale, x, x_scales, tokens):
     correction = isa.correction_8bit(w)
     for t in range(tokens):
-        dots = to_f32(isa.dot_8bit(x + 32 * t, w, correction))
-        store_f32x8(
-            sums + 32 * t, fma(dots, mul(scale, broadcast_f32(x_scales + 4 * t)), load_f32x8(sums + 32 * t))
-        )
+        total = load_f32x8(sums + 32 * t)
+        total = _plus_8bit(total, w, correction, scale, x + 32 * t, x_scales + 4 * t)
+        store_f32x8(sums + 32 * t, total)
+
+
+@force_inline
+def _prefetch_128(address):
+    prefetch(address + _AHEAD_BYTES)
+    prefetch(address + _AHEAD_BYTES + 64)
 
 
 @jit
 def _add_row_group_mxfp4(sums, codes, scales, x, x_scales, tokens, stride, blocks):
     for b in range(blocks):
         tile = codes + 128 * b
-        prefetch(tile + _AHEAD_BYTES)
-        prefetch(tile + _AHEAD_BYTES + 64)
-        _add_4bit(
-            sums,
-            _load_fp4(tile),
-            _fp4_scales(scales + 8 * b),
-            x + 32 * stride * b,
-            x_scales + 4 * stride * b,
-            tokens,
-        )
+        _prefetch_128(tile)
+        w, scale = _load_fp4(tile), _fp4_scales(scales + 8 * b)
+        _add_4bit(sums, w, scale, x + 32 * stride * b, x_scales + 4 * stride * b, tokens)
+
+
+@jit
+def _add_one_token_mxfp4(sums, codes, scales, x, x_scales, stride, blocks):
+    total = load_f32x8(sums)
+    for b in range(blocks):
+        tile = codes + 128 * b
+        _prefetch_128(tile)
+        w, scale = _load_fp4(tile), _fp4_scales(scales + 8 * b)
+        x_scale = x_scales + 4 * stride * b
+        total = _plus_4bit(total, w, isa.correction_4bit(w), scale, x + 32 * stride * b, x_scale)
+    store_f32x8(sums, total)
 
 
 @jit
 def _add_row_group_int4(sums, codes, scales, x, x_scales, tokens, stride, blocks):
     for b in range(blocks):
         tile = codes + 128 * b
-        prefetch(tile + _AHEAD_BYTES)
-        prefetch(tile + _AHEAD_BYTES + 64)
-        _add_4bit(
-            sums,
-            _load_int4(tile),
-            isa.load_f16(scales + 16 * b),
-            x + 32 * stride * b,
-            x_scales + 4 * stride * b,
-            tokens,
-        )
+        _prefetch_128(tile)
+        w, scale = _load_int4(tile), isa.load_f16(scales + 16 * b)
+        _add_4bit(sums, w, scale, x + 32 * stride * b, x_scales + 4 * stride * b, tokens)
+
+
+@jit
+def _add_one_token_int4(sums, codes, scales, x, x_scales, stride, blocks):
+    total = load_f32x8(sums)
+    for b in range(blocks):
+        tile = codes + 128 * b
+        _prefetch_128(tile)
+        w, scale = _load_int4(tile), isa.load_f16(scales + 16 * b)
+        x_scale = x_scales + 4 * stride * b
+        total = _plus_4bit(total, w, isa.correction_4bit(w), scale, x + 32 * stride * b, x_scale)
+    store_f32x8(sums, total)
 
 
 @jit
 def _add_row_group_int8(sums, codes, scales, x, x_scales, tokens, stride, blocks):
     for b in range(blocks):
         tile = codes + 256 * b
-        prefetch(tile + _AHEAD_BYTES)
-        prefetch(tile + _AHEAD_BYTES + 64)
-        prefetch(tile + _AHEAD_BYTES + 128)
-        prefetch(tile + _AHEAD_BYTES + 192)
-        _add_8bit(
-            sums,
-            _load_8bit(tile),
-            isa.load_f16(scales + 16 * b),
-            x + 32 * stride * b,
-            x_scales + 4 * stride * b,
-            tokens,
-        )
+        _prefetch_128(tile)
+        _prefetch_128(tile + 128)
+        w, scale = _load_8bit(tile), isa.load_f16(scales + 16 * b)
+        _add_8bit(sums, w, scale, x + 32 * stride * b, x_scales + 4 * stride * b, tokens)
+
+
+@jit
+def _add_one_token_int8(sums, codes, scales, x, x_scales, stride, blocks):
+    total = load_f32x8(sums)
+    for b in range(blocks):
+        tile = codes + 256 * b
+        _prefetch_128(tile)
+        _prefetch_128(tile + 128)
+        w, scale = _load_8bit(tile), isa.load_f16(scales + 16 * b)
+        x_scale = x_scales + 4 * stride * b
+        total = _plus_8bit(total, w, isa.correction_8bit(w), scale, x + 32 * stride * b, x_scale)
+    store_f32x8(sums, total)
 
 
 @force_inline
@@ -221,6 +251,13 @@ def add_row_group(kind, exact, sums, codes, scales, x, x_scales, tokens, stride,
     """
     if exact:
         _add_row_group_exact(kind, sums, codes, scales, x, tokens, stride, blocks, scratch)
+    elif tokens == 1:  # decoding: the sums stay in a register, and memory is what it waits for
+        if kind == MXFP4:
+            _add_one_token_mxfp4(sums, codes, scales, x, x_scales, stride, blocks)
+        elif kind == INT4:
+            _add_one_token_int4(sums, codes, scales, x, x_scales, stride, blocks)
+        else:
+            _add_one_token_int8(sums, codes, scales, x, x_scales, stride, blocks)
     elif kind == MXFP4:
         _add_row_group_mxfp4(sums, codes, scales, x, x_scales, tokens, stride, blocks)
     elif kind == INT4:

@@ -55,9 +55,9 @@ def convert(
         _require_tensors(checkpoint, config)
         wanted = Manifest(_source_of(checkpoint), dtypes or Dtypes(), _localoss_version())
         files = _files(config, wanted.dtypes)
-        target = Target(out, wanted)
-        there = target.prepare({name: file_bytes(specs) for name, specs in files.items()}, force)
-        written_bytes = 0 if there else _write_files(checkpoint, config, files, target, progress)
+        with Target(out, wanted, _source_files(checkpoint)) as target:
+            there = target.prepare({name: file_bytes(specs) for name, specs in files.items()}, force)
+            written_bytes = 0 if there else _write_files(checkpoint, config, files, target, progress)
     return Summary(target.manifest, there, written_bytes, time.monotonic() - started_s)
 
 
@@ -117,6 +117,10 @@ def _require_tensors(checkpoint: Checkpoint, config: ModelConfig) -> None:
         )
     for name, (dtype, shape) in source_shapes(config).items():
         checkpoint.require(name, dtype, shape)
+
+
+def _source_files(checkpoint: Checkpoint) -> list[Path]:
+    return [checkpoint.folder / "config.json", *sorted({path for path, _ in checkpoint.tensors.values()})]
 
 
 def _source_of(checkpoint: Checkpoint) -> Source:

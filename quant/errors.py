@@ -1,7 +1,16 @@
 """Errors of the converter whose message is for the user."""
 
+MOST_CHARACTERS = 600
+
 
 class QuantError(Exception):
     """A source, target or number format that cannot be used as asked; the message says why and what to do."""
 
     exit_code = 2
+
+    def __str__(self) -> str:
+        """One line that a terminal can show, whatever names and values a damaged file brought into it."""
+        text = "".join(char if char.isprintable() else repr(char)[1:-1] for char in super().__str__())
+        if len(text) <= MOST_CHARACTERS:
+            return text
+        return f"{text[: MOST_CHARACTERS // 2]} … {text[-MOST_CHARACTERS // 2 :]}"

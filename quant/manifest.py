@@ -72,9 +72,10 @@ class Manifest:
     def with_file(self, name: str, entry: FileEntry) -> "Manifest":
         return replace(self, files=dict(sorted({**self.files, name: entry}.items())))
 
-    def to_json(self) -> str:
+    def to_json(self, **more: Any) -> bytes:
+        """The file's content, with the keys and values of `more` at its end."""
         first = {"format_version": self.format_version, "localoss_version": self.localoss_version}
-        return json.dumps(first | asdict(self), indent=2) + "\n"
+        return (json.dumps(first | asdict(self) | more, indent=2) + "\n").encode()
 
 
 def read_manifest(folder: Path) -> Manifest:

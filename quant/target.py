@@ -1,13 +1,15 @@
 """The output folder of a conversion: may it be written, what is there already, what is left to do."""
 
-import os
+import json
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 
+from quant import disk
 from quant.errors import QuantError
 from quant.layout import MANIFEST, VOCABULARY_FILE
 from quant.manifest import PARTIAL, FileEntry, Manifest, parse_manifest
-from quant.writer import PART, disk_error, sync_folder
+from quant.writer import PART
 
 CONFIG_FILES = ("config.json", "generation_config.json")
 SPARE_BYTES = 64 << 20  # for the small files and the file system's own needs
@@ -15,46 +17,77 @@ NEW_PARTIAL = f"{PARTIAL}.new"
 
 
 class Target:
-    """Keeps the manifest on disk in step with the files that are complete, so that a second run can go on.
+    """Keeps a journal of the files that are complete, so that a second run can go on.
 
-    `manifest` grows with every file; before the last one its name is localoss.json.part.
+    The journal is the manifest so far, under the name localoss.json.part, and the `source_files`' sizes and
+    times. Use as a context manager: it locks the folder.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest):
+    def __init__(self, folder: Path, manifest: Manifest, source_files: list[Path]):
         self.folder = folder
-        self.manifest = manifest
+        self.manifest = manifest  # grows with every file
+        self._source_files = source_files
+        self._stamps = disk.stamps_of(source_files)
+        self._held = ExitStack()
 
-    def prepare(self, sizes: dict[str, int], force: bool) -> bool:
-        """Make the folder ready for files of `sizes` bytes; True if the model is there, complete.
+    def __enter__(self) -> "Target":
+        return self
 
-        Raises: QuantError if it holds something else, or the disk has no room.
+    def __exit__(self, *_: object) -> None:
+        self._held.close()
+
+    def look(self, force: bool) -> bool:
+        """Take what is there into `manifest`, and change nothing; True if the model is complete.
+
+        Raises: QuantError if the folder holds something else that `force` doesn't replace.
         """
         self._check_foreign()
-        if not force:
-            if (self.folder / MANIFEST).exists():
-                return self._take_complete()
-            self._take_partial()
-        self._check_room(sum(size for name, size in sizes.items() if name not in self.manifest.files))
+        if (self.folder / MANIFEST).exists():
+            return not force and self._take_complete()
+        self._take_partial(force)
+        return False
+
+    def prepare(self, sizes: dict[str, int], force: bool) -> bool:
+        """Lock the folder and make it ready for files of `sizes` bytes; True if the model is complete.
+
+        Raises: QuantError if it holds something else, another process writes it, or the disk has no room.
+        """
+        self._check_foreign()
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            if not self.folder.exists():
+                self._check_room(sizes)
+                disk.make_folder(self.folder)
+            self._held.enter_context(disk.locked(self.folder))
+            if self.look(force):
+                for name in (PARTIAL, NEW_PARTIAL):  # left if the last run ended just before it would have
+                    disk.try_to_remove(self.folder / name)
+                return True
+            self._check_room(sizes)
             self._save()  # first, so that the folder is known as ours whatever happens
-            for path in self._unfinished():
-                path.unlink()
+            self._clear()
         except OSError as error:
-            raise disk_error(error, self.folder) from None
+            raise disk.disk_error(error, self.folder) from None
         return False
 
     def add(self, name: str, entry: FileEntry) -> None:
-        """File `name` is complete and on disk."""
+        """File `name` is complete and on disk. Raises: QuantError if the source changed meanwhile."""
+        for path in self._changed(disk.stamps_of(self._source_files)):
+            raise QuantError(f"{path}: changed while it was converted; convert it again with --force")
         self.manifest = self.manifest.with_file(name, entry)
         try:
             self._save()
         except OSError as error:
-            raise disk_error(error, self.folder) from None
+            raise disk.disk_error(error, self.folder) from None
 
     def finish(self) -> None:
-        os.replace(self.folder / PARTIAL, self.folder / MANIFEST)
-        sync_folder(self.folder)
+        """The model is complete: from now on it has its manifest."""
+        try:
+            disk.write_file(self.folder / NEW_PARTIAL, self.manifest.to_json())
+            disk.replace(self.folder / NEW_PARTIAL, self.folder / MANIFEST)
+            disk.sync_folder(self.folder)
+            disk.remove(self.folder / PARTIAL)
+        except OSError as error:
+            raise disk.disk_error(error, self.folder) from None
 
     def _check_foreign(self) -> None:
         """Raises: QuantError if the folder holds anything that a conversion does not write."""
@@ -62,7 +95,7 @@ class Target:
             return
         if not self.folder.is_dir():
             raise QuantError(f"{self.folder}: a file; name a new folder for the model")
-        names = {path.name for path in self.folder.iterdir()}
+        names = {path.name for path in self.folder.iterdir()} - {disk.LOCK_FILE}
         if names and not names & {MANIFEST, PARTIAL, NEW_PARTIAL}:
             raise QuantError(
                 f"{self.folder}: holds something else ({min(names)}); name a new or empty folder"
@@ -74,11 +107,19 @@ class Target:
             )
 
     def _take_complete(self) -> bool:
+        path = self.folder / MANIFEST
         try:
-            there = parse_manifest(self.folder / MANIFEST)
+            there = parse_manifest(path)
         except QuantError as error:
             raise QuantError(f"{error}, or write it again with --force") from None
         self._check_same(there)
+        made_ns = path.stat().st_mtime_ns
+        for name, (_, changed_ns) in self._stamps.items():
+            if changed_ns > made_ns:
+                raise QuantError(
+                    f"{self.folder}: older than {name} of the checkpoint; if that is another one now, "
+                    "write the model again with --force"
+                )
         self.manifest = there
         for name, entry in there.files.items():
             path = self.folder / name
@@ -86,13 +127,29 @@ class Target:
                 raise QuantError(f"{path}: missing or damaged; write the model again with --force")
         return True
 
-    def _take_partial(self) -> None:
-        """Go on from an interrupted conversion: files that it finished, and that are whole, stay."""
+    def _take_partial(self, force: bool) -> None:
+        """Go on from an interrupted conversion: files that it finished, and that are whole, stay.
+
+        A file in the journal was synced before it got its name, so its size says enough.
+        """
         try:
             there = parse_manifest(self.folder / PARTIAL)
-        except QuantError:
+            stamps = json.loads((self.folder / PARTIAL).read_bytes())["source_files"]
+        except (QuantError, KeyError):
             return  # there is none, or it is damaged: start afresh
-        self._check_same(there)
+        try:
+            self._check_same(there)
+            for name in self._changed(stamps):
+                raise QuantError(
+                    f"{self.folder}: {name} of the checkpoint changed since this conversion began; "
+                    "begin again with --force"
+                )
+        except QuantError:
+            if force:
+                return
+            raise
+        if there.localoss_version != self.manifest.localoss_version:
+            return  # it may have rounded differently: start afresh
         for name, entry in there.files.items():
             path = self.folder / name
             if path.exists() and path.stat().st_size == entry.bytes:
@@ -108,30 +165,46 @@ class Target:
             return
         raise QuantError(f"{self.folder}: holds {what}; name another folder, or replace it with --force")
 
-    def _unfinished(self) -> list[Path]:
-        """Everything in the folder that this conversion will not keep, the old manifest first."""
-        keep = {*self.manifest.files, PARTIAL}
-        paths = [path for path in self.folder.iterdir() if path.name not in keep]
-        return sorted(paths, key=lambda path: path.name != MANIFEST)
+    def _changed(self, stamps: dict[str, list[int]]) -> list[str]:
+        """The source files that aren't as `stamps` tell."""
+        return sorted(
+            name for name in self._stamps.keys() | stamps.keys() if self._stamps.get(name) != stamps.get(name)
+        )
 
-    def _check_room(self, needed_bytes: int) -> None:
-        existing = next(path for path in (self.folder, *self.folder.resolve().parents) if path.exists())
-        free_bytes = shutil.disk_usage(existing).free
-        if self.folder.exists():
-            free_bytes += sum(path.stat().st_size for path in self._unfinished())
+    def _clear(self) -> None:
+        """Remove what this conversion will not keep; the old manifest for good before anything it names."""
+        if (self.folder / MANIFEST).exists():
+            disk.remove(self.folder / MANIFEST)
+            disk.sync_folder(self.folder)
+        for path in self._unfinished():
+            disk.remove(path)
+
+    def _unfinished(self) -> list[Path]:
+        """Everything in the folder that this conversion will not keep."""
+        keep = {*self.manifest.files, PARTIAL, disk.LOCK_FILE}
+        return [path for path in self.folder.iterdir() if path.name not in keep]
+
+    def _check_room(self, sizes: dict[str, int]) -> None:
+        needed_bytes = sum(size for name, size in sizes.items() if name not in self.manifest.files)
+        free_bytes = self.free_bytes()
         if free_bytes < needed_bytes + SPARE_BYTES:
             raise QuantError(
                 f"{self.folder}: needs {needed_bytes / 1e9:.1f} GB, but {free_bytes / 1e9:.1f} GB are free; "
                 "make room or name a folder on another disk"
             )
 
+    def free_bytes(self) -> int:
+        """What the conversion can use: free space, and that of files in the folder that it will remove."""
+        existing = next(path for path in (self.folder, *self.folder.resolve().parents) if path.exists())
+        free_bytes = shutil.disk_usage(existing).free
+        if self.folder.exists():
+            free_bytes += sum(path.stat().st_size for path in self._unfinished())
+        return free_bytes
+
     def _save(self) -> None:
         new = self.folder / NEW_PARTIAL
-        with open(new, "w", encoding="utf-8") as file:
-            file.write(self.manifest.to_json())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, self.folder / PARTIAL)
+        disk.write_file(new, self.manifest.to_json(source_files=self._stamps))
+        disk.replace(new, self.folder / PARTIAL)
 
 
 def _is_ours(name: str) -> bool:

@@ -1,12 +1,11 @@
 """Writes files of the model directory: under a temporary name, hashed on the way, synced, then renamed."""
 
-import errno
 import hashlib
 import json
-import os
 from collections import deque
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from io import FileIO
 from math import prod
 from pathlib import Path
@@ -14,8 +13,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from quant import disk
 from quant.checkpoint import DTYPE_BYTES
-from quant.errors import QuantError
 from quant.layout import FORMAT_VERSION, PAGE, TensorSpec, round_up
 from quant.manifest import FileEntry
 
@@ -90,60 +89,44 @@ class Writer:
         sha256 = hashlib.sha256()
         total_bytes = 0
         try:
-            with FileIO(part_path, "w") as file:
+            with FileIO(part_path, "w") as file, self._nothing_pending():
                 for chunk in chunks:
                     total_bytes += len(chunk)
                     self._submit(file, sha256, chunk)
                 self._wait(0)
-                os.fsync(file.fileno())
-            os.replace(part_path, path)
-            sync_folder(path.parent)
+                disk.sync(file)
+            disk.replace(part_path, path)
+            disk.sync_folder(path.parent)
         except OSError as error:
-            part_path.unlink(missing_ok=True)
-            raise disk_error(error, path) from None
+            disk.try_to_remove(part_path)
+            raise disk.disk_error(error, path) from None
         except BaseException:
-            part_path.unlink(missing_ok=True)
+            disk.try_to_remove(part_path)
             raise
         return FileEntry(total_bytes, sha256.hexdigest())
 
+    @contextmanager
+    def _nothing_pending(self) -> Iterator[None]:
+        """However the file ends, no thread writes to it afterwards."""
+        try:
+            yield
+        finally:
+            for _, *futures in self._pending:
+                for future in futures:
+                    future.cancel()
+            wait([future for _, *futures in self._pending for future in futures])
+            self._pending.clear()
+
     def _submit(self, file: FileIO, sha256: Any, chunk: Any) -> None:
         hashed = self._hasher.submit(sha256.update, chunk)
-        written = self._disk.submit(_write_all, file, chunk)
+        written = self._disk.submit(disk.write, file, chunk)
         self._pending.append((len(chunk), hashed, written))
         self._wait(PARTS_IN_FLIGHT)
 
     def _wait(self, most_pending: int) -> None:
         while len(self._pending) > most_pending:
-            size, hashed, written = self._pending.popleft()
+            size, hashed, written = self._pending[0]  # stays there until both are over, or fail
             hashed.result()
             written.result()
+            self._pending.popleft()
             self._advance(size)
-
-
-def _write_all(file: FileIO, chunk: Any) -> None:
-    view = memoryview(chunk)
-    while view:
-        view = view[file.write(view) :]
-    if hasattr(os, "posix_fadvise"):
-        # Linux starts to write these pages out now, without a wait; else the disk idles until the fsync.
-        start = file.tell() - len(chunk)
-        os.posix_fadvise(file.fileno(), start, len(chunk), os.POSIX_FADV_DONTNEED)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in `folder` last through a power cut, where the system lets folders be opened."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def disk_error(error: OSError, path: Path) -> QuantError:
-    """What the user can do about an `error` while `path` was written."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return QuantError(
-            f"{path}: the disk is full; free some space and run the same command again to go on"
-        )
-    return QuantError(f"{path}: cannot be written ({error.strerror})")

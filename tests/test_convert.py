@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
+from quant import disk
 from quant import target as target_module
-from quant import writer as writer_module
 from quant.checkpoint import Checkpoint, read_header
 from quant.config import read_config
 from quant.convert import convert
@@ -283,11 +283,13 @@ def test_an_interrupted_conversion_goes_on(checkpoint, tmp_path, stop_at):
     assert files_of(out) == files_of(tmp_path / "fresh")
 
 
-def test_a_finished_file_that_was_cut_is_written_again(checkpoint, tmp_path):
+def test_a_finished_file_that_was_cut_is_written_again(checkpoint, tmp_path, monkeypatch):
     out = tmp_path / "out"
+    convert(checkpoint("short"), tmp_path / "whole")
+    whole = files_of(tmp_path / "whole")
+    monkeypatch.setattr(target_module.Target, "finish", lambda self: None)
     convert(checkpoint("short"), out)
-    whole = files_of(out)
-    os.replace(out / "localoss.json", out / PARTIAL)
+    monkeypatch.undo()
     (out / "layer-001.safetensors").write_bytes(whole["layer-001.safetensors"][:-1])
     (out / "layer-002.safetensors.part").write_bytes(b"left by a kill")
     summary = convert(checkpoint("short"), out)
@@ -317,15 +319,15 @@ def test_a_disk_without_room_is_refused_before_the_first_byte(checkpoint, tmp_pa
 
 def test_a_disk_that_fills_up_is_one_line_and_can_go_on(checkpoint, tmp_path, monkeypatch):
     out, written = tmp_path / "out", []
-    write_all = writer_module._write_all
+    write = disk.write
 
     def fill_up(file, chunk):
         written.append(len(chunk))
         if sum(written) > 400_000:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write_all(file, chunk)
+        write(file, chunk)
 
-    monkeypatch.setattr(writer_module, "_write_all", fill_up)
+    monkeypatch.setattr(disk, "write", fill_up)
     with pytest.raises(QuantError, match="the disk is full; free some space and run the same command again"):
         convert(checkpoint("window"), out)
     monkeypatch.undo()

@@ -1,4 +1,4 @@
-"""Reads safetensors files: a header parser that trusts nothing, and the tensors of a published checkpoint.
+"""Reads safetensors files: a header parser that trusts nothing, and the tensors of a checkpoint.
 
 Tensors are read in slices, never mapped: mapped pages would count as resident memory.
 """
@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quant.errors import QuantError
-from quant.layout import MANIFEST
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
@@ -27,6 +26,8 @@ DTYPE_BYTES = {
     **dict.fromkeys(("U32", "I32", "F32"), 4),
     **dict.fromkeys(("U64", "I64", "F64"), 8),
 }
+NUMPY_DTYPES = {"U8": np.uint8, "F16": np.float16, "BF16": np.uint16, "F32": np.float32}
+WANTED = "give a gpt-oss checkpoint: a folder with its safetensors files, or a .gguf file"
 DAMAGED = "the file is damaged; download it again"
 
 
@@ -107,67 +108,36 @@ def _check_extent(path: Path, tensors: dict[str, TensorInfo], data_start: int, f
         raise QuantError(f"{path}: {file_bytes - end:,} bytes more than its header tells; {DAMAGED}")
 
 
-class Checkpoint:
-    """The tensors of a folder with model.safetensors.index.json and its shards, or one model.safetensors.
-
-    Every header is read and checked at the start. Raises: QuantError, naming the file at fault.
-    """
+class TensorFiles:
+    """The tensors of one checkpoint: `tensors` is name -> (file, where in it)."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         self._files: dict[Path, FileIO] = {}
         self.tensors: dict[str, tuple[Path, TensorInfo]] = {}
-        index = folder / INDEX_FILE
-        if index.exists():
-            self._read_index(index)
-        elif (folder / SINGLE_FILE).exists():
-            path = folder / SINGLE_FILE
-            self.tensors = {name: (path, info) for name, info in read_header(path)[0].items()}
-        else:
-            raise QuantError(
-                f"{folder}: neither {INDEX_FILE} nor {SINGLE_FILE} is there; "
-                "give the folder of a Hugging Face gpt-oss checkpoint"
-            )
 
-    def _read_index(self, index: Path) -> None:
-        try:
-            weight_map = _parse_json(index.read_bytes(), str(index)).get("weight_map")
-        except OSError as error:
-            raise QuantError(f"{index}: cannot be read ({error.strerror})") from None
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise QuantError(f"{index}: no weight_map; {DAMAGED}")
-        shards: dict[str, Mapping[str, TensorInfo]] = {}
-        for name, shard in weight_map.items():
-            if not isinstance(shard, str) or not shard.endswith(".safetensors") or set(shard) & set("/\\:\0"):
-                raise QuantError(f"{index}: {shard!r} does not name a file in the same folder; {DAMAGED}")
-            path = self.folder / shard
-            if shard not in shards:
-                shards[shard] = read_header(path)[0]
-            if name not in shards[shard]:
-                raise QuantError(
-                    f"{path}: {name} is not in it though {INDEX_FILE} says so; download both again"
-                )
-            self.tensors[name] = (path, shards[shard][name])
-
-    def require(self, name: str, dtype: str, shape: tuple[int, ...]) -> None:
-        """Raises: QuantError if tensor `name` is missing or is not of `dtype` and `shape`."""
+    def require(self, name: str, dtypes: tuple[str, ...], shape: tuple[int, ...]) -> None:
+        """Raises: QuantError if tensor `name` is missing, or not of `shape` and one of `dtypes`."""
         if name not in self.tensors:
             raise QuantError(f"{self.folder}: tensor {name} is missing; download the checkpoint again")
         path, info = self.tensors[name]
-        if (info.dtype, info.shape) != (dtype, shape):
+        if info.dtype not in dtypes or info.shape != shape:
             raise QuantError(
-                f"{path}: {name} is {info.dtype} {list(info.shape)} where config.json makes it "
-                f"{dtype} {list(shape)}; the two do not belong together, download the checkpoint again"
+                f"{path}: {name} is {info.dtype} {list(info.shape)} where the configuration makes it "
+                f"{dtypes[0]} {list(shape)}; the two do not belong together, download the checkpoint again"
             )
 
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
-        """Entries start:stop of tensor `name`'s first axis, as a new array: BF16 as uint16, U8 as uint8.
+        """Entries start:stop of tensor `name`'s first axis, as a new array.
 
-        Raises: QuantError if the file cannot be read.
+        BF16 comes as its bits in uint16, F16 and F32 as such, everything else as bytes: U8 in its own
+        shape, packed formats as (stop - start, bytes of one entry). Raises: QuantError if the file cannot
+        be read.
         """
         path, info = self.tensors[name]
         row_bytes = info.size // info.shape[0]
-        rows = np.empty((stop - start, *info.shape[1:]), np.uint16 if info.dtype == "BF16" else np.uint8)
+        shape = info.shape[1:] if info.dtype in NUMPY_DTYPES else (row_bytes,)
+        rows = np.empty((stop - start, *shape), NUMPY_DTYPES.get(info.dtype, np.uint8))
         offset = info.offset + start * row_bytes
         self._read_into(path, offset, rows.reshape(-1).view(np.uint8).data)
         if hasattr(os, "posix_fadvise"):  # the next rows are likely next: let the disk bring them meanwhile
@@ -205,34 +175,46 @@ class Checkpoint:
             file.close()
         self._files.clear()
 
-    def __enter__(self) -> "Checkpoint":
+    def __enter__(self) -> "TensorFiles":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
 
-def foreign_kind(folder: Path) -> str | None:
-    """What `folder` is if it is no Hugging Face checkpoint but something known, and what to give instead."""
-    if not folder.exists():
-        return "not found; give the folder of a Hugging Face gpt-oss checkpoint"
-    if folder.is_file():
-        if folder.suffix == ".gguf":
-            return "GGUF cannot be converted yet; give the folder of a Hugging Face gpt-oss checkpoint"
-        return "a file; give the folder of a Hugging Face gpt-oss checkpoint"
-    if (folder / INDEX_FILE).exists() or (folder / SINGLE_FILE).exists():
-        names = read_header(folder / SINGLE_FILE)[0] if (folder / SINGLE_FILE).exists() else {}
-        if "embedding.weight" not in names:
-            return None
-        return (
-            "OpenAI's original layout cannot be converted; give the Hugging Face shards published beside it"
-        )
-    if (folder / MANIFEST).exists():
-        return "converted already; localoss run and chat take it as it is"
-    if any(folder.glob("*.gguf")):
-        return "GGUF cannot be converted yet; give the folder of a Hugging Face gpt-oss checkpoint"
-    if (folder / "original").is_dir() or (folder / "dtypes.json").exists():
-        return (
-            "OpenAI's original layout cannot be converted; give the Hugging Face shards published beside it"
-        )
-    return None
+class Checkpoint(TensorFiles):
+    """The tensors of a folder: of the shards that model.safetensors.index.json names, else of *.safetensors.
+
+    Every header is read and checked at the start. Raises: QuantError, naming the file at fault.
+    """
+
+    def __init__(self, folder: Path):
+        super().__init__(folder)
+        index = folder / INDEX_FILE
+        if index.exists():
+            self._read_index(index)
+            return
+        for path in sorted(folder.glob("*.safetensors")):
+            self.tensors |= {name: (path, info) for name, info in read_header(path)[0].items()}
+        if not self.tensors:
+            raise QuantError(f"{folder}: no {INDEX_FILE} and no *.safetensors; {WANTED}")
+
+    def _read_index(self, index: Path) -> None:
+        try:
+            weight_map = _parse_json(index.read_bytes(), str(index)).get("weight_map")
+        except OSError as error:
+            raise QuantError(f"{index}: cannot be read ({error.strerror})") from None
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise QuantError(f"{index}: no weight_map; {DAMAGED}")
+        shards: dict[str, Mapping[str, TensorInfo]] = {}
+        for name, shard in weight_map.items():
+            if not isinstance(shard, str) or not shard.endswith(".safetensors") or set(shard) & set("/\\:\0"):
+                raise QuantError(f"{index}: {shard!r} does not name a file in the same folder; {DAMAGED}")
+            path = self.folder / shard
+            if shard not in shards:
+                shards[shard] = read_header(path)[0]
+            if name not in shards[shard]:
+                raise QuantError(
+                    f"{path}: {name} is not in it though {INDEX_FILE} says so; download both again"
+                )
+            self.tensors[name] = (path, shards[shard][name])

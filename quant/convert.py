@@ -1,7 +1,6 @@
 """The converter: a published checkpoint in, a model directory out, a slice of a tensor at a time.
 
-Published MXFP4 is permuted into tiles and never rounded again; the rest is bfloat16 and becomes what the
-caller asks for.
+Published MXFP4 is permuted into tiles and never rounded again; the rest becomes what the caller asks for.
 """
 
 import hashlib
@@ -11,13 +10,13 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from quant.checkpoint import Checkpoint, foreign_kind
-from quant.config import ModelConfig, read_config
+from quant.config import ModelConfig
 from quant.errors import QuantError
 from quant.layout import VOCABULARY_FILE, TensorSpec, layer_file, layer_specs, vocabulary_specs
-from quant.manifest import Dtypes, Manifest, Source
-from quant.parts import layer_parts, source_shapes, vocabulary_parts
-from quant.target import CONFIG_FILES, Target
+from quant.manifest import Dtypes, Manifest, Origin
+from quant.parts import layer_parts, vocabulary_parts
+from quant.sources import Source, open_source
+from quant.target import Target
 from quant.writer import Writer, file_bytes
 
 SAMPLE_BYTES = 4096  # of each tensor's start, for the fingerprint
@@ -41,23 +40,20 @@ def convert(
     force: bool = False,
     progress: Progress | None = None,
 ) -> Summary:
-    """Convert the Hugging Face checkpoint in folder `source` to a model directory `out`.
+    """Convert the checkpoint `source`, a folder or a GGUF file, to a model directory `out`.
 
     An interrupted conversion goes on where it stopped. `force` replaces another model in `out`, never
     anything else. `progress(done_bytes, total_bytes)` counts bytes of the model directory. Memory stays
     under 2 GB at any model size. Raises: QuantError.
     """
     started_s = time.monotonic()
-    if kind := foreign_kind(source):
-        raise QuantError(f"{source}: {kind}")
-    config = read_config(source / "config.json")
-    with Checkpoint(source) as checkpoint:
-        _require_tensors(checkpoint, config)
-        wanted = Manifest(_source_of(checkpoint), dtypes or Dtypes(), _localoss_version())
-        files = _files(config, wanted.dtypes)
-        with Target(out, wanted, _source_files(checkpoint)) as target:
+    with open_source(source) as checkpoint:
+        wanted = Manifest(_origin_of(checkpoint), dtypes or Dtypes(), _localoss_version())
+        _check_experts(checkpoint, wanted.dtypes)
+        files = _files(checkpoint.config, wanted.dtypes)
+        with Target(out, wanted, checkpoint.paths) as target:
             there = target.prepare({name: file_bytes(specs) for name, specs in files.items()}, force)
-            written_bytes = 0 if there else _write_files(checkpoint, config, files, target, progress)
+            written_bytes = 0 if there else _write_files(checkpoint, files, target, progress)
     return Summary(target.manifest, there, written_bytes, time.monotonic() - started_s)
 
 
@@ -70,16 +66,15 @@ def _files(config: ModelConfig, dtypes: Dtypes) -> dict[str, dict[str, TensorSpe
 
 
 def _write_files(
-    checkpoint: Checkpoint,
-    config: ModelConfig,
+    checkpoint: Source,
     files: dict[str, dict[str, TensorSpec]],
     target: Target,
     progress: Progress | None,
 ) -> int:
     """Write what `target` lacks, localoss.json last; gives the bytes written."""
     dtypes = target.manifest.dtypes
-    small = {name: checkpoint.folder / name for name in CONFIG_FILES if (checkpoint.folder / name).exists()}
-    sizes = {name: path.stat().st_size for name, path in small.items()}
+    small = checkpoint.small_files
+    sizes = {name: len(content) for name, content in small.items()}
     sizes |= {name: file_bytes(specs) for name, specs in files.items()}
     missing = [name for name in sizes if name not in target.manifest.files]
     to_write_bytes, total_bytes = sum(sizes[name] for name in missing), sum(sizes.values())
@@ -96,40 +91,33 @@ def _write_files(
         for name in missing:
             path = target.folder / name
             if name in small:
-                entry = writer.write(path, [small[name].read_bytes()])
+                entry = writer.write(path, [small[name]])
             elif name == VOCABULARY_FILE:
                 entry = writer.write_tensors(path, files[name], vocabulary_parts(checkpoint, dtypes))
             else:
                 layer = list(files).index(name)
-                parts = layer_parts(checkpoint, config, layer, dtypes)
+                parts = layer_parts(checkpoint, layer, dtypes)
                 entry = writer.write_tensors(path, files[name], parts)
             target.add(name, entry)
     target.finish()
     return to_write_bytes
 
 
-def _require_tensors(checkpoint: Checkpoint, config: ModelConfig) -> None:
-    """Raises: QuantError for a tensor that is missing or not of the shape that config.json makes it."""
-    if "model.layers.0.mlp.experts.gate_up_proj" in checkpoint.tensors:
+def _check_experts(checkpoint: Source, dtypes: Dtypes) -> None:
+    """Raises: QuantError if MXFP4 experts would be rounded a second time."""
+    if checkpoint.has_mxfp4_experts and dtypes.experts != "mxfp4":
         raise QuantError(
-            f"{checkpoint.folder}: its experts are bfloat16, as fine-tuned checkpoints have them; "
-            "only published MXFP4 experts can be converted yet"
+            f"{checkpoint.name}: its experts are MXFP4 already; leave --experts out, they are kept bit for bit"
         )
-    for name, (dtype, shape) in source_shapes(config).items():
-        checkpoint.require(name, dtype, shape)
 
 
-def _source_files(checkpoint: Checkpoint) -> list[Path]:
-    return [checkpoint.folder / "config.json", *sorted({path for path, _ in checkpoint.tensors.values()})]
-
-
-def _source_of(checkpoint: Checkpoint) -> Source:
-    config_sha256 = hashlib.sha256((checkpoint.folder / "config.json").read_bytes()).hexdigest()
+def _origin_of(checkpoint: Source) -> Origin:
+    config_sha256 = hashlib.sha256(checkpoint.small_files["config.json"]).hexdigest()
     fingerprint = hashlib.sha256(config_sha256.encode())
-    for name, (_, info) in sorted(checkpoint.tensors.items()):
+    for name, (_, info) in sorted(checkpoint.files.tensors.items()):
         fingerprint.update(f"{name} {info.dtype} {info.shape}\n".encode())
-        fingerprint.update(checkpoint.read_start(name, SAMPLE_BYTES))
-    return Source(checkpoint.folder.resolve().name, config_sha256, fingerprint.hexdigest())
+        fingerprint.update(checkpoint.files.read_start(name, SAMPLE_BYTES))
+    return Origin(checkpoint.name, config_sha256, fingerprint.hexdigest())
 
 
 def _localoss_version() -> str:

@@ -1,5 +1,7 @@
 """What the converter spends its time on, jitted; equal to formats.py and tiles.py bit for bit.
 
+`weights` are bfloat16 bits (u16) or float32, C-order.
+
 The scale rules stay in formats.py: the jitted loops find each group's extreme, NumPy makes the scales of
 these, and the jitted loops quantize straight into tiles.
 """
@@ -11,7 +13,18 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from quant.formats import F16, GROUP, I8, U8, U16, bf16_to_f32, in_groups, int4_scales, int8_scales
+from quant.formats import (
+    F16,
+    GROUP,
+    I8,
+    U8,
+    Weights,
+    f32_to_bf16,
+    in_groups,
+    int4_scales,
+    int8_scales,
+    mxfp4_scales,
+)
 from quant.layout import TILE_BYTES, TILE_ROWS
 from quant.tiles import scales_to_tiles, tile_counts
 
@@ -27,44 +40,57 @@ def _jit(function: Callable[..., None]) -> Callable[..., None]:
         return numba.njit(nogil=True)(function)
 
 
-def tile_bf16(bits: U16) -> U8:
-    """bf16 tiles (R/8, C/32, 512) u8 of `bits` (R, C) u16."""
+def tile_bf16(weights: Weights) -> U8:
+    """bf16 tiles (R/8, C/32, 512) u8 of `weights` (R, C)."""
+    bits = weights if weights.dtype == np.uint16 else f32_to_bf16(weights)
     groups, blocks = tile_counts(*bits.shape)
     tiles = np.empty((groups, blocks, TILE_BYTES["bf16"]), np.uint8)
     _tile_pairs(bits.view(np.uint32).reshape(groups, TILE_ROWS, blocks, 16), tiles.view(np.uint32))
     return tiles
 
 
-def tile_int8(bits: U16) -> tuple[U8, F16]:
-    """int8 tiles (R/8, C/32, 256) u8 and scales (R/8, C/32, 8) f16 of bfloat16 `bits` (R, C) u16.
+def tile_int8(weights: Weights) -> tuple[U8, F16]:
+    """int8 tiles (R/8, C/32, 256) u8 and scales (R/8, C/32, 8) f16 of `weights` (R, C).
 
     Raises: QuantError as formats.encode_int8.
     """
-    groups, blocks = tile_counts(*bits.shape)
-    scales = scales_to_tiles(int8_scales(_group_extremes(bits)))
+    groups, blocks = tile_counts(*weights.shape)
+    words, shift = _words(weights)
+    scales = scales_to_tiles(int8_scales(_group_extremes(words, shift)))
     tiles = np.empty((groups, blocks, TILE_BYTES["int8"]), np.uint8)
-    _tile_int8(bits.reshape(groups, TILE_ROWS, blocks, GROUP), _divisors(scales), tiles.view(np.int8))
+    _tile_int8(words.reshape(groups, TILE_ROWS, blocks, GROUP), shift, _divisors(scales), tiles.view(np.int8))
     return tiles, scales
 
 
-def tile_int4(bits: U16) -> tuple[U8, F16]:
-    """int4 tiles (R/8, C/32, 128) u8 and scales (R/8, C/32, 8) f16 of bfloat16 `bits` (R, C) u16.
+def tile_int4(weights: Weights) -> tuple[U8, F16]:
+    """int4 tiles (R/8, C/32, 128) u8 and scales (R/8, C/32, 8) f16 of `weights` (R, C).
 
     Raises: QuantError as formats.encode_int4.
     """
-    groups, blocks = tile_counts(*bits.shape)
-    scales = scales_to_tiles(int4_scales(_group_extremes(bits)))
+    groups, blocks = tile_counts(*weights.shape)
+    words, shift = _words(weights)
+    scales = scales_to_tiles(int4_scales(_group_extremes(words, shift)))
     tiles = np.empty((groups, blocks, TILE_BYTES["int4"]), np.uint8)
-    _tile_int4(bits.reshape(groups, TILE_ROWS, blocks, GROUP), _divisors(scales), tiles)
+    _tile_int4(words.reshape(groups, TILE_ROWS, blocks, GROUP), shift, _divisors(scales), tiles)
     return tiles, scales
 
 
-def encode_int8_rows(bits: U16) -> tuple[I8, F16]:
-    """formats.encode_int8 of bfloat16 `bits` (R, C) u16: codes (R, C) i8, scales (R, C/32) f16."""
-    scales = int8_scales(_group_extremes(bits))
-    codes = np.empty(bits.shape, np.int8)
-    _encode_int8(in_groups(bits), _divisors(scales), in_groups(codes))
+def encode_int8_rows(weights: Weights) -> tuple[I8, F16]:
+    """formats.encode_int8 of `weights` (R, C): codes (R, C) i8, scales (R, C/32) f16."""
+    words, shift = _words(weights)
+    scales = int8_scales(_group_extremes(words, shift))
+    codes = np.empty(weights.shape, np.int8)
+    _encode_int8(in_groups(words), shift, _divisors(scales), in_groups(codes))
     return codes, scales
+
+
+def encode_mxfp4_blocks(weights: Weights) -> tuple[U8, U8]:
+    """formats.encode_mxfp4 of `weights` (R, C), packed: blocks (R, C/32, 16) u8, scales (R, C/32) u8."""
+    words, shift = _words(weights)
+    scales = mxfp4_scales(_group_extremes(words, shift))
+    blocks = np.empty((*scales.shape, 16), np.uint8)
+    _encode_mxfp4(in_groups(words), shift, scales, blocks)
+    return blocks, scales
 
 
 def tile_mxfp4(blocks: U8, out: U8) -> None:
@@ -74,6 +100,13 @@ def tile_mxfp4(blocks: U8, out: U8) -> None:
     _permute_blocks(blocks.view(np.uint32).reshape(groups, TILE_ROWS, columns, 4), out.view(np.uint32))
 
 
+def _words(weights: Weights) -> tuple[NDArray[Any], int]:
+    """`weights` as unsigned integers, and how far to the left these are shifted to be a float32's bits."""
+    if weights.dtype == np.uint16:
+        return weights, 16
+    return np.ascontiguousarray(weights, np.float32).view(np.uint32), 0
+
+
 def _divisors(scales: F16) -> NDArray[np.float32]:
     """`scales` as float32, 1 in place of 0: such a group is all zero."""
     divisors = scales.astype(np.float32)
@@ -81,71 +114,101 @@ def _divisors(scales: F16) -> NDArray[np.float32]:
     return divisors
 
 
-def _group_extremes(bits: U16) -> NDArray[np.float32]:
-    """formats.group_extremes of bfloat16 `bits` (R, C) u16: NaN counts as the largest."""
-    groups = in_groups(bits)
-    extremes = np.empty(groups.shape[:2], np.uint16)
-    _extreme_bits(groups, extremes)
-    return bf16_to_f32(extremes)
+def _group_extremes(words: NDArray[Any], shift: int) -> NDArray[np.float32]:
+    """formats.group_extremes of `words` (R, C): NaN counts as the largest."""
+    groups = in_groups(words)
+    extremes = np.empty(groups.shape[:2], np.uint32)
+    _extreme_bits(groups, shift, extremes)
+    return extremes.view(np.float32)
 
 
 @_jit
-def _extreme_bits(bits: Any, out: Any) -> None:
-    """out (R, B) u16: the bits of largest magnitude among `bits` (R, B, 32) u16; ties go to the negative."""
-    for row in range(bits.shape[0]):
-        for block in range(bits.shape[1]):
-            largest = np.int32(0)
+def _extreme_bits(words: Any, shift: int, out: Any) -> None:
+    """out (R, B) u32: the float32 of largest magnitude among `words` (R, B, 32); ties go to the negative."""
+    for row in range(words.shape[0]):
+        for block in range(words.shape[1]):
+            largest = np.uint32(0)
             for column in range(32):
-                value = np.int32(bits[row, block, column])
+                bits = _bits(words[row, block, column], shift)
                 # Magnitude first, sign last: one integer maximum finds both.
-                largest = max(largest, ((value & 0x7FFF) << 1) | (value >> 15))
-            out[row, block] = (largest >> 1) | ((largest & 1) << 15)
+                largest = max(largest, np.uint32((bits << np.uint32(1)) | (bits >> np.uint32(31))))
+            out[row, block] = (largest >> np.uint32(1)) | (largest << np.uint32(31))
 
 
 @numba.njit(inline="always")
-def _code(bits: Any, divisor: Any) -> Any:
-    """A bfloat16's code before clipping, float32: value / divisor to nearest, ties to even."""
-    return np.rint(np.uint32(np.uint32(bits) << np.uint32(16)).view(np.float32) / divisor)
+def _bits(word: Any, shift: int) -> Any:
+    """The float32 bits, u32, of a bfloat16's (shift 16) or a float32's own (shift 0)."""
+    return np.uint32(np.uint32(word) << np.uint32(shift))
+
+
+@numba.njit(inline="always")
+def _code(word: Any, shift: int, divisor: Any) -> Any:
+    """A weight's code before clipping, float32: value / divisor to nearest, ties to even."""
+    return np.rint(_bits(word, shift).view(np.float32) / divisor)
 
 
 @_jit
-def _tile_int8(bits: Any, divisors: Any, out: Any) -> None:
-    """out (G, B, 256) i8 tiles of `bits` (G, 8, B, 32) u16 with `divisors` (G, B, 8) f32."""
-    for group in range(bits.shape[0]):
-        for block in range(bits.shape[2]):
+def _tile_int8(words: Any, shift: int, divisors: Any, out: Any) -> None:
+    """out (G, B, 256) i8 tiles of `words` (G, 8, B, 32) with `divisors` (G, B, 8) f32."""
+    for group in range(words.shape[0]):
+        for block in range(words.shape[2]):
             for row in range(8):
                 for column in range(32):
-                    code = _code(bits[group, row, block, column], divisors[group, block, row])
+                    code = _code(words[group, row, block, column], shift, divisors[group, block, row])
                     code = min(max(code, np.float32(-127)), np.float32(127))
                     out[group, block, 32 * (column >> 2) + 4 * row + (column & 3)] = np.int8(code)
 
 
 @_jit
-def _encode_int8(bits: Any, divisors: Any, out: Any) -> None:
-    """out (R, B, 32) i8 codes of `bits` (R, B, 32) u16 with `divisors` (R, B) f32."""
-    for row in range(bits.shape[0]):
-        for block in range(bits.shape[1]):
+def _encode_int8(words: Any, shift: int, divisors: Any, out: Any) -> None:
+    """out (R, B, 32) i8 codes of `words` (R, B, 32) with `divisors` (R, B) f32."""
+    for row in range(words.shape[0]):
+        for block in range(words.shape[1]):
             for column in range(32):
-                code = _code(bits[row, block, column], divisors[row, block])
+                code = _code(words[row, block, column], shift, divisors[row, block])
                 code = min(max(code, np.float32(-127)), np.float32(127))
                 out[row, block, column] = np.int8(code)
 
 
 @_jit
-def _tile_int4(bits: Any, divisors: Any, out: Any) -> None:
-    """out (G, B, 128) u8 tiles of `bits` (G, 8, B, 32) u16 with `divisors` (G, B, 8) f32."""
-    for group in range(bits.shape[0]):
-        for block in range(bits.shape[2]):
+def _tile_int4(words: Any, shift: int, divisors: Any, out: Any) -> None:
+    """out (G, B, 128) u8 tiles of `words` (G, 8, B, 32) with `divisors` (G, B, 8) f32."""
+    for group in range(words.shape[0]):
+        for block in range(words.shape[2]):
             for row in range(8):
                 divisor = divisors[group, block, row]
                 for j in range(4):
                     for i in range(4):
-                        low = _code(bits[group, row, block, 8 * j + i], divisor)
-                        high = _code(bits[group, row, block, 8 * j + 4 + i], divisor)
+                        low = _code(words[group, row, block, 8 * j + i], shift, divisor)
+                        high = _code(words[group, row, block, 8 * j + 4 + i], shift, divisor)
                         low = min(max(low, np.float32(-8)), np.float32(7))
                         high = min(max(high, np.float32(-8)), np.float32(7))
                         byte = (np.int32(low) & 15) | ((np.int32(high) & 15) << 4)
                         out[group, block, 32 * j + 4 * row + i] = byte
+
+
+@numba.njit(inline="always")
+def _fp4_code(word: Any, shift: int, unit: Any) -> Any:
+    """The FP4 code, i32, of a weight times `unit`: counts the middles below it; ties go to the even code."""
+    bits = _bits(word, shift)
+    magnitude = np.uint32(bits & np.uint32(0x7FFFFFFF)).view(np.float32) * unit
+    code = np.int32(magnitude > np.float32(0.25)) + np.int32(magnitude >= np.float32(0.75))
+    code += np.int32(magnitude > np.float32(1.25)) + np.int32(magnitude >= np.float32(1.75))
+    code += np.int32(magnitude > np.float32(2.5)) + np.int32(magnitude >= np.float32(3.5))
+    code += np.int32(magnitude > np.float32(5))
+    return code | (np.int32(bits >> np.uint32(31)) << 3)
+
+
+@_jit
+def _encode_mxfp4(words: Any, shift: int, scales: Any, out: Any) -> None:
+    """out (R, B, 16) u8 published blocks of `words` (R, B, 32) with `scales` (R, B) u8."""
+    for row in range(words.shape[0]):
+        for block in range(words.shape[1]):
+            unit = np.float32(2.0) ** np.float32(127 - np.int32(scales[row, block]))
+            for i in range(16):
+                low = _fp4_code(words[row, block, 2 * i], shift, unit)
+                high = _fp4_code(words[row, block, 2 * i + 1], shift, unit)
+                out[row, block, i] = low | (high << 4)
 
 
 @_jit

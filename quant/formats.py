@@ -22,6 +22,7 @@ F16 = NDArray[np.float16]
 U8 = NDArray[np.uint8]
 I8 = NDArray[np.int8]
 U16 = NDArray[np.uint16]
+Weights = NDArray[Any]  # bfloat16 bits as uint16, or float32
 
 
 def bf16_to_f32(bits: U16) -> F32:
@@ -45,13 +46,18 @@ def encode_mxfp4(weights: F32) -> tuple[U8, U8]:
     Source: OCP Microscaling Formats (MX) v1.0, sections 5.3.3 and 6.3.
     """
     blocks = in_groups(weights)
-    largest = np.abs(blocks).max(axis=2)
-    _check_finite(largest)
-    exponents = np.frexp(largest)[1] - 1 - FP4_LARGEST_EXPONENT  # frexp's mantissa is in [0.5, 1)
-    scales = np.where(largest == 0, 0, np.clip(exponents + E8M0_BIAS, 0, E8M0_NAN - 1)).astype(np.uint8)
+    scales = mxfp4_scales(group_extremes(weights))
     magnitudes = np.ldexp(np.abs(blocks), E8M0_BIAS - scales[:, :, None].astype(np.int32))
     codes = _round_to_fp4(magnitudes) | (np.signbit(blocks).astype(np.uint8) << 3)
     return codes.reshape(weights.shape), scales
+
+
+def mxfp4_scales(extremes: F32) -> U8:
+    """E8M0 scales by OCP's rule, of the same shape as `extremes`. Raises: QuantError for NaN, infinity."""
+    _check_finite(extremes)
+    exponents = np.frexp(extremes)[1] - 1 - FP4_LARGEST_EXPONENT  # frexp's mantissa is in [0.5, 1)
+    scales = np.clip(exponents + E8M0_BIAS, 0, E8M0_NAN - 1)
+    return np.where(extremes == 0, 0, scales).astype(np.uint8)
 
 
 def decode_mxfp4(codes: U8, scales: U8) -> F32:

@@ -15,7 +15,7 @@ CHOICES = {
     "attention": ("int8", "int4", "bf16"),
     "embedding": ("int8", "bf16"),
     "unembedding": ("int8", "int4", "bf16"),
-    "experts": ("mxfp4",),
+    "experts": ("mxfp4", "int4"),
 }
 
 
@@ -36,7 +36,7 @@ class Dtypes:
 
 
 @dataclass(frozen=True)
-class Source:
+class Origin:
     """The checkpoint that a model directory was made from.
 
     `fingerprint` is the sha256 of config.json and of every tensor's name, dtype, shape and first bytes.
@@ -59,7 +59,7 @@ class FileEntry:
 class Manifest:
     """The contents of localoss.json."""
 
-    source: Source
+    source: Origin
     dtypes: Dtypes
     localoss_version: str
     files: dict[str, FileEntry] = field(default_factory=dict)  # by name
@@ -127,7 +127,7 @@ def _from_json(raw: dict[str, Any]) -> Manifest:
     if any(set(name) & set("/\\:\0") or name in ("", ".", "..") for name in files):
         raise ValueError("a path instead of a name")
     return Manifest(
-        source=Source(**{key: str(raw["source"][key]) for key in ("name", "config_sha256", "fingerprint")}),
+        source=Origin(**{key: str(raw["source"][key]) for key in ("name", "config_sha256", "fingerprint")}),
         dtypes=Dtypes(**{key: raw["dtypes"][key] for key in CHOICES}),
         localoss_version=str(raw["localoss_version"]),
         files=files,

@@ -10,160 +10,142 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quant import fast
-from quant.checkpoint import Checkpoint
-from quant.config import ModelConfig
 from quant.errors import QuantError
-from quant.formats import E8M0_NAN, U8, U16, bf16_to_f32
+from quant.formats import E8M0_NAN, U8, Weights, decode_mxfp4, f32_to_bf16, unpack_blocks
 from quant.layout import TILE_COLUMNS, TILE_ROWS, ExpertRun, expert_run, round_up
 from quant.manifest import Dtypes
+from quant.published import EMBEDDING, FINAL_NORM, UNEMBEDDING, experts_prefix, layer_prefix
+from quant.sources import Blocks, Source
 from quant.tiles import scales_to_tiles
 
 SLICE_BYTES = 16 << 20  # of a source tensor, read at once
 Part = tuple[str, NDArray[Any]]  # tensor of the model directory, its next entries
 
-EMBEDDING = "model.embed_tokens.weight"
-FINAL_NORM = "model.norm.weight"
-UNEMBEDDING = "lm_head.weight"
 
-
-def source_shapes(config: ModelConfig) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """dtype and shape of every tensor that a published checkpoint of `config` has."""
-    d, i, e = config.hidden, config.intermediate, config.experts
-    shapes: dict[str, tuple[str, tuple[int, ...]]] = {
-        EMBEDDING: ("BF16", (config.vocab, d)),
-        FINAL_NORM: ("BF16", (d,)),
-        UNEMBEDDING: ("BF16", (config.vocab, d)),
-    }
-    for layer in range(config.layers):
-        names = {
-            "input_layernorm.weight": ("BF16", (d,)),
-            "post_attention_layernorm.weight": ("BF16", (d,)),
-            "self_attn.sinks": ("BF16", (config.heads,)),
-            "self_attn.o_proj.weight": ("BF16", (d, config.q_rows)),
-            "self_attn.o_proj.bias": ("BF16", (d,)),
-            "mlp.router.weight": ("BF16", (e, d)),
-            "mlp.router.bias": ("BF16", (e,)),
-            "mlp.experts.gate_up_proj_blocks": ("U8", (e, 2 * i, d // TILE_COLUMNS, 16)),
-            "mlp.experts.gate_up_proj_scales": ("U8", (e, 2 * i, d // TILE_COLUMNS)),
-            "mlp.experts.gate_up_proj_bias": ("BF16", (e, 2 * i)),
-            "mlp.experts.down_proj_blocks": ("U8", (e, d, i // TILE_COLUMNS, 16)),
-            "mlp.experts.down_proj_scales": ("U8", (e, d, i // TILE_COLUMNS)),
-            "mlp.experts.down_proj_bias": ("BF16", (e, d)),
-        }
-        for name, rows in (("q", config.q_rows), ("k", config.kv_rows), ("v", config.kv_rows)):
-            names[f"self_attn.{name}_proj.weight"] = ("BF16", (rows, d))
-            names[f"self_attn.{name}_proj.bias"] = ("BF16", (rows,))
-        shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in names.items()}
-    return shapes
-
-
-def layer_parts(checkpoint: Checkpoint, config: ModelConfig, layer: int, dtypes: Dtypes) -> Iterator[Part]:
+def layer_parts(source: Source, layer: int, dtypes: Dtypes) -> Iterator[Part]:
     """The tensors of one layer's file, in the order of layout.layer_specs."""
-    source = f"model.layers.{layer}."
-    attention = source + "self_attn."
-    run = expert_run(config, dtypes.experts)
-    for expert in range(config.experts):
-        yield "experts", _expert(checkpoint, config, source + "mlp.experts.", expert, run)
+    prefix = layer_prefix(layer)
+    attention = prefix + "self_attn."
+    for expert in range(source.config.experts):
+        yield "experts", _expert(source, layer, expert, dtypes.experts)
     yield from _matrices(
-        checkpoint,
+        source,
         {
             "qkv": ([f"{attention}{name}_proj.weight" for name in "qkv"], dtypes.attention),
             "output": ([f"{attention}o_proj.weight"], dtypes.attention),
-            "router": ([f"{source}mlp.router.weight"], "bf16"),
+            "router": ([f"{prefix}mlp.router.weight"], "bf16"),
         },
     )
     for name, names in {
-        "attention_norm": [source + "input_layernorm.weight"],
+        "attention_norm": [prefix + "input_layernorm.weight"],
         "qkv.bias": [f"{attention}{name}_proj.bias" for name in "qkv"],
         "sinks": [attention + "sinks"],
         "output.bias": [attention + "o_proj.bias"],
-        "mlp_norm": [source + "post_attention_layernorm.weight"],
-        "router.bias": [source + "mlp.router.bias"],
+        "mlp_norm": [prefix + "post_attention_layernorm.weight"],
+        "router.bias": [prefix + "mlp.router.bias"],
     }.items():
         for vector in names:
-            yield name, _vector(checkpoint, vector)
+            yield name, source.vector(vector)
 
 
-def vocabulary_parts(checkpoint: Checkpoint, dtypes: Dtypes) -> Iterator[Part]:
+def vocabulary_parts(source: Source, dtypes: Dtypes) -> Iterator[Part]:
     """The tensors of the vocabulary file, in the order of layout.vocabulary_specs."""
     unembedding_scales: list[Part] = []
     embedding_scales: list[Part] = []
-    for part in _matrices(checkpoint, {"unembedding": ([UNEMBEDDING], dtypes.unembedding)}):
+    for part in _matrices(source, {"unembedding": ([UNEMBEDDING], dtypes.unembedding)}):
         if part[0].endswith(".scales"):
             unembedding_scales.append(part)
         else:
             yield part
-    for bits in _slices(checkpoint, EMBEDDING, pad=False):
+    for weights in _slices(source, EMBEDDING, pad=False):
         if dtypes.embedding == "bf16":
-            yield "embedding.codes", bits
+            yield "embedding.codes", weights if weights.dtype == np.uint16 else f32_to_bf16(weights)
         else:
-            codes, scales = _named(EMBEDDING, fast.encode_int8_rows, bits)
+            codes, scales = _named(EMBEDDING, fast.encode_int8_rows, weights)
             yield "embedding.codes", codes
             embedding_scales.append(("embedding.scales", scales))
-    yield "final_norm", _vector(checkpoint, FINAL_NORM)
+    yield "final_norm", source.vector(FINAL_NORM)
     yield from unembedding_scales
     yield from embedding_scales
 
 
-def _matrices(checkpoint: Checkpoint, matrices: dict[str, tuple[list[str], str]]) -> Iterator[Part]:
+def _matrices(source: Source, matrices: dict[str, tuple[list[str], str]]) -> Iterator[Part]:
     """Tiles of all `matrices` (name: source tensors, one below the other, and dtype), then their scales."""
     later: list[Part] = []
-    for name, (sources, dtype) in matrices.items():
-        for source in sources:
-            for bits in _slices(checkpoint, source):
+    for name, (tensors, dtype) in matrices.items():
+        for tensor in tensors:
+            for weights in _slices(source, tensor):
                 if dtype == "bf16":
-                    yield f"{name}.codes", fast.tile_bf16(bits)
+                    yield f"{name}.codes", fast.tile_bf16(weights)
                 else:
-                    codes, scales = _named(
-                        source, fast.tile_int4 if dtype == "int4" else fast.tile_int8, bits
-                    )
+                    codes, scales = _named(tensor, _TILE[dtype], weights)
                     yield f"{name}.codes", codes
                     later.append((f"{name}.scales", scales))
     yield from later
 
 
-def _slices(checkpoint: Checkpoint, name: str, pad: bool = True) -> Iterator[U16]:
-    """bfloat16 rows of matrix `name` in slices of whole tiles; `pad` fills the last one with zeros."""
-    rows, columns = checkpoint.tensors[name][1].shape
+_TILE = {"int8": fast.tile_int8, "int4": fast.tile_int4}
+
+
+def _slices(source: Source, name: str, pad: bool = True) -> Iterator[Weights]:
+    """Rows of matrix `name` in slices of whole tiles; `pad` fills the last one with zeros."""
+    rows, columns = source.shape(name)
     step = max(TILE_ROWS, SLICE_BYTES // (2 * columns) // TILE_ROWS * TILE_ROWS)
     for start in range(0, rows, step):
-        bits = checkpoint.read_rows(name, start, min(start + step, rows))
-        missing = round_up(len(bits), TILE_ROWS) - len(bits) if pad else 0
-        yield np.pad(bits, ((0, missing), (0, 0))) if missing else bits
+        weights = source.rows(name, start, min(start + step, rows))
+        missing = round_up(len(weights), TILE_ROWS) - len(weights) if pad else 0
+        yield np.pad(weights, ((0, missing), (0, 0))) if missing else weights
 
 
-def _vector(checkpoint: Checkpoint, name: str) -> NDArray[np.float32]:
-    return bf16_to_f32(checkpoint.read_rows(name, 0, checkpoint.tensors[name][1].shape[0]))
-
-
-def _expert(checkpoint: Checkpoint, config: ModelConfig, source: str, expert: int, run: ExpertRun) -> U8:
-    """One expert's run, (run.size,) u8. Raises: QuantError for a scale that is NaN."""
-    d, i = config.hidden, config.intermediate
+def _expert(source: Source, layer: int, expert: int, dtype: str) -> U8:
+    """One expert's run, (run.size,) u8. Raises: QuantError for a scale or a weight that is NaN."""
+    run = expert_run(source.config, dtype)
     out = np.zeros(run.size, np.uint8)
-
-    def put(name: str, rows: int, columns: int, codes_at: int, scales_at: int, bias_at: int) -> None:
-        def read(kind: str) -> NDArray[Any]:
-            return checkpoint.read_rows(f"{source}{name}_{kind}", expert, expert + 1)[0]
-
-        groups, blocks = rows // TILE_ROWS, columns // TILE_COLUMNS
-        codes = out[codes_at : codes_at + rows * columns // 2].reshape(groups, blocks, 128)
-        fast.tile_mxfp4(read("blocks"), codes)
-        scales = read("scales")
-        if (scales == E8M0_NAN).any():
-            raise QuantError(
-                f"{source}{name}_scales: expert {expert} has a scale of 255, NaN; download it again"
-            )
-        out[scales_at : scales_at + scales.size] = scales_to_tiles(scales).reshape(-1)
-        out[bias_at : bias_at + 4 * rows] = bf16_to_f32(read("bias")).view(np.uint8)
-
-    put("gate_up_proj", 2 * i, d, run.gate_up_codes, run.gate_up_scales, run.gate_up_bias)
-    put("down_proj", d, i, run.down_codes, run.down_scales, run.down_bias)
+    for name, (codes_at, scales_at, bias_at) in _places(run).items():
+        tensor = f"{experts_prefix(layer)}{name}, expert {expert}"
+        matrix = source.expert(layer, name, expert)
+        codes, scales = _expert_tiles(tensor, matrix, dtype)
+        bias = source.expert_bias(layer, name, expert)
+        for at, array in ((codes_at, codes), (scales_at, scales), (bias_at, bias)):
+            out[at : at + array.nbytes] = array.reshape(-1).view(np.uint8)
     return out
 
 
-def _named(name: str, encode: Any, bits: U16) -> Any:
-    """encode(bits), with tensor `name` in front of what is wrong with it."""
+def _places(run: ExpertRun) -> dict[str, tuple[int, int, int]]:
+    """Where codes, scales and bias of an expert's matrices lie in its run."""
+    return {
+        "gate_up_proj": (run.gate_up_codes, run.gate_up_scales, run.gate_up_bias),
+        "down_proj": (run.down_codes, run.down_scales, run.down_bias),
+    }
+
+
+def _expert_tiles(name: str, matrix: Blocks | Weights, dtype: str) -> tuple[U8, NDArray[Any]]:
+    """Tiles and tiled scales of an expert's matrix: MXFP4 is permuted, floats are rounded."""
+    if dtype == "int4":
+        weights = _decoded(name, matrix) if isinstance(matrix, Blocks) else matrix
+        return _named(name, fast.tile_int4, weights)
+    if not isinstance(matrix, Blocks):
+        matrix = Blocks(*_named(name, fast.encode_mxfp4_blocks, matrix))
+    _check_scales(name, matrix)
+    rows, blocks, _ = matrix.blocks.shape
+    tiles = np.empty((rows // TILE_ROWS, blocks, TILE_COLUMNS * TILE_ROWS // 2), np.uint8)
+    fast.tile_mxfp4(matrix.blocks, tiles)
+    return tiles, scales_to_tiles(matrix.scales)
+
+
+def _decoded(name: str, matrix: Blocks) -> Weights:
+    _check_scales(name, matrix)
+    return decode_mxfp4(unpack_blocks(matrix.blocks), matrix.scales)
+
+
+def _check_scales(name: str, matrix: Blocks) -> None:
+    if (matrix.scales == E8M0_NAN).any():
+        raise QuantError(f"{name}: a scale is 255, NaN; the file is damaged, download it again")
+
+
+def _named(name: str, encode: Any, weights: Weights) -> Any:
+    """encode(weights), with tensor `name` in front of what is wrong with it."""
     try:
-        return encode(bits)
+        return encode(weights)
     except QuantError as error:
         raise QuantError(f"{name}: {error}") from None

@@ -7,11 +7,10 @@ from pathlib import Path
 
 from quant import disk
 from quant.errors import QuantError
-from quant.layout import MANIFEST, VOCABULARY_FILE
+from quant.layout import CONFIG_FILES, MANIFEST, VOCABULARY_FILE
 from quant.manifest import PARTIAL, FileEntry, Manifest, parse_manifest
 from quant.writer import PART
 
-CONFIG_FILES = ("config.json", "generation_config.json")
 SPARE_BYTES = 64 << 20  # for the small files and the file system's own needs
 NEW_PARTIAL = f"{PARTIAL}.new"
 

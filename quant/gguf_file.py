@@ -1,0 +1,201 @@
+"""Reads GGUF files: a header parser that trusts nothing, and unpacking of their number formats.
+
+Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The file is read in slices, never mapped:
+mapped pages would count as resident memory.
+"""
+
+import struct
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quant.checkpoint import DAMAGED, TensorFiles, TensorInfo
+from quant.errors import QuantError
+from quant.formats import F32, U8, pack_blocks
+from quant.layout import TILE_COLUMNS, round_up
+
+MAX_HEADER_BYTES = 64 << 20  # gpt-oss has 13 MB, nearly all of it vocabulary
+MXFP4_BYTES = 17  # a scale, then 16 bytes of codes
+FORMATS = {  # ggml's number: (name, weights a block, bytes a block)
+    0: ("F32", 1, 4),
+    1: ("F16", 1, 2),
+    2: ("Q4_0", 32, 18),
+    3: ("Q4_1", 32, 20),
+    4: ("MXFP4_PUBLISHED", 32, 17),  # Ollama's first: codes in the order that OpenAI published
+    6: ("Q5_0", 32, 22),
+    7: ("Q5_1", 32, 24),
+    8: ("Q8_0", 32, 34),
+    10: ("Q2_K", 256, 84),
+    11: ("Q3_K", 256, 110),
+    12: ("Q4_K", 256, 144),
+    13: ("Q5_K", 256, 176),
+    14: ("Q6_K", 256, 210),
+    20: ("IQ4_NL", 32, 18),
+    23: ("IQ4_XS", 256, 136),
+    30: ("BF16", 1, 2),
+    39: ("MXFP4", 32, 17),
+}
+MXFP4_FORMATS = ("MXFP4", "MXFP4_PUBLISHED")
+_SCALARS = {
+    0: "<B",
+    1: "<b",
+    2: "<H",
+    3: "<h",
+    4: "<I",
+    5: "<i",
+    6: "<f",
+    7: "<?",
+    10: "<Q",
+    11: "<q",
+    12: "<d",
+}
+_STRING, _ARRAY = 8, 9
+
+
+class GgufFile(TensorFiles):
+    """A GGUF file: its tensors, rows first as in NumPy, and its metadata but for arrays.
+
+    Raises: QuantError for a file that is missing, truncated, malformed, or in an unknown number format.
+    """
+
+    def __init__(self, path: Path):
+        super().__init__(path)
+        try:
+            with open(path, "rb") as file:
+                self._file_bytes = file.seek(0, 2)
+                file.seek(0)
+                header = _Cursor(file.read(min(MAX_HEADER_BYTES, self._file_bytes)))
+        except OSError as error:
+            raise QuantError(f"{path}: cannot be read ({error.strerror})") from None
+        self.metadata: dict[str, Any] = {}
+        try:
+            self._parse(path, header)
+        except (struct.error, UnicodeDecodeError):
+            raise QuantError(f"{path}: its header is cut off or malformed; {DAMAGED}") from None
+
+    def _parse(self, path: Path, header: "_Cursor") -> None:
+        if header.take(4) != b"GGUF":
+            raise QuantError(f"{path}: not a GGUF file; {DAMAGED}")
+        version = header.scalar("<I")
+        if version not in (2, 3):
+            raise QuantError(f"{path}: GGUF version {version}; localoss reads versions 2 and 3")
+        tensor_count, pair_count = header.scalar("<Q"), header.scalar("<Q")
+        for _ in range(pair_count):
+            key, kind = header.string(), header.scalar("<I")
+            value = header.value(kind)
+            if value is not None:
+                self.metadata[key] = value
+        entries = [_tensor_entry(path, header) for _ in range(tensor_count)]
+        alignment = self.metadata.get("general.alignment", 32)
+        if type(alignment) is not int or alignment not in [1 << bits for bits in range(3, 17)]:
+            raise QuantError(f"{path}: general.alignment is {alignment!r}, expected a power of 2; {DAMAGED}")
+        data_start = round_up(header.position, alignment)
+        end = data_start
+        for name, info in sorted(entries, key=lambda entry: (entry[1].offset, entry[1].size)):
+            placed = TensorInfo(info.dtype, info.shape, data_start + info.offset, info.size)
+            if name in self.tensors or placed.offset < end or placed.offset % alignment:
+                raise QuantError(f"{path}: {name!r} overlaps another tensor or lies askew; {DAMAGED}")
+            end = placed.offset + placed.size
+            self.tensors[name] = (path, placed)
+        if end > self._file_bytes:
+            raise QuantError(f"{path}: truncated, {self._file_bytes:,} of {end:,} bytes; download it again")
+
+
+class _Cursor:
+    """A position in a header; reading beyond its end raises struct.error."""
+
+    def __init__(self, data: bytes):
+        self._data = data
+        self.position = 0
+
+    def take(self, size: int) -> bytes:
+        self._skip(size)
+        return self._data[self.position - size : self.position]
+
+    def _skip(self, size: int) -> None:
+        self.position += size
+        if self.position > len(self._data):
+            raise struct.error
+
+    def scalar(self, form: str) -> Any:
+        (value,) = struct.unpack(form, self.take(struct.calcsize(form)))
+        return value
+
+    def string(self) -> str:
+        return self.take(self.scalar("<Q")).decode("utf-8")
+
+    def value(self, kind: int) -> Any:
+        """A metadata value of type `kind`; None for an array, which is passed over."""
+        if kind == _STRING:
+            # Only keys and a few names are wanted: a damaged text elsewhere doesn't matter.
+            return self.take(self.scalar("<Q")).decode("utf-8", errors="replace")
+        if kind in _SCALARS:
+            return self.scalar(_SCALARS[kind])
+        if kind != _ARRAY:
+            raise struct.error
+        kind, count = self.scalar("<I"), self.scalar("<Q")
+        if kind == _STRING:
+            for _ in range(count):
+                self._skip(self.scalar("<Q"))
+        elif kind in _SCALARS:
+            self._skip(count * struct.calcsize(_SCALARS[kind]))
+        else:
+            raise struct.error
+        return None
+
+
+def _tensor_entry(path: Path, header: _Cursor) -> tuple[str, TensorInfo]:
+    """Name and place of the next tensor, its offset counted from the start of the data."""
+    name, axes = header.string(), header.scalar("<I")
+    if not 0 < axes <= 4:
+        raise QuantError(f"{path}: {name!r} has {axes} axes; {DAMAGED}")
+    shape = tuple(header.scalar("<Q") for _ in range(axes))[::-1]
+    number, offset = header.scalar("<I"), header.scalar("<Q")
+    if number not in FORMATS:
+        raise QuantError(
+            f"{path}: {name!r} is in ggml's number format {number}, which localoss cannot read; "
+            "get the model in another, such as MXFP4 with Q8_0"
+        )
+    dtype, weights, size = FORMATS[number]
+    if shape[-1] % weights or not prod(shape):
+        raise QuantError(f"{path}: {name!r} of shape {list(shape)} does not fill {dtype} blocks; {DAMAGED}")
+    return name, TensorInfo(dtype, shape, offset, prod(shape) // weights * size)
+
+
+def dequantize(packed: U8, dtype: str, columns: int) -> F32:
+    """Weights (R, columns) f32 of `packed` bytes in `dtype`, any shape of R rows.
+
+    Raises: QuantError if the gguf package, which unpacks all but MXFP4 and floats, is not installed.
+    """
+    try:
+        from gguf import GGMLQuantizationType, quants
+    except ImportError:
+        raise QuantError(
+            f"reading {dtype} needs the gguf package; install it: pip install 'localoss[gguf]'"
+        ) from None
+    _, weights, size = next(form for form in FORMATS.values() if form[0] == dtype)
+    rows = packed.reshape(-1, columns // weights * size)
+    return np.asarray(quants.dequantize(rows, GGMLQuantizationType[dtype]), np.float32)
+
+
+def published_mxfp4(packed: U8, dtype: str, columns: int) -> tuple[U8, U8]:
+    """Published blocks (R, columns/32, 16) and scales (R, columns/32) u8 of `packed`, a permutation.
+
+    ggml pairs column i of a block with column i + 16 in a byte, OpenAI column 2i with 2i + 1.
+    """
+    parts = packed.reshape(-1, columns // TILE_COLUMNS, MXFP4_BYTES)
+    scales, blocks = np.ascontiguousarray(parts[:, :, 0]), np.ascontiguousarray(parts[:, :, 1:])
+    if dtype == "MXFP4":
+        codes = np.concatenate([blocks & 15, blocks >> 4], axis=2)
+        blocks = pack_blocks(codes.reshape(len(codes), -1))
+    return blocks, scales
+
+
+def ggml_mxfp4(codes: U8, scales: U8) -> NDArray[np.uint8]:
+    """ggml's MXFP4 rows (R, C/32 * 17) u8 of `codes` (R, C) u8 in 0..15 and `scales` (R, C/32) u8."""
+    halves = codes.reshape(len(codes), -1, 2, 16)
+    parts = np.concatenate([scales[:, :, None], halves[:, :, 0] | (halves[:, :, 1] << 4)], axis=2)
+    return parts.astype(np.uint8).reshape(len(codes), -1)

@@ -1,0 +1,47 @@
+"""Where weights come from: every layout that gpt-oss is published in, behind one interface."""
+
+from pathlib import Path
+
+from quant.checkpoint import WANTED
+from quant.errors import QuantError
+from quant.layout import MANIFEST
+from quant.sources.base import Blocks, Source
+from quant.sources.gguf import GgufSource
+from quant.sources.huggingface import HuggingFaceSource
+from quant.sources.original import OriginalSource, is_original
+
+__all__ = ["Blocks", "Source", "open_source"]
+
+
+def open_source(path: Path) -> Source:
+    """The checkpoint at `path`, its tensors all there and of the right shapes; close it after use.
+
+    Raises: QuantError, naming the file at fault, if it isn't one that localoss knows.
+    """
+    if not path.exists():
+        raise QuantError(f"{path}: not found; {WANTED}")
+    if path.is_file() and path.suffix != ".gguf":
+        raise QuantError(f"{path}: a file of another kind; {WANTED}")
+    source = _kind(path)(path)
+    try:
+        source.require_tensors()
+    except BaseException:
+        source.close()
+        raise
+    return source
+
+
+def _kind(path: Path) -> type[Source]:
+    if path.is_file():
+        return GgufSource
+    if (path / MANIFEST).exists():
+        raise QuantError(f"{path}: converted already; localoss run and chat take it as it is")
+    if is_original(path):
+        return OriginalSource
+    if not any(path.glob("*.safetensors*")):
+        ggufs = sorted(path.glob("*.gguf"))
+        if len(ggufs) == 1:
+            raise QuantError(f"{path}: holds a GGUF file; give the file itself, {ggufs[0].name}")
+        if (path / "original").is_dir():
+            raise QuantError(f"{path}: holds OpenAI's original layout in original/; give that folder")
+    return HuggingFaceSource

@@ -1,0 +1,93 @@
+"""What the converter asks of a checkpoint, in whatever layout it was published."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from quant.checkpoint import TensorFiles
+from quant.config import ModelConfig
+from quant.formats import F32, U8, Weights, bf16_to_f32
+from quant.published import Shape, experts_prefix, float_shapes
+
+FLOATS = ("BF16", "F16", "F32")
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A matrix in MXFP4 as published: blocks (R, C/32, 16) u8, scales (R, C/32) u8."""
+
+    blocks: U8
+    scales: U8
+
+
+class Source(ABC):
+    """A checkpoint of gpt-oss, its tensors under Hugging Face's names (quant/published.py).
+
+    `small_files` are the configuration's files by name, as published or made: config.json at least.
+    """
+
+    def __init__(self, files: TensorFiles, name: str, config: ModelConfig, small_files: dict[str, bytes]):
+        self.files = files
+        self.name = name
+        self.config = config
+        self.small_files = small_files
+        self._shapes = float_shapes(config)
+
+    @property
+    @abstractmethod
+    def has_mxfp4_experts(self) -> bool:
+        """Whether the experts are MXFP4 already."""
+
+    @abstractmethod
+    def require_tensors(self) -> None:
+        """Raises: QuantError for a tensor that is missing or not of the shape that the configuration makes it."""
+
+    @abstractmethod
+    def locate(self, name: str) -> tuple[str, int]:
+        """The stored tensor that holds tensor `name`, and the row at which it starts there."""
+
+    @abstractmethod
+    def expert(self, layer: int, name: str, expert: int) -> Blocks | Weights:
+        """Matrix `name` (gate_up_proj or down_proj) of an expert, (R, C). Raises: QuantError."""
+
+    @property
+    def paths(self) -> list[Path]:
+        """Every file that is read: a change in one of them is a change of the checkpoint."""
+        return sorted({path for path, _ in self.files.tensors.values()})
+
+    def shape(self, name: str) -> Shape:
+        return self._shapes[name]
+
+    def rows(self, name: str, start: int, stop: int) -> Weights:
+        """Rows start:stop of tensor `name`. Raises: QuantError if the file cannot be read."""
+        stored, first = self.locate(name)
+        return self.read(stored, first + start, first + stop)
+
+    def vector(self, name: str) -> F32:
+        """All of tensor `name`, which has one axis."""
+        return as_f32(self.rows(name, 0, self.shape(name)[0]))
+
+    def expert_bias(self, layer: int, name: str, expert: int) -> F32:
+        """The bias (R,) of an expert's matrix `name`."""
+        return as_f32(self.rows(f"{experts_prefix(layer)}{name}_bias", expert, expert + 1)[0])
+
+    def read(self, stored: str, start: int, stop: int) -> Weights:
+        """Entries start:stop of a stored tensor of floats."""
+        rows = self.files.read_rows(stored, start, stop)
+        return rows if rows.dtype == np.uint16 else rows.astype(np.float32, copy=False)
+
+    def close(self) -> None:
+        self.files.close()
+
+    def __enter__(self) -> "Source":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def as_f32(weights: Weights) -> F32:
+    """`weights`, of any shape, as float32: exact."""
+    return bf16_to_f32(weights) if weights.dtype == np.uint16 else weights

@@ -1,0 +1,50 @@
+"""Hugging Face's layout: as published with MXFP4 experts, or fine-tuned with experts in floats."""
+
+from pathlib import Path
+
+import numpy as np
+
+from quant.checkpoint import Checkpoint
+from quant.config import read_config
+from quant.formats import Weights
+from quant.layout import CONFIG_FILES
+from quant.published import block_shapes, dense_shapes, experts_prefix, float_shapes
+from quant.sources.base import FLOATS, Blocks, Source
+
+
+class HuggingFaceSource(Source):
+    def __init__(self, folder: Path):
+        config = read_config(folder / "config.json")
+        small_files = {
+            name: (folder / name).read_bytes() for name in CONFIG_FILES if (folder / name).exists()
+        }
+        super().__init__(Checkpoint(folder), folder.resolve().name, config, small_files)
+
+    @property
+    def paths(self) -> list[Path]:
+        return [self.files.folder / "config.json", *super().paths]
+
+    @property
+    def has_mxfp4_experts(self) -> bool:
+        return experts_prefix(0) + "gate_up_proj" not in self.files.tensors
+
+    def require_tensors(self) -> None:
+        for name, shape in float_shapes(self.config).items():
+            self.files.require(name, FLOATS, shape)
+        for layer in range(self.config.layers):
+            if self.has_mxfp4_experts:
+                for name, shape in block_shapes(self.config, layer).items():
+                    self.files.require(name, ("U8",), shape)
+            else:
+                for name, shape in dense_shapes(self.config, layer).items():
+                    self.files.require(name, FLOATS, shape)
+
+    def locate(self, name: str) -> tuple[str, int]:
+        return name, 0
+
+    def expert(self, layer: int, name: str, expert: int) -> Blocks | Weights:
+        stored = experts_prefix(layer) + name
+        if self.has_mxfp4_experts:
+            blocks = self.files.read_rows(f"{stored}_blocks", expert, expert + 1)[0]
+            return Blocks(blocks, self.files.read_rows(f"{stored}_scales", expert, expert + 1)[0])
+        return np.ascontiguousarray(self.read(stored, expert, expert + 1)[0].T)

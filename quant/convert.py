@@ -107,7 +107,7 @@ def _check_experts(checkpoint: Source, dtypes: Dtypes) -> None:
     """Raises: QuantError if MXFP4 experts would be rounded a second time."""
     if checkpoint.has_mxfp4_experts and dtypes.experts != "mxfp4":
         raise QuantError(
-            f"{checkpoint.name}: its experts are MXFP4 already; leave --experts out, they are kept bit for bit"
+            f"{checkpoint.name}: its experts are MXFP4 already and are kept bit for bit; leave out --experts"
         )
 
 

@@ -27,11 +27,8 @@ def experts_prefix(layer: int) -> str:
 def float_shapes(config: ModelConfig) -> dict[str, Shape]:
     """Every tensor that is published in bfloat16 with MXFP4 experts: all but these experts' weights."""
     d, i, e = config.hidden, config.intermediate, config.experts
-    shapes: dict[str, Shape] = {
-        EMBEDDING: (config.vocab, d),
-        FINAL_NORM: (d,),
-        UNEMBEDDING: (config.vocab, d),
-    }
+    v = config.vocab
+    shapes: dict[str, Shape] = {EMBEDDING: (v, d), FINAL_NORM: (d,), UNEMBEDDING: (v, d)}
     for layer in range(config.layers):
         names: dict[str, Shape] = {
             "input_layernorm.weight": (d,),
@@ -68,7 +65,7 @@ def block_shapes(config: ModelConfig, layer: int) -> dict[str, Shape]:
 
 
 def dense_shapes(config: ModelConfig, layer: int) -> dict[str, Shape]:
-    """A layer's experts where they are not quantized: columns before rows, the other way round than blocks."""
+    """A layer's experts where they are not quantized: columns before rows, unlike the blocks."""
     return {
         experts_prefix(layer) + name: (config.experts, columns, rows)
         for name, (rows, columns) in expert_shapes(config).items()

@@ -22,6 +22,11 @@ class MatrixDtype(StrEnum):
     bf16 = "bf16"
 
 
+class ExpertDtype(StrEnum):
+    mxfp4 = "mxfp4"
+    int4 = "int4"
+
+
 class EmbeddingDtype(StrEnum):
     int8 = "int8"
     bf16 = "bf16"
@@ -29,7 +34,7 @@ class EmbeddingDtype(StrEnum):
 
 def quantize(
     source: Annotated[
-        Path, typer.Argument(metavar="SRC", help="Folder of a Hugging Face gpt-oss checkpoint.")
+        Path, typer.Argument(metavar="SRC", help="A gpt-oss checkpoint: its folder, or a GGUF file.")
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the model: a new one.")],
     attention: Annotated[
@@ -37,18 +42,21 @@ def quantize(
     ] = MatrixDtype.int8,
     embedding: Annotated[EmbeddingDtype, typer.Option(help="Format of the embedding.")] = EmbeddingDtype.int8,
     unembedding: Annotated[MatrixDtype, typer.Option(help="Format of the unembedding.")] = MatrixDtype.int8,
+    experts: Annotated[
+        ExpertDtype, typer.Option(help="Format of experts that are not MXFP4 already.")
+    ] = ExpertDtype.mxfp4,
     force: Annotated[bool, typer.Option("--force", help="Replace another model in OUT.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Report as JSON on stdout.")] = False,
 ) -> None:
     """Convert a published gpt-oss checkpoint into a model that localoss runs.
 
-    Published MXFP4 experts are kept bit for bit. Memory stays under 2 GB. An interrupted run goes on
+    Takes Hugging Face's layout, OpenAI's original one and GGUF. MXFP4 experts are kept bit for bit. Memory stays under 2 GB. An interrupted run goes on
     where it stopped when the same command is given again.
     """
     from quant.convert import convert
     from quant.manifest import Dtypes
 
-    dtypes = Dtypes(attention.value, embedding.value, unembedding.value)
+    dtypes = Dtypes(attention.value, embedding.value, unembedding.value, experts.value)
     try:
         with _progress() as progress:
             summary = convert(source, out, dtypes, force=force, progress=progress)

@@ -22,7 +22,7 @@ def open_source(path: Path) -> Source:
         raise QuantError(f"{path}: not found; {WANTED}")
     if path.is_file() and path.suffix != ".gguf":
         raise QuantError(f"{path}: a file of another kind; {WANTED}")
-    source = _kind(path)(path)
+    source = _reader(path)
     try:
         source.require_tensors()
     except BaseException:
@@ -31,17 +31,17 @@ def open_source(path: Path) -> Source:
     return source
 
 
-def _kind(path: Path) -> type[Source]:
+def _reader(path: Path) -> Source:
     if path.is_file():
-        return GgufSource
+        return GgufSource(path)
     if (path / MANIFEST).exists():
         raise QuantError(f"{path}: converted already; localoss run and chat take it as it is")
     if is_original(path):
-        return OriginalSource
+        return OriginalSource(path)
     if not any(path.glob("*.safetensors*")):
         ggufs = sorted(path.glob("*.gguf"))
         if len(ggufs) == 1:
             raise QuantError(f"{path}: holds a GGUF file; give the file itself, {ggufs[0].name}")
         if (path / "original").is_dir():
             raise QuantError(f"{path}: holds OpenAI's original layout in original/; give that folder")
-    return HuggingFaceSource
+    return HuggingFaceSource(path)

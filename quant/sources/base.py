@@ -42,7 +42,7 @@ class Source(ABC):
 
     @abstractmethod
     def require_tensors(self) -> None:
-        """Raises: QuantError for a tensor that is missing or not of the shape that the configuration makes it."""
+        """Raises: QuantError for a tensor that is missing or not of the configuration's shape."""
 
     @abstractmethod
     def locate(self, name: str) -> tuple[str, int]:

@@ -184,6 +184,16 @@ def test_drop_below_keeps_the_limit_itself():
     assert weights.tolist() == [0.5, 0.25, 0, 1]
 
 
+def test_weights_are_never_nan():
+    """They choose bins: one that is no number would be counted outside of them."""
+    weights = np.full(16, np.nan, np.float32)
+    kernels.to_weights(weights, np.full(16, -np.inf, np.float32), np.float32(1))
+    assert (weights == 0).all()
+    logits = np.array([-np.inf, 0, np.nan, -90, -80, 0, 0, 0], np.float32)
+    kernels.to_weights(weights[:8], logits, np.float32(1))
+    assert weights[[0, 2, 3]].tolist() == [0, 0, 0] and weights[1] == 1 and weights[4] > 0
+
+
 # Log-probabilities and state
 
 

@@ -66,7 +66,8 @@ def to_weights(weights, logits, temperature):
     for i in range(0, 4 * len(logits), 32):
         store_f32x8(target + i, exp(mul(sub(load_f32x8(source + i), shift), factor)))
     for i in range(len(logits)):
-        if weights[i] < _LEAST:  # zeros need no sorting: the many that a mask or a low temperature leaves
+        # Zeros need no sorting: the many that a mask or a low temperature leaves. And NaN has no bin.
+        if not weights[i] >= _LEAST:
             weights[i] = 0.0
 
 

@@ -85,6 +85,9 @@ def test_integers_are_exact_at_their_limits(dtype, lowest, highest, one):
     expected = x.values @ weights.values.T
     assert np.abs(expected).max() == 32 * 127 * np.abs(weights.values).max()
     np.testing.assert_array_equal(multiply(weights, x), expected)
+    for t in range(17):  # one token alone takes another way
+        x = activations_of(weights.kind, codes[t : t + 1].astype(np.int64), np.ones((1, 1), np.float32))
+        np.testing.assert_array_equal(multiply(weights, x), expected[t : t + 1])
 
 
 @pytest.mark.parametrize("dtype", ["mxfp4", "int4", "int8", "bf16"])

@@ -1,0 +1,95 @@
+"""The tests of the kernels again, on every instruction set of this machine, and on Numba's own threads.
+
+Each in a process of its own, for Numba reads its settings once. This process runs them on the best
+instruction set and on the threads that Numba takes by itself.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from localoss.kernels import isa
+from localoss.settings import SIMD_NAMES
+
+HERE = Path(__file__).parent
+KERNELS = ["test_kernels.py", "test_activations.py", "test_attention.py", "test_sampler.py"]
+ENGINE = [
+    "test_golden.py::test_prefill_in_one_chunk[short]",
+    "test_engine.py::test_two_engines_and_another_thread",
+]
+
+
+def run(arguments, **variables):
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env=os.environ | variables,
+        cwd=HERE.parent,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+def run_tests(**variables):
+    files = [str(HERE / name) for name in KERNELS + ENGINE]
+    done = run(["-m", "pytest", "-q", "-p", "no:cacheprovider", *files], **variables)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("name", [name for name in SIMD_NAMES if name != isa.NAME])
+def test_instruction_set(name):
+    if name not in isa.available():
+        pytest.skip(f"this machine does not run {name}")
+    run_tests(LOCALOSS_SIMD=name)
+
+
+def test_workqueue():
+    """Numba's fallback where there is no OpenMP, as on macOS."""
+    run_tests(NUMBA_THREADING_LAYER="workqueue")
+
+
+def test_the_forced_instruction_set_is_used():
+    show = "from localoss.kernels import isa; print(isa.NAME)"
+    assert run(["-c", show], LOCALOSS_SIMD="portable").stdout == "portable\n"
+
+
+def test_the_best_instruction_set_is_used_by_itself():
+    show = "from localoss.kernels import isa; print(isa.NAME)"
+    assert run(["-c", show], LOCALOSS_SIMD="").stdout.split() == isa.available()[:1]
+
+
+AVX2 = dict(avx2=True, fma=True, f16c=True)
+
+
+@pytest.mark.parametrize(
+    ("machine", "features", "names"),
+    [
+        ("x86_64", AVX2 | dict(avxvnni=True), ["vnni", "avx2", "portable"]),
+        ("AMD64", AVX2 | dict(avx512vnni=True, avx512vl=True), ["vnni", "avx2", "portable"]),
+        ("x86_64", AVX2 | dict(avx512vnni=True), ["avx2", "portable"]),  # 512 bits only
+        ("x86_64", AVX2, ["avx2", "portable"]),
+        ("x86_64", AVX2 | dict(fma=False, avxvnni=True), ["portable"]),
+        ("x86_64", {}, ["portable"]),
+        ("riscv64", {"v": True}, ["portable"]),
+    ],
+)
+def test_what_a_machine_can_run(machine, features, names, monkeypatch):
+    monkeypatch.setattr(isa.platform, "machine", lambda: machine)
+    monkeypatch.setattr(isa.llvm, "get_host_cpu_features", lambda: features)
+    assert isa.available() == names
+
+
+@pytest.mark.parametrize("name", ["nonsense", "avx", *(n for n in SIMD_NAMES if n not in isa.available())])
+def test_an_instruction_set_that_cannot_run_is_one_line(name, model):
+    """From Python as from the command line."""
+    command = ["-m", "localoss", "run", str(model("harmony")), "hello"]
+    done = run(command, LOCALOSS_SIMD=name)
+    assert done.returncode == 2
+    assert f"LOCALOSS_SIMD is {name!r}" in done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    loading = "import localoss, sys; localoss.load(sys.argv[1])"
+    failed = run(["-c", loading, str(model("harmony"))], LOCALOSS_SIMD=name)
+    assert failed.stderr.splitlines()[-1].startswith(f"localoss.errors.UsageError: LOCALOSS_SIMD is {name!r}")

@@ -84,9 +84,9 @@ class Target:
             disk.write_file(self.folder / NEW_PARTIAL, self.manifest.to_json())
             disk.replace(self.folder / NEW_PARTIAL, self.folder / MANIFEST)
             disk.sync_folder(self.folder)
-            disk.remove(self.folder / PARTIAL)
         except OSError as error:
             raise disk.disk_error(error, self.folder) from None
+        disk.try_to_remove(self.folder / PARTIAL)
 
     def _check_foreign(self) -> None:
         """Raises: QuantError if the folder holds anything that a conversion does not write."""

@@ -1,5 +1,6 @@
 """Fixtures that several test files share."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,14 @@ from quant.manifest import Dtypes
 
 # Before any test file imports a kernel, so that one compiled by an earlier run is found.
 kernels.keep_compiled_in(settings.kernel_cache(), settings.simd() or "best")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long proofs run only when asked for: `make soak`."""
+    if not os.environ.get("LOCALOSS_SOAK"):
+        for item in items:
+            if item.get_closest_marker("soak"):
+                item.add_marker(pytest.mark.skip(reason="LOCALOSS_SOAK is not set"))
 
 
 @pytest.fixture(scope="session")

@@ -103,6 +103,7 @@ def numbers():
     # Between two float16 in the middle, just below and just above.
     beyond = rng.choice([0, 0xFFF, 0x1000, 0x1001, 0x1777], (COUNT, 8))
     made["f32"] = (made["f16"].astype(np.float32).view(np.int32) + beyond).astype(np.int32).view(np.float32)
+    made["f32"][0] = [65519, 65520, -65520, 65536, -1e5, 1e9, -3e38, np.inf]
     return made
 
 
@@ -178,7 +179,7 @@ def instructions(write, addresses, name, *target):
     module, machine = compile_for(trace(variant_of(name), write, addresses), *target)
     assembly = machine.emit_assembly(module)
     lines = re.findall(r"^\s+((?:\{vex\}\s+)?[a-z]\w*)\b(.*)", assembly, re.MULTILINE)
-    calls = [line for line in lines if re.fullmatch(CALL, line[0])]
+    calls = [(instruction, to) for instruction, to in lines if to and re.fullmatch(CALL, instruction)]
     return Counter(" ".join(instruction.split()) for instruction, _ in lines), calls
 
 

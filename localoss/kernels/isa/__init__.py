@@ -40,8 +40,8 @@ def _compiles_sdot() -> bool:
     known = {**_llvm_features(), "dotprod": True}
     if config.CPU_FEATURES is None:
         config.CPU_FEATURES = ",".join(f"{'+' if has else '-'}{name}" for name, has in sorted(known.items()))
-    _, _, features = cpu_target.target_context.codegen().magic_tuple()
-    return "+dotprod" in features.split(",")
+    _, cpu, features = cpu_target.target_context.codegen().magic_tuple()
+    return cpu.startswith("apple-") or "+dotprod" in features.split(",")
 
 
 def available() -> list[str]:

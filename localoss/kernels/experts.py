@@ -10,7 +10,14 @@ from numba import prange
 
 from localoss.kernels.activations import quantize_block, swiglu
 from localoss.kernels.isa.common import force_inline
-from localoss.kernels.matmul import PANEL, SCRATCH_BYTES, TOKENS_AT_ONCE, multiply_panel, store_panel
+from localoss.kernels.matmul import (
+    PANEL,
+    SCRATCH_BYTES,
+    TOKENS_AT_ONCE,
+    multiply_panel,
+    panels_at_once,
+    store_panel,
+)
 from localoss.kernels.products import OFFSETS
 from localoss.kernels.simd import (
     add,
@@ -75,18 +82,19 @@ def _tiles_of(tiles, run):
 
 
 @jit
-def _take_gate_up(h, tiles, runs, inputs, starts, active, alpha, limit, scratch, counter):
+def _take_gate_up(h, tiles, runs, inputs, starts, active, alpha, limit, at_once, scratch, counter):
     panels, places = tiles[4] // PANEL, starts[-1]
     while True:
-        work = fetch_add(counter, 1)
-        if work >= panels * len(active):
+        begin = fetch_add(counter, at_once)
+        if begin >= panels * len(active):
             break
-        expert, panel = active[work // panels], work % panels
-        own = _tiles_of(tiles, runs[expert])
-        for first in range(starts[expert], starts[expert + 1], TOKENS_AT_ONCE):
-            here = min(TOKENS_AT_ONCE, starts[expert + 1] - first)
-            sums = multiply_panel(own, PANEL * panel, PANEL, inputs, first, here, places, scratch)
-            _activate_panel(own, panel, sums, h, first, here, places, alpha, limit)
+        for work in range(begin, min(begin + at_once, panels * len(active))):
+            expert, panel = active[work // panels], work % panels
+            own = _tiles_of(tiles, runs[expert])
+            for first in range(starts[expert], starts[expert + 1], TOKENS_AT_ONCE):
+                here = min(TOKENS_AT_ONCE, starts[expert + 1] - first)
+                sums = multiply_panel(own, PANEL * panel, PANEL, inputs, first, here, places, scratch)
+                _activate_panel(own, panel, sums, h, first, here, places, alpha, limit)
 
 
 @parallel
@@ -99,25 +107,27 @@ def gate_up(h, tiles, runs, inputs, starts, active, alpha, limit, workers):
     """
     threads, scratch, counter = workers
     store_i64(counter, 0)
+    at_once = panels_at_once(tiles[4] // PANEL * len(active), threads)
     for thread in prange(threads):
         own_scratch = scratch + SCRATCH_BYTES * thread
-        _take_gate_up(h, tiles, runs, inputs, starts, active, alpha, limit, own_scratch, counter)
+        _take_gate_up(h, tiles, runs, inputs, starts, active, alpha, limit, at_once, own_scratch, counter)
 
 
 @jit
-def _take_down(y, tiles, runs, inputs, starts, active, scratch, counter):
+def _take_down(y, tiles, runs, inputs, starts, active, at_once, scratch, counter):
     groups, places = tiles[4], starts[-1]
     panels = (groups + PANEL - 1) // PANEL
     while True:
-        work = fetch_add(counter, 1)
-        if work >= panels * len(active):
+        begin = fetch_add(counter, at_once)
+        if begin >= panels * len(active):
             break
-        expert, group = active[work // panels], PANEL * (work % panels)
-        own, count = _tiles_of(tiles, runs[expert]), min(PANEL, groups - group)
-        for first in range(starts[expert], starts[expert + 1], TOKENS_AT_ONCE):
-            here = min(TOKENS_AT_ONCE, starts[expert + 1] - first)
-            sums = multiply_panel(own, group, count, inputs, first, here, places, scratch)
-            store_panel(y, own, group, count, sums, first, here, False)
+        for work in range(begin, min(begin + at_once, panels * len(active))):
+            expert, group = active[work // panels], PANEL * (work % panels)
+            own, count = _tiles_of(tiles, runs[expert]), min(PANEL, groups - group)
+            for first in range(starts[expert], starts[expert + 1], TOKENS_AT_ONCE):
+                here = min(TOKENS_AT_ONCE, starts[expert + 1] - first)
+                sums = multiply_panel(own, group, count, inputs, first, here, places, scratch)
+                store_panel(y, own, group, count, sums, first, here, False)
 
 
 @parallel
@@ -128,6 +138,7 @@ def down(y, tiles, runs, inputs, starts, active, workers):
     """
     threads, scratch, counter = workers
     store_i64(counter, 0)
+    at_once = panels_at_once((tiles[4] + PANEL - 1) // PANEL * len(active), threads)
     for thread in prange(threads):
         own_scratch = scratch + SCRATCH_BYTES * thread
-        _take_down(y, tiles, runs, inputs, starts, active, own_scratch, counter)
+        _take_down(y, tiles, runs, inputs, starts, active, at_once, own_scratch, counter)

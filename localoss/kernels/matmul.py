@@ -1,7 +1,7 @@
 """Matrix products over tiles.
 
-Threads take panels of 8 row groups (64 rows) from a shared counter, so that cores of different speed finish
-together. Parameters are addresses, numbers, and plain tuples of them:
+Threads take panels of 8 row groups (64 rows), a few at once, from a shared counter, so that cores of
+different speed finish together. Parameters are addresses, numbers, and plain tuples of them:
 
     tiles    (kind, codes, scales, bias, groups, blocks): a matrix of 8 * groups rows and 32 * blocks columns.
              bias (8 * groups,) f32, or 0 for none. kind, codes, scales: see products.py.
@@ -11,6 +11,7 @@ together. Parameters are addresses, numbers, and plain tuples of them:
 
 from numba import prange
 
+from localoss.kernels.isa.common import force_inline
 from localoss.kernels.products import TILE_SCRATCH_BYTES, add_row_group, clear
 from localoss.kernels.simd import add, fetch_add, jit, load_f32x8, parallel, store_f32x8, store_i64
 
@@ -65,18 +66,25 @@ def store_panel(out, tiles, group, groups, sums, first, tokens, adding):
             store_f32x8(place, value)
 
 
+@force_inline
+def panels_at_once(panels, threads):
+    """How many panels a thread takes: long runs keep memory streaming, short ones let all end together."""
+    return min(max(panels // (16 * threads), 1), 4)
+
+
 @jit
-def _take_panels(out, tiles, inputs, tokens, adding, scratch, counter):
+def _take_panels(out, tiles, inputs, tokens, adding, at_once, scratch, counter):
     groups = tiles[4]
     while True:
-        group = PANEL * fetch_add(counter, 1)
-        if group >= groups:
+        begin = PANEL * fetch_add(counter, at_once)
+        if begin >= groups:
             break
-        count = min(PANEL, groups - group)
-        for first in range(0, tokens, TOKENS_AT_ONCE):
-            here = min(TOKENS_AT_ONCE, tokens - first)
-            sums = multiply_panel(tiles, group, count, inputs, first, here, tokens, scratch)
-            store_panel(out, tiles, group, count, sums, first, here, adding)
+        for group in range(begin, min(begin + PANEL * at_once, groups), PANEL):
+            count = min(PANEL, groups - group)
+            for first in range(0, tokens, TOKENS_AT_ONCE):
+                here = min(TOKENS_AT_ONCE, tokens - first)
+                sums = multiply_panel(tiles, group, count, inputs, first, here, tokens, scratch)
+                store_panel(out, tiles, group, count, sums, first, here, adding)
 
 
 @parallel
@@ -87,8 +95,11 @@ def matmul(out, tiles, inputs, tokens, adding, workers):
     """
     threads, scratch, counter = workers
     store_i64(counter, 0)
-    if tiles[4] <= PANEL:
-        _take_panels(out, tiles, inputs, tokens, adding, scratch, counter)
+    panels = (tiles[4] + PANEL - 1) // PANEL
+    at_once = panels_at_once(panels, threads)
+    if panels == 1:
+        _take_panels(out, tiles, inputs, tokens, adding, at_once, scratch, counter)
     else:
         for thread in prange(threads):
-            _take_panels(out, tiles, inputs, tokens, adding, scratch + SCRATCH_BYTES * thread, counter)
+            own_scratch = scratch + SCRATCH_BYTES * thread
+            _take_panels(out, tiles, inputs, tokens, adding, at_once, own_scratch, counter)

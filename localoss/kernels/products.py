@@ -121,17 +121,20 @@ def _add_8bit(sums, w, scale, x, x_scales, tokens):
 
 
 @force_inline
-def _prefetch_128(address):
-    prefetch(address + _AHEAD_BYTES)
-    prefetch(address + _AHEAD_BYTES + 64)
+def _prefetch(codes, code_bytes, scales, scale_bytes, b):
+    """Ask for the codes of a tile further on, and, once for each cache line of them, for the scales."""
+    ahead = codes + code_bytes * b + _AHEAD_BYTES
+    for line in range(0, code_bytes, 64):
+        prefetch(ahead + line)
+    if b % (64 // scale_bytes) == 0:
+        prefetch(scales + scale_bytes * b + _AHEAD_BYTES // code_bytes * scale_bytes)
 
 
 @jit
 def _add_row_group_mxfp4(sums, codes, scales, x, x_scales, tokens, stride, blocks):
     for b in range(blocks):
-        tile = codes + 128 * b
-        _prefetch_128(tile)
-        w, scale = _load_fp4(tile), _fp4_scales(scales + 8 * b)
+        _prefetch(codes, 128, scales, 8, b)
+        w, scale = _load_fp4(codes + 128 * b), _fp4_scales(scales + 8 * b)
         _add_4bit(sums, w, scale, x + 32 * stride * b, x_scales + 4 * stride * b, tokens)
 
 
@@ -139,9 +142,8 @@ def _add_row_group_mxfp4(sums, codes, scales, x, x_scales, tokens, stride, block
 def _add_one_token_mxfp4(sums, codes, scales, x, x_scales, stride, blocks):
     total = load_f32x8(sums)
     for b in range(blocks):
-        tile = codes + 128 * b
-        _prefetch_128(tile)
-        w, scale = _load_fp4(tile), _fp4_scales(scales + 8 * b)
+        _prefetch(codes, 128, scales, 8, b)
+        w, scale = _load_fp4(codes + 128 * b), _fp4_scales(scales + 8 * b)
         x_scale = x_scales + 4 * stride * b
         total = _plus_4bit(total, w, isa.correction_4bit(w), scale, x + 32 * stride * b, x_scale)
     store_f32x8(sums, total)
@@ -150,9 +152,8 @@ def _add_one_token_mxfp4(sums, codes, scales, x, x_scales, stride, blocks):
 @jit
 def _add_row_group_int4(sums, codes, scales, x, x_scales, tokens, stride, blocks):
     for b in range(blocks):
-        tile = codes + 128 * b
-        _prefetch_128(tile)
-        w, scale = _load_int4(tile), isa.load_f16(scales + 16 * b)
+        _prefetch(codes, 128, scales, 16, b)
+        w, scale = _load_int4(codes + 128 * b), isa.load_f16(scales + 16 * b)
         _add_4bit(sums, w, scale, x + 32 * stride * b, x_scales + 4 * stride * b, tokens)
 
 
@@ -160,9 +161,8 @@ def _add_row_group_int4(sums, codes, scales, x, x_scales, tokens, stride, blocks
 def _add_one_token_int4(sums, codes, scales, x, x_scales, stride, blocks):
     total = load_f32x8(sums)
     for b in range(blocks):
-        tile = codes + 128 * b
-        _prefetch_128(tile)
-        w, scale = _load_int4(tile), isa.load_f16(scales + 16 * b)
+        _prefetch(codes, 128, scales, 16, b)
+        w, scale = _load_int4(codes + 128 * b), isa.load_f16(scales + 16 * b)
         x_scale = x_scales + 4 * stride * b
         total = _plus_4bit(total, w, isa.correction_4bit(w), scale, x + 32 * stride * b, x_scale)
     store_f32x8(sums, total)
@@ -171,10 +171,8 @@ def _add_one_token_int4(sums, codes, scales, x, x_scales, stride, blocks):
 @jit
 def _add_row_group_int8(sums, codes, scales, x, x_scales, tokens, stride, blocks):
     for b in range(blocks):
-        tile = codes + 256 * b
-        _prefetch_128(tile)
-        _prefetch_128(tile + 128)
-        w, scale = _load_8bit(tile), isa.load_f16(scales + 16 * b)
+        _prefetch(codes, 256, scales, 16, b)
+        w, scale = _load_8bit(codes + 256 * b), isa.load_f16(scales + 16 * b)
         _add_8bit(sums, w, scale, x + 32 * stride * b, x_scales + 4 * stride * b, tokens)
 
 
@@ -182,10 +180,8 @@ def _add_row_group_int8(sums, codes, scales, x, x_scales, tokens, stride, blocks
 def _add_one_token_int8(sums, codes, scales, x, x_scales, stride, blocks):
     total = load_f32x8(sums)
     for b in range(blocks):
-        tile = codes + 256 * b
-        _prefetch_128(tile)
-        _prefetch_128(tile + 128)
-        w, scale = _load_8bit(tile), isa.load_f16(scales + 16 * b)
+        _prefetch(codes, 256, scales, 16, b)
+        w, scale = _load_8bit(codes + 256 * b), isa.load_f16(scales + 16 * b)
         x_scale = x_scales + 4 * stride * b
         total = _plus_8bit(total, w, isa.correction_8bit(w), scale, x + 32 * stride * b, x_scale)
     store_f32x8(sums, total)
@@ -240,6 +236,18 @@ def _add_row_group_exact(kind, sums, codes, scales, x, tokens, stride, blocks, s
 
 
 @jit
+def _add_one_token_bf16(sums, codes, x, stride, blocks):
+    """As _add_row_group_exact, without a detour over scratch: the router of every decoded token."""
+    even, odd = load_f32x8(sums), zero()
+    for b in range(blocks):
+        for pair in range(16):
+            weights, values = codes + 512 * b + 32 * pair, x + 128 * stride * b + 8 * pair
+            even = fma(load_bf16_even(weights), broadcast_f32(values), even)
+            odd = fma(load_bf16_odd(weights), broadcast_f32(values + 4), odd)
+    store_f32x8(sums, add(even, odd))
+
+
+@jit
 def add_row_group(kind, exact, sums, codes, scales, x, x_scales, tokens, stride, blocks, scratch):
     """Add to `sums` (tokens, 8) f32 the products of one row group with `tokens` tokens, over `blocks` blocks.
 
@@ -249,7 +257,9 @@ def add_row_group(kind, exact, sums, codes, scales, x, x_scales, tokens, stride,
     f32.
     Oracle: tests/naive.py. Source: OCP Microscaling Formats v1.0.
     """
-    if exact:
+    if kind == BF16 and tokens == 1:
+        _add_one_token_bf16(sums, codes, x, stride, blocks)
+    elif exact:
         _add_row_group_exact(kind, sums, codes, scales, x, tokens, stride, blocks, scratch)
     elif tokens == 1:  # decoding: the sums stay in a register, and memory is what it waits for
         if kind == MXFP4:

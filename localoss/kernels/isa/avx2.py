@@ -61,12 +61,17 @@ def _with_sign_of(b, x, sign):
 
 
 @force_inline
-def correction_4bit(w):
-    """What to subtract from `dot_4bit`'s 16-bit sums for the activations' offset."""
-    total = add_i8(
+def add_4bit(w):
+    """The sum of a tile's 8 vectors: 8 weights of at most ±12 stay within a byte."""
+    return add_i8(
         add_i8(add_i8(w[0], w[1]), add_i8(w[2], w[3])), add_i8(add_i8(w[4], w[5]), add_i8(w[6], w[7]))
     )
-    return _multiply_pairs(splat_i8(-128), total)  # -128 is 128 as an unsigned byte
+
+
+@force_inline
+def correction_4bit(w):
+    """What to subtract from `dot_4bit`'s 16-bit sums for the activations' offset."""
+    return _multiply_pairs(splat_i8(-128), add_4bit(w))  # -128 is 128 as an unsigned byte
 
 
 @force_inline

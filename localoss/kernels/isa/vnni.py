@@ -3,7 +3,7 @@
 vpdpbusd multiplies 4 unsigned by 4 signed bytes and adds them to a 32-bit lane, without saturating.
 """
 
-from localoss.kernels.isa.avx2 import decode_fp4, decode_int4, load_f16, store_f16  # noqa: F401
+from localoss.kernels.isa.avx2 import add_4bit, decode_fp4, decode_int4, load_f16, store_f16  # noqa: F401
 from localoss.kernels.isa.common import force_inline
 from localoss.kernels.simd import broadcast_4_bytes, call, i8x32, i32x8, op, splat_i8, sub_i32, zero_i32
 
@@ -19,7 +19,13 @@ def _multiply_add(b, total, unsigned, signed):
 @force_inline
 def correction_4bit(w):
     """The sum that a dot product starts from: -128 * (sum of weights), for the activations' offset."""
-    offset = splat_i8(-128)  # 128 as an unsigned byte
+    return sub_i32(zero_i32(), _multiply_add(zero_i32(), splat_i8(-128), add_4bit(w)))  # -128: unsigned 128
+
+
+@force_inline
+def correction_8bit(w):
+    """As correction_4bit, for weights whose sums don't fit a byte."""
+    offset = splat_i8(-128)
     s, u = _multiply_add(zero_i32(), offset, w[0]), _multiply_add(zero_i32(), offset, w[1])
     s, u = _multiply_add(s, offset, w[2]), _multiply_add(u, offset, w[3])
     s, u = _multiply_add(s, offset, w[4]), _multiply_add(u, offset, w[5])
@@ -40,4 +46,4 @@ def dot_4bit(x, w, correction):
     return _multiply_add(s, broadcast_4_bytes(x + 28), w[7])
 
 
-correction_8bit, dot_8bit = correction_4bit, dot_4bit
+dot_8bit = dot_4bit

@@ -6,38 +6,29 @@ The scale rules stay in formats.py: the jitted loops find each group's extreme, 
 these, and the jitted loops quantize straight into tiles.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from quant.fast_scales import best_int_scales, best_mxfp4_scales
 from quant.formats import (
     F16,
     GROUP,
     I8,
+    INT4,
+    INT8,
     U8,
     Weights,
     f32_to_bf16,
     in_groups,
     int4_scales,
     int8_scales,
-    mxfp4_scales,
 )
+from quant.jit import bits_of, jit, words_of
 from quant.layout import TILE_BYTES, TILE_ROWS
 from quant.tiles import scales_to_tiles, tile_counts
-
-
-def _jit(function: Callable[..., None]) -> Callable[..., None]:
-    """Numba's jit, cached on disk where a folder for that can be written.
-
-    On one thread: it keeps ahead of the disk, and the writer's threads have the other cores.
-    """
-    try:
-        return numba.njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # no place for the cache: compile once a process
-        return numba.njit(nogil=True)(function)
 
 
 def tile_bf16(weights: Weights) -> U8:
@@ -55,8 +46,8 @@ def tile_int8(weights: Weights) -> tuple[U8, F16]:
     Raises: QuantError as formats.encode_int8.
     """
     groups, blocks = tile_counts(*weights.shape)
-    words, shift = _words(weights)
-    scales = scales_to_tiles(int8_scales(_group_extremes(words, shift)))
+    words, shift = words_of(weights)
+    scales = scales_to_tiles(best_int_scales(words, shift, int8_scales, INT8))
     tiles = np.empty((groups, blocks, TILE_BYTES["int8"]), np.uint8)
     _tile_int8(words.reshape(groups, TILE_ROWS, blocks, GROUP), shift, _divisors(scales), tiles.view(np.int8))
     return tiles, scales
@@ -68,8 +59,8 @@ def tile_int4(weights: Weights) -> tuple[U8, F16]:
     Raises: QuantError as formats.encode_int4.
     """
     groups, blocks = tile_counts(*weights.shape)
-    words, shift = _words(weights)
-    scales = scales_to_tiles(int4_scales(_group_extremes(words, shift)))
+    words, shift = words_of(weights)
+    scales = scales_to_tiles(best_int_scales(words, shift, int4_scales, INT4))
     tiles = np.empty((groups, blocks, TILE_BYTES["int4"]), np.uint8)
     _tile_int4(words.reshape(groups, TILE_ROWS, blocks, GROUP), shift, _divisors(scales), tiles)
     return tiles, scales
@@ -77,8 +68,8 @@ def tile_int4(weights: Weights) -> tuple[U8, F16]:
 
 def encode_int8_rows(weights: Weights) -> tuple[I8, F16]:
     """formats.encode_int8 of `weights` (R, C): codes (R, C) i8, scales (R, C/32) f16."""
-    words, shift = _words(weights)
-    scales = int8_scales(_group_extremes(words, shift))
+    words, shift = words_of(weights)
+    scales = best_int_scales(words, shift, int8_scales, INT8)
     codes = np.empty(weights.shape, np.int8)
     _encode_int8(in_groups(words), shift, _divisors(scales), in_groups(codes))
     return codes, scales
@@ -86,8 +77,8 @@ def encode_int8_rows(weights: Weights) -> tuple[I8, F16]:
 
 def encode_mxfp4_blocks(weights: Weights) -> tuple[U8, U8]:
     """formats.encode_mxfp4 of `weights` (R, C), packed: blocks (R, C/32, 16) u8, scales (R, C/32) u8."""
-    words, shift = _words(weights)
-    scales = mxfp4_scales(_group_extremes(words, shift))
+    words, shift = words_of(weights)
+    scales = best_mxfp4_scales(words, shift)
     blocks = np.empty((*scales.shape, 16), np.uint8)
     _encode_mxfp4(in_groups(words), shift, scales, blocks)
     return blocks, scales
@@ -100,11 +91,14 @@ def tile_mxfp4(blocks: U8, out: U8) -> None:
     _permute_blocks(blocks.view(np.uint32).reshape(groups, TILE_ROWS, columns, 4), out.view(np.uint32))
 
 
-def _words(weights: Weights) -> tuple[NDArray[Any], int]:
-    """`weights` as unsigned integers, and how far to the left these are shifted to be a float32's bits."""
-    if weights.dtype == np.uint16:
-        return weights, 16
-    return np.ascontiguousarray(weights, np.float32).view(np.uint32), 0
+def unpack_ggml_mxfp4(packed: U8) -> tuple[U8, U8]:
+    """Published blocks (R, B, 16) and scales (R, B) of ggml's `packed` (R, B, 17), all u8.
+
+    ggml's byte i holds columns i and i + 16 of a block, after the scale; the published 2i and 2i + 1.
+    """
+    blocks = np.empty((*packed.shape[:2], 16), np.uint8)
+    _unpack_ggml_mxfp4(packed, blocks)
+    return blocks, np.ascontiguousarray(packed[:, :, 0])
 
 
 def _divisors(scales: F16) -> NDArray[np.float32]:
@@ -114,40 +108,13 @@ def _divisors(scales: F16) -> NDArray[np.float32]:
     return divisors
 
 
-def _group_extremes(words: NDArray[Any], shift: int) -> NDArray[np.float32]:
-    """formats.group_extremes of `words` (R, C): NaN counts as the largest."""
-    groups = in_groups(words)
-    extremes = np.empty(groups.shape[:2], np.uint32)
-    _extreme_bits(groups, shift, extremes)
-    return extremes.view(np.float32)
-
-
-@_jit
-def _extreme_bits(words: Any, shift: int, out: Any) -> None:
-    """out (R, B) u32: the float32 of largest magnitude among `words` (R, B, 32); ties go to the negative."""
-    for row in range(words.shape[0]):
-        for block in range(words.shape[1]):
-            largest = np.uint32(0)
-            for column in range(32):
-                bits = _bits(words[row, block, column], shift)
-                # Magnitude first, sign last: one integer maximum finds both.
-                largest = max(largest, np.uint32((bits << np.uint32(1)) | (bits >> np.uint32(31))))
-            out[row, block] = (largest >> np.uint32(1)) | (largest << np.uint32(31))
-
-
-@numba.njit(inline="always")
-def _bits(word: Any, shift: int) -> Any:
-    """The float32 bits, u32, of a bfloat16's (shift 16) or a float32's own (shift 0)."""
-    return np.uint32(np.uint32(word) << np.uint32(shift))
-
-
 @numba.njit(inline="always")
 def _code(word: Any, shift: int, divisor: Any) -> Any:
     """A weight's code before clipping, float32: value / divisor to nearest, ties to even."""
-    return np.rint(_bits(word, shift).view(np.float32) / divisor)
+    return np.rint(bits_of(word, shift).view(np.float32) / divisor)
 
 
-@_jit
+@jit
 def _tile_int8(words: Any, shift: int, divisors: Any, out: Any) -> None:
     """out (G, B, 256) i8 tiles of `words` (G, 8, B, 32) with `divisors` (G, B, 8) f32."""
     for group in range(words.shape[0]):
@@ -159,7 +126,7 @@ def _tile_int8(words: Any, shift: int, divisors: Any, out: Any) -> None:
                     out[group, block, 32 * (column >> 2) + 4 * row + (column & 3)] = np.int8(code)
 
 
-@_jit
+@jit
 def _encode_int8(words: Any, shift: int, divisors: Any, out: Any) -> None:
     """out (R, B, 32) i8 codes of `words` (R, B, 32) with `divisors` (R, B) f32."""
     for row in range(words.shape[0]):
@@ -170,7 +137,7 @@ def _encode_int8(words: Any, shift: int, divisors: Any, out: Any) -> None:
                 out[row, block, column] = np.int8(code)
 
 
-@_jit
+@jit
 def _tile_int4(words: Any, shift: int, divisors: Any, out: Any) -> None:
     """out (G, B, 128) u8 tiles of `words` (G, 8, B, 32) with `divisors` (G, B, 8) f32."""
     for group in range(words.shape[0]):
@@ -190,7 +157,7 @@ def _tile_int4(words: Any, shift: int, divisors: Any, out: Any) -> None:
 @numba.njit(inline="always")
 def _fp4_code(word: Any, shift: int, unit: Any) -> Any:
     """The FP4 code, i32, of a weight times `unit`: counts the middles below it; ties go to the even code."""
-    bits = _bits(word, shift)
+    bits = bits_of(word, shift)
     magnitude = np.uint32(bits & np.uint32(0x7FFFFFFF)).view(np.float32) * unit
     code = np.int32(magnitude > np.float32(0.25)) + np.int32(magnitude >= np.float32(0.75))
     code += np.int32(magnitude > np.float32(1.25)) + np.int32(magnitude >= np.float32(1.75))
@@ -199,7 +166,7 @@ def _fp4_code(word: Any, shift: int, unit: Any) -> Any:
     return code | (np.int32(bits >> np.uint32(31)) << 3)
 
 
-@_jit
+@jit
 def _encode_mxfp4(words: Any, shift: int, scales: Any, out: Any) -> None:
     """out (R, B, 16) u8 published blocks of `words` (R, B, 32) with `scales` (R, B) u8."""
     for row in range(words.shape[0]):
@@ -211,7 +178,7 @@ def _encode_mxfp4(words: Any, shift: int, scales: Any, out: Any) -> None:
                 out[row, block, i] = low | (high << 4)
 
 
-@_jit
+@jit
 def _tile_pairs(pairs: Any, out: Any) -> None:
     """out (G, B, 128) u32 tiles of `pairs` (G, 8, B, 16) u32, two bfloat16 each."""
     for group in range(pairs.shape[0]):
@@ -221,7 +188,7 @@ def _tile_pairs(pairs: Any, out: Any) -> None:
                     out[group, block, 8 * pair + row] = pairs[group, row, block, pair]
 
 
-@_jit
+@jit
 def _permute_blocks(words: Any, out: Any) -> None:
     """out (G, B, 32) u32 tiles of `words` (G, 8, B, 4) u32, eight published columns each.
 
@@ -238,3 +205,15 @@ def _permute_blocks(words: Any, out: Any) -> None:
                     swap = (word ^ (word >> np.uint32(4))) & np.uint32(0x00F000F0)
                     word ^= swap ^ (swap << np.uint32(4))
                     out[group, block, 8 * j + row] = word
+
+
+@jit
+def _unpack_ggml_mxfp4(packed: Any, out: Any) -> None:
+    """out (R, B, 16) u8 published blocks of ggml's `packed` (R, B, 17) u8."""
+    for row in range(packed.shape[0]):
+        for block in range(packed.shape[1]):
+            for i in range(8):
+                first = np.int32(packed[row, block, 1 + 2 * i])
+                second = np.int32(packed[row, block, 2 + 2 * i])
+                out[row, block, i] = (first & 15) | ((second & 15) << 4)
+                out[row, block, 8 + i] = (first >> 4) | (second & 0xF0)

@@ -4,7 +4,7 @@ A group is 32 consecutive weights of a row; `encode_*` takes (R, C) float32 and 
 scale per group (R, C/32); `decode_*` takes these back to float32.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,9 @@ FP4_VALUES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3,
 FP4_LARGEST_EXPONENT = 2  # of 6 = 1.5 * 2**2
 E8M0_BIAS = 127
 E8M0_NAN = 255
+MXFP4_STEPS = (1, -1)  # scales that are tried, as steps from the rule's
+SURELY_LESS = np.float32(1 - 2**-16)  # more than float32 loses in an error: no search makes one worse
+SEARCHED_F16 = (0x0600, 0x7A00)  # bits of float16 scales from which every step leads to a normal number
 
 F32 = NDArray[np.float32]
 F16 = NDArray[np.float16]
@@ -23,6 +26,18 @@ U8 = NDArray[np.uint8]
 I8 = NDArray[np.int8]
 U16 = NDArray[np.uint16]
 Weights = NDArray[Any]  # bfloat16 bits as uint16, or float32
+
+
+class IntFormat(NamedTuple):
+    """Range of an integer format's codes, and the scales that are tried, as float16 steps from the rule's."""
+
+    lowest: int
+    highest: int
+    steps: tuple[int, ...]
+
+
+INT8 = IntFormat(-127, 127, (-20, -16, -12, -8, -4, 4, 8, 12))
+INT4 = IntFormat(-8, 7, (-160, -120, -80, -40, 40, 80, 120))
 
 
 def bf16_to_f32(bits: U16) -> F32:
@@ -41,12 +56,13 @@ def f32_to_bf16(values: F32) -> U16:
 def encode_mxfp4(weights: F32) -> tuple[U8, U8]:
     """MXFP4 codes (R, C) u8 in 0..15 and E8M0 scales (R, C/32) u8 of `weights` (R, C) f32.
 
-    Ties go to the even code, magnitudes beyond 6 become 6. An all-zero block has scale byte 0.
+    A block's scale is that of the rule (mxfp4_scales) or a neighbour, whichever gives the least squared
+    error. Ties go to the even code, magnitudes beyond 6 become 6. An all-zero block has scale byte 0.
     Raises: QuantError for NaN, infinity, or columns that don't fill blocks of 32.
     Source: OCP Microscaling Formats (MX) v1.0, sections 5.3.3 and 6.3.
     """
     blocks = in_groups(weights)
-    scales = mxfp4_scales(group_extremes(weights))
+    scales = search_mxfp4_scales(blocks, mxfp4_scales(group_extremes(weights)))
     magnitudes = np.ldexp(np.abs(blocks), E8M0_BIAS - scales[:, :, None].astype(np.int32))
     codes = _round_to_fp4(magnitudes) | (np.signbit(blocks).astype(np.uint8) << 3)
     return codes.reshape(weights.shape), scales
@@ -58,6 +74,27 @@ def mxfp4_scales(extremes: F32) -> U8:
     exponents = np.frexp(extremes)[1] - 1 - FP4_LARGEST_EXPONENT  # frexp's mantissa is in [0.5, 1)
     scales = np.clip(exponents + E8M0_BIAS, 0, E8M0_NAN - 1)
     return np.where(extremes == 0, 0, scales).astype(np.uint8)
+
+
+def search_mxfp4_scales(blocks: F32, scales: U8) -> U8:
+    """The best of each of `scales` (R, B), the next and the one before for `blocks` (R, B, 32) f32."""
+    magnitudes: F32 = np.ldexp(np.abs(blocks), E8M0_BIAS - scales[:, :, None].astype(np.int32))
+    best, least = scales.copy(), _sums(np.square(magnitudes - FP4_VALUES[_round_to_fp4(magnitudes)]))
+    for step in MXFP4_STEPS:
+        scaled: F32 = np.ldexp(magnitudes, -step)
+        error = _sums(np.square(magnitudes - np.ldexp(FP4_VALUES[_round_to_fp4(scaled)], step)))
+        better = (error < least * SURELY_LESS) & (scales >= -step)
+        best[better] = scales[better] + np.uint8(step % 256)
+        least[better] = error[better]
+    return best
+
+
+def _sums(squares: F32) -> F32:
+    """Sums over the last axis, 32 long: halves upon halves, an order that a vector unit can keep."""
+    while squares.shape[-1] > 1:
+        half = squares.shape[-1] // 2
+        squares = squares[..., :half] + squares[..., half:]
+    return squares[..., 0]
 
 
 def decode_mxfp4(codes: U8, scales: U8) -> F32:
@@ -127,11 +164,11 @@ def _f16_scales(extremes: F32, target: np.float32, dtype: str) -> F16:
 def encode_int8(weights: F32) -> tuple[I8, F16]:
     """int8 codes (R, C) in -127..127 and float16 scales (R, C/32) of `weights` (R, C) f32.
 
-    scale = max|w| / 127 rounded to float16; code = w / scale, to nearest, ties to even. An all-zero group
-    has scale 0. Raises: QuantError for NaN, infinity, beyond float16, columns that don't fill groups of 32.
+    scale = max|w| / 127 rounded to float16, or a neighbour with less squared error; code = w / scale, to
+    nearest, ties to even. An all-zero group has scale 0.
+    Raises: QuantError for NaN, infinity, beyond float16, columns that don't fill groups of 32.
     """
-    scales = int8_scales(group_extremes(weights))
-    return _quantize(weights, scales, -127, 127), scales
+    return _encode_int(weights, int8_scales(group_extremes(weights)), INT8)
 
 
 def encode_int4(weights: F32) -> tuple[I8, F16]:
@@ -139,15 +176,41 @@ def encode_int4(weights: F32) -> tuple[I8, F16]:
 
     scale = the weight of largest magnitude / -8, so that the full range serves its sign; otherwise as int8.
     """
-    scales = int4_scales(group_extremes(weights))
-    return _quantize(weights, scales, -8, 7), scales
+    return _encode_int(weights, int4_scales(group_extremes(weights)), INT4)
 
 
-def _quantize(weights: F32, scales: F16, lowest: int, highest: int) -> I8:
+def _encode_int(weights: F32, scales: F16, form: IntFormat) -> tuple[I8, F16]:
+    groups = in_groups(weights)
+    scales = search_int_scales(groups, scales, form)
+    return _quantize(groups, scales, form).astype(np.int8).reshape(weights.shape), scales
+
+
+def search_int_scales(groups: F32, scales: F16, form: IntFormat) -> F16:
+    """The best of each of `scales` (R, G) and those `form.steps` float16 steps away, for `groups` (R, G, 32).
+
+    Scales at the ends of float16's range stay as they are.
+    """
+    bits = scales.view(np.uint16)
+    magnitudes = bits & 0x7FFF
+    searched = (magnitudes >= SEARCHED_F16[0]) & (magnitudes <= SEARCHED_F16[1])
+    best, least = scales.copy(), _int_errors(groups, scales, form)
+    for step in form.steps:
+        tried = np.where(searched, bits + np.uint16(step % 65536), bits).view(np.float16)
+        error = _int_errors(groups, tried, form)
+        better = error < least * SURELY_LESS
+        best[better], least[better] = tried[better], error[better]
+    return best
+
+
+def _int_errors(groups: F32, scales: F16, form: IntFormat) -> F32:
+    return _sums(np.square(groups - _quantize(groups, scales, form) * scales.astype(np.float32)[:, :, None]))
+
+
+def _quantize(groups: F32, scales: F16, form: IntFormat) -> F32:
+    """Codes (R, G, 32), as float32, of `groups` (R, G, 32) with `scales` (R, G)."""
     divisors = scales.astype(np.float32)
     divisors[divisors == 0] = 1  # the group is all zero
-    codes = np.rint(in_groups(weights) / divisors[:, :, None])
-    return np.clip(codes, lowest, highest).astype(np.int8).reshape(weights.shape)
+    return np.clip(np.rint(groups / divisors[:, :, None]), form.lowest, form.highest)
 
 
 def decode_int(codes: I8, scales: F16) -> F32:

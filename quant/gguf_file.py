@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quant import fast
 from quant.checkpoint import DAMAGED, TensorFiles, TensorInfo
 from quant.errors import QuantError
-from quant.formats import F32, U8, pack_blocks
+from quant.formats import F32, U8
 from quant.layout import TILE_COLUMNS, round_up
 
 MAX_HEADER_BYTES = 64 << 20  # gpt-oss has 13 MB, nearly all of it vocabulary
@@ -168,8 +169,10 @@ def _tensor_entry(path: Path, header: _Cursor) -> tuple[str, TensorInfo]:
 def dequantize(packed: U8, dtype: str, columns: int) -> F32:
     """Weights (R, columns) f32 of `packed` bytes in `dtype`, any shape of R rows.
 
-    Raises: QuantError if the gguf package, which unpacks all but MXFP4 and floats, is not installed.
+    Raises: QuantError if the gguf package, which unpacks all but MXFP4, Q8_0 and floats, is not installed.
     """
+    if dtype == "Q8_0":
+        return _dequantize_q8_0(packed, columns)
     try:
         from gguf import GGMLQuantizationType, quants
     except ImportError:
@@ -181,17 +184,24 @@ def dequantize(packed: U8, dtype: str, columns: int) -> F32:
     return np.asarray(quants.dequantize(rows, GGMLQuantizationType[dtype]), np.float32)
 
 
+def _dequantize_q8_0(packed: U8, columns: int) -> F32:
+    """Blocks of a float16 scale and 32 int8 codes. gguf's takes ten times as long."""
+    blocks = packed.reshape(-1, columns // TILE_COLUMNS, 34)
+    scales = np.ascontiguousarray(blocks[:, :, :2]).view(np.float16).astype(np.float32)
+    weights = blocks[:, :, 2:].view(np.int8).astype(np.float32)
+    weights *= scales
+    return weights.reshape(-1, columns)
+
+
 def published_mxfp4(packed: U8, dtype: str, columns: int) -> tuple[U8, U8]:
     """Published blocks (R, columns/32, 16) and scales (R, columns/32) u8 of `packed`, a permutation.
 
-    ggml pairs column i of a block with column i + 16 in a byte, OpenAI column 2i with 2i + 1.
+    Ollama's first files have the codes in the published order, and only the scale before each block.
     """
     parts = packed.reshape(-1, columns // TILE_COLUMNS, MXFP4_BYTES)
-    scales, blocks = np.ascontiguousarray(parts[:, :, 0]), np.ascontiguousarray(parts[:, :, 1:])
     if dtype == "MXFP4":
-        codes = np.concatenate([blocks & 15, blocks >> 4], axis=2)
-        blocks = pack_blocks(codes.reshape(len(codes), -1))
-    return blocks, scales
+        return fast.unpack_ggml_mxfp4(parts)
+    return np.ascontiguousarray(parts[:, :, 1:]), np.ascontiguousarray(parts[:, :, 0])
 
 
 def ggml_mxfp4(codes: U8, scales: U8) -> NDArray[np.uint8]:

@@ -10,6 +10,10 @@ from quant import fast
 from quant.errors import QuantError
 from quant.formats import (
     FP4_VALUES,
+    INT4,
+    INT8,
+    _quantize,
+    _round_to_fp4,
     bf16_to_f32,
     decode_int,
     decode_mxfp4,
@@ -17,6 +21,11 @@ from quant.formats import (
     encode_int8,
     encode_mxfp4,
     f32_to_bf16,
+    group_extremes,
+    in_groups,
+    int4_scales,
+    int8_scales,
+    mxfp4_scales,
     pack_blocks,
     unpack_blocks,
 )
@@ -128,10 +137,17 @@ def test_published_blocks_hold_the_even_column_in_the_low_nibble():
 # int8 and int4
 
 
+def by_rule(weights, form):
+    """Codes and scales without the search: the rule's scale for each group."""
+    rule = int8_scales if form is INT8 else int4_scales
+    scales = rule(group_extremes(weights))
+    return _quantize(in_groups(weights), scales, form).reshape(weights.shape).astype(np.int8), scales
+
+
 def test_int8_of_a_group_worked_by_hand():
     weights = np.zeros((1, 32), np.float32)
     weights[0, :5] = [-127, 126.4, 0.5, 1.5, -2.5]  # scale 1: ties go to even
-    codes, scales = encode_int8(weights)
+    codes, scales = by_rule(weights, INT8)
     assert scales.tolist() == [[1.0]]
     assert codes[0, :5].tolist() == [-127, 126, 0, 2, -2]
 
@@ -139,7 +155,7 @@ def test_int8_of_a_group_worked_by_hand():
 def test_int4_of_a_group_worked_by_hand():
     weights = np.zeros((1, 32), np.float32)
     weights[0, :4] = [16, -15.8, 3, -5]  # the extreme becomes -8, so the scale is -2
-    codes, scales = encode_int4(weights)
+    codes, scales = by_rule(weights, INT4)
     assert scales.tolist() == [[-2.0]]
     assert codes[0, :4].tolist() == [-8, 7, -2, 2]
 
@@ -151,7 +167,7 @@ GROUPS = hnp.arrays(
 
 @given(GROUPS)
 def test_int8_errs_by_half_a_step_at_most(weights):
-    codes, scales = encode_int8(weights)
+    codes, scales = by_rule(weights, INT8)
     assert np.abs(codes.astype(int)).max() <= 127
     steps = np.repeat(np.abs(scales.astype(np.float64)), 32, axis=1)
     errors = np.abs(codes * steps - weights)
@@ -163,12 +179,58 @@ def test_int8_errs_by_half_a_step_at_most(weights):
 
 @given(GROUPS.map(lambda weights: weights / 16))
 def test_int4_errs_by_half_a_step_except_opposite_the_extreme(weights):
-    codes, scales = encode_int4(weights)
+    codes, scales = by_rule(weights, INT4)
     steps = np.repeat(np.abs(scales.astype(np.float64)), 32, axis=1)
     errors = np.abs(codes * np.repeat(scales.astype(np.float64), 32, axis=1) - weights)
     assert codes.min() >= -8 and codes.max() <= 7
     assert (errors[codes < 7] <= (steps * 0.5 + np.abs(weights) * 2.0**-11)[codes < 7]).all()
     assert (errors <= steps * 1.01 + np.abs(weights) * 2.0**-11).all()
+
+
+def group_errors(weights, decoded):
+    """Squared error of each group in float64."""
+    return np.square(np.float64(decoded) - weights).reshape(len(weights), -1, 32).sum(axis=2)
+
+
+@settings(max_examples=200, deadline=None)
+@given(GROUPS | st.integers(0, 2**32 - 1).map(lambda seed: random_weights(seed, 2, 64)))
+def test_the_search_makes_no_group_worse(weights):
+    for form, encode, divisor in ((INT8, encode_int8, 1), (INT4, encode_int4, 16)):
+        scaled = weights / np.float32(divisor)
+        errors = group_errors(scaled, decode_int(*encode(scaled)))
+        assert (errors <= group_errors(scaled, decode_int(*by_rule(scaled, form)))).all()
+    errors = group_errors(weights, decode_mxfp4(*encode_mxfp4(weights)))
+    assert (errors <= group_errors(weights, decode_mxfp4(*mxfp4_by_rule(weights)))).all()
+
+
+def mxfp4_by_rule(weights):
+    scales = mxfp4_scales(group_extremes(weights))
+    units = np.exp2(scales.astype(np.float64) - 127).repeat(32, axis=1)
+    return _round_to_fp4(np.abs(weights) / units) | (np.signbit(weights).astype(np.uint8) << 3), scales
+
+
+@pytest.mark.parametrize(("name", "most"), [("mxfp4", 0.98), ("int4", 0.96), ("int8", 0.95)])
+def test_what_the_search_gains(name, most):
+    """RMS error against that of the rule's scales, on normal weights."""
+    weights = random_weights(9, 64, 2880)
+    searched = {
+        "mxfp4": lambda: decode_mxfp4(*encode_mxfp4(weights)),
+        "int4": lambda: decode_int(*encode_int4(weights)),
+        "int8": lambda: decode_int(*encode_int8(weights)),
+    }[name]()
+    ruled = {
+        "mxfp4": lambda: decode_mxfp4(*mxfp4_by_rule(weights)),
+        "int4": lambda: decode_int(*by_rule(weights, INT4)),
+        "int8": lambda: decode_int(*by_rule(weights, INT8)),
+    }[name]()
+    gain = np.sqrt(group_errors(weights, searched).sum() / group_errors(weights, ruled).sum())
+    assert 0.9 < gain <= most
+
+
+def test_mxfp4_takes_the_larger_scale_where_it_errs_less():
+    weights = np.full((1, 32), 7.9, np.float32)  # by the rule 6, with the next scale 8
+    codes, scales = encode_mxfp4(weights)
+    assert scales.tolist() == [[128]] and (decode_mxfp4(codes, scales) == 8).all()
 
 
 def test_scales_in_float16s_subnormals_do_not_cut_weights_off():
@@ -292,6 +354,12 @@ def test_fast_encoders_equal_the_reference(bits):
             rows = fast.encode_int8_rows(bits)
             same_bits(rows[0], clear[0])
             same_bits(rows[1], clear[1])
+    clear, quick = outcome(encode_mxfp4, weights), outcome(fast.encode_mxfp4_blocks, bits)
+    if isinstance(clear, str):
+        assert quick == clear
+    else:
+        same_bits(quick[0], pack_blocks(clear[0]))
+        same_bits(quick[1], clear[1])
     same_bits(fast.tile_bf16(bits), to_tiles(bits, "bf16"))
 
 

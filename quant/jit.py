@@ -1,0 +1,34 @@
+"""How the converter's loops are jitted, and how they read bfloat16 and float32 alike."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from quant.formats import Weights
+
+
+def jit(function: Callable[..., None]) -> Callable[..., None]:
+    """Numba's jit, cached on disk where a folder for that can be written.
+
+    On one thread: it keeps ahead of the disk, and the writer's threads have the other cores.
+    """
+    try:
+        return numba.njit(nogil=True, cache=True)(function)
+    except RuntimeError:  # no place for the cache: compile once a process
+        return numba.njit(nogil=True)(function)
+
+
+def words_of(weights: Weights) -> tuple[NDArray[Any], int]:
+    """`weights` as unsigned integers, and how far to the left these are shifted to be a float32's bits."""
+    if weights.dtype == np.uint16:
+        return weights, 16
+    return np.ascontiguousarray(weights, np.float32).view(np.uint32), 0
+
+
+@numba.njit(inline="always")
+def bits_of(word: Any, shift: int) -> Any:
+    """The float32 bits, u32, of a bfloat16's (shift 16) or a float32's own (shift 0)."""
+    return np.uint32(np.uint32(word) << np.uint32(shift))

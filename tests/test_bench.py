@@ -1,0 +1,159 @@
+"""`localoss bench`: what it reports, on a small model. Nothing here looks at a speed."""
+
+import json
+
+import pytest
+
+from localoss import cli, profile
+from localoss import model as model_module
+from localoss.bench import Benchmark, run_benchmark
+
+FIXED = {  # relied on from outside
+    "load_s": float,
+    "prefill_tokens_per_s": float,
+    "decode_tokens_per_s": float,
+    "decode_bytes_per_token": int,
+    "read_bandwidth_bytes_per_s": float,
+    "peak_rss_bytes": int,
+    "threads": int,
+    "simd": str,
+}
+SIZES = ("--prompt-tokens", "11", "--gen-tokens", "3", "--threads", "1")
+
+
+@pytest.fixture
+def bench(capsys):
+    """Run `localoss bench` in this process: arguments to (exit code, stdout, stderr)."""
+
+    def run(*arguments):
+        code = cli.main(["bench", *map(str, arguments)])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def engine(model):
+    import localoss
+
+    return localoss.load(model("window"), context_tokens=100, threads=1)
+
+
+def test_json(model, bench):
+    folder = model("window")
+    code, out, _ = bench(folder, *SIZES, "--json")
+    assert code == 0
+    report = json.loads(out)
+    assert {name: type(report[name]) for name in FIXED} == FIXED
+    assert set(Benchmark.__annotations__) | {"model"} == set(report)
+    assert all(report[name] > 0 for name in FIXED if name != "simd")
+    assert (report["prompt_tokens"], report["gen_tokens"], report["threads"]) == (11, 3, 1)
+    assert report["decode_runs_tokens_per_s"] == [report["decode_tokens_per_s"]]
+
+
+def test_what_a_token_reads(model, bench):
+    """int4 attention takes fewer bytes than int8; experts count as often as a token uses them."""
+    reports = [
+        json.loads(bench(model("window", attention=dtype), *SIZES, "--json")[1]) for dtype in ("int8", "int4")
+    ]
+    read = [report["decode_bytes_per_token"] for report in reports]
+    assert read[1] < read[0] < reports[0]["weights_bytes"]
+    layers, hidden, qkv_rows, output_columns = 4, 128, (10 + 2 * 5) * 16, 10 * 16
+    weights = layers * (qkv_rows + output_columns) * hidden
+    assert read[0] - read[1] == weights // 2  # half a byte less each; scales are the same
+
+
+def test_repetitions_and_depth(model, bench):
+    code, out, _ = bench(model("window"), *SIZES, "--depth", "150", "--repetitions", "3", "--json")
+    report = json.loads(out)
+    assert (code, report["depth"], report["repetitions"]) == (0, 150, 3)
+    for kind in ("prefill", "decode"):
+        runs = report[f"{kind}_runs_tokens_per_s"]
+        assert len(runs) == 3
+        assert report[f"{kind}_tokens_per_s"] == pytest.approx(sum(runs) / 3)
+
+
+def test_each_repetition_runs_the_whole_prompt(engine, monkeypatch):
+    ran = []
+    forward = engine.model.forward
+
+    def counted(chunks, cancelled):
+        ran.append((len(chunks[0].tokens), chunks[0].position))
+        return forward(chunks, cancelled)
+
+    monkeypatch.setattr(engine.model, "forward", counted)
+    run_benchmark(engine, 0.0, prompt_tokens=7, gen_tokens=2, depth=5, repetitions=2)
+    once = [(5, 0), (7, 5), (1, 11), (1, 12), (1, 13)]  # depth, prompt, its last token again, two tokens
+    assert ran == once * 2
+
+
+def test_table(model, bench, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    code, out, _ = bench(model("window"), *SIZES, "--depth", "20", "--repetitions", "2")
+    assert code == 0
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if "|" in line]
+    assert rows[0] == ["model", "size", "threads", "simd", "test", "tokens/s"]
+    assert [row[4] for row in rows[2:]] == ["pp11 @ 20", "tg3 @ 31"]
+    assert all("±" in row[5] for row in rows[2:])
+    _, once, _ = bench(model("window"), *SIZES)
+    assert "pp11 " in once and "tg3 @ 11" in once and "±" not in once
+
+
+def test_too_many_tokens_is_one_line(model, bench):
+    code, out, err = bench(model("window"), "--depth", "131072")
+    assert code != 0 and not out
+    assert err.startswith("error: ") and err.count("\n") == 1 and "131,072" in err
+
+
+# Where the time goes
+
+
+def test_profile_in_json_and_as_a_table(model, bench, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    _, out, _ = bench(model("window"), *SIZES, "--profile", "--json")
+    report = json.loads(out)
+    for kind in ("decode_profile_s", "prefill_profile_s"):
+        assert {"matmul qkv", "matmul output", "matmul unembedding", "python"} <= set(report[kind])
+        assert all(seconds >= 0 for seconds in report[kind].values())
+    assert report["calling_s"] > 0
+    _, out, _ = bench(model("window"), *SIZES, "--profile")
+    assert "A decoded token" in out and "A prompt of 11 tokens" in out and "in all" in out
+
+
+def test_a_profile_leaves_the_kernels_as_they_were(engine):
+    before = dict(vars(model_module))
+    with profile.profiled(engine.weights):
+        assert vars(model_module)["matmul"] is not before["matmul"]
+    assert all(vars(model_module)[name] is value for name, value in before.items())
+    with pytest.raises(ZeroDivisionError), profile.profiled(engine.weights):
+        _ = 1 / 0
+    assert all(vars(model_module)[name] is value for name, value in before.items())
+
+
+def test_a_clock_gives_every_second_to_a_kernel_or_to_python(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(profile.time, "perf_counter", lambda: now[0])
+
+    def passes(seconds):
+        now[0] += seconds
+
+    clock = profile.Clock({(1, 2): "qkv"})
+    matmul, norm = clock.timed("matmul", lambda *_: passes(5)), clock.timed("norm", lambda *_: passes(2))
+    passes(3)
+    matmul((1, 2), [7])
+    norm((3,))
+    matmul((9, 9))
+    norm()
+    passes(1)
+    laps = clock.lap()
+    assert laps == {"matmul qkv": 5, "matmul": 5, "norm": 4, "python": 4}
+    assert list(laps.values()) == [5, 5, 4, 4]  # the longest first
+    passes(6)
+    assert clock.lap() == {"python": 6}
+
+
+def test_no_kernel_that_python_calls_goes_unseen(engine):
+    """All kernels, in the modules through which the model and the sampler reach them."""
+    homes = {home.__name__ for home in profile._homes()}
+    assert {"localoss.model", "localoss.sampler", "localoss.kernels.sampling"} <= homes
+    assert "numpy" not in homes

@@ -29,6 +29,7 @@ type: setup
 	$(BIN)/mypy
 
 bench: setup
+	@test -n "$(MODEL)" || { echo "say which model: make bench MODEL=folder" >&2; exit 1; }
 	$(BIN)/localoss bench $(MODEL)
 
 golden: setup

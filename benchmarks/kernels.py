@@ -64,7 +64,8 @@ class Bench:
         """Seconds per call: `calls` in turns, the median and the best of as many as fit into the time."""
         self._use_threads(threads)
         calls[0]()  # compiles
-        times, end = [], time.perf_counter() + self.seconds
+        times: list[float] = []
+        end = time.perf_counter() + self.seconds
         while len(times) < 3 or time.perf_counter() < end:
             call = calls[len(times) % len(calls)]
             start = time.perf_counter()

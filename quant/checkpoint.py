@@ -3,7 +3,6 @@
 Tensors are read in slices, never mapped: mapped pages would count as resident memory.
 """
 
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -16,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quant.errors import QuantError
+from quant.json_file import MOST_BYTES, parse_json, read_json
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
-MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format
+MOST_AXES = 8
 DTYPE_BYTES = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
     **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
@@ -52,14 +52,19 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], int]:
             file_bytes = file.seek(0, 2)
             file.seek(0)
             header_bytes = int.from_bytes(file.read(8), "little")
-            if file_bytes < 8 or header_bytes > min(MAX_HEADER_BYTES, file_bytes - 8):
+            if file_bytes < 8 or header_bytes > min(MOST_BYTES, file_bytes - 8):
                 raise QuantError(f"{path}: not safetensors, or cut off in its header; download it again")
             text = file.read(header_bytes)
     except FileNotFoundError:
         raise QuantError(f"{path}: missing; download it again") from None
     except OSError as error:
         raise QuantError(f"{path}: cannot be read ({error.strerror})") from None
-    header = _parse_json(text, f"{path}: header")
+    try:
+        header = parse_json(text)
+    except ValueError:
+        header = None
+    if not isinstance(header, dict):
+        raise QuantError(f"{path}: its header is no JSON object; {DAMAGED}")
     data_start = 8 + header_bytes
     tensors = {
         name: _tensor_info(f"{path}: {name}", entry, data_start)
@@ -70,16 +75,6 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], int]:
     return tensors, data_start
 
 
-def _parse_json(text: bytes, where: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text.decode("utf-8"))
-    except (ValueError, RecursionError):
-        raise QuantError(f"{where} is not JSON; {DAMAGED}") from None
-    if not isinstance(value, dict):
-        raise QuantError(f"{where} is not a JSON object; {DAMAGED}")
-    return value
-
-
 def _tensor_info(where: str, entry: Any, data_start: int) -> TensorInfo:
     match entry:
         case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [begin, end]}:
@@ -88,8 +83,9 @@ def _tensor_info(where: str, entry: Any, data_start: int) -> TensorInfo:
             raise QuantError(f"{where}: no dtype, shape and data_offsets; {DAMAGED}")
     if dtype not in DTYPE_BYTES:
         raise QuantError(f"{where}: dtype {dtype} is not known; expected one of {', '.join(DTYPE_BYTES)}")
-    if any(type(number) is not int or number < 0 for number in (*shape, begin, end)):
-        raise QuantError(f"{where}: shape or data_offsets are not natural numbers; {DAMAGED}")
+    numbers = (*shape, begin, end)
+    if len(shape) > MOST_AXES or any(type(value) is not int or not 0 <= value < 2**63 for value in numbers):
+        raise QuantError(f"{where}: shape or data_offsets are not a tensor's numbers; {DAMAGED}")
     if end - begin != math.prod(shape) * DTYPE_BYTES[dtype]:
         raise QuantError(f"{where}: {end - begin} bytes for {dtype} of shape {shape}; {DAMAGED}")
     return TensorInfo(dtype, tuple(shape), data_start + begin, end - begin)
@@ -106,6 +102,13 @@ def _check_extent(path: Path, tensors: dict[str, TensorInfo], data_start: int, f
         raise QuantError(f"{path}: truncated, {file_bytes:,} of {end:,} bytes; download it again")
     if end < file_bytes:
         raise QuantError(f"{path}: {file_bytes - end:,} bytes more than its header tells; {DAMAGED}")
+
+
+def _is_shard(name: Any) -> bool:
+    """Whether `name` is that of a safetensors file and nothing like a path."""
+    if not isinstance(name, str) or not name.isprintable() or set(name) & set("/\\:"):
+        return False
+    return name.endswith(".safetensors")
 
 
 class TensorFiles:
@@ -201,14 +204,17 @@ class Checkpoint(TensorFiles):
 
     def _read_index(self, index: Path) -> None:
         try:
-            weight_map = _parse_json(index.read_bytes(), str(index)).get("weight_map")
+            value = read_json(index)
         except OSError as error:
             raise QuantError(f"{index}: cannot be read ({error.strerror})") from None
+        except ValueError as error:
+            raise QuantError(f"{index}: not JSON ({error}); {DAMAGED}") from None
+        weight_map = value.get("weight_map") if isinstance(value, dict) else None
         if not isinstance(weight_map, dict) or not weight_map:
             raise QuantError(f"{index}: no weight_map; {DAMAGED}")
         shards: dict[str, Mapping[str, TensorInfo]] = {}
         for name, shard in weight_map.items():
-            if not isinstance(shard, str) or not shard.endswith(".safetensors") or set(shard) & set("/\\:\0"):
+            if not _is_shard(shard):
                 raise QuantError(f"{index}: {shard!r} does not name a file in the same folder; {DAMAGED}")
             path = self.folder / shard
             if shard not in shards:

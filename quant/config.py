@@ -1,13 +1,14 @@
 """The architecture of a gpt-oss model, read from a Hugging Face config.json."""
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from quant.errors import QuantError
+from quant.json_file import read_json
 
+MOST_LAYERS = 10_000  # so that a damaged number can't ask for more memory than there is
 SWIGLU_ALPHA = 1.702  # fixed by the architecture; not in config.json
 
 
@@ -60,10 +61,10 @@ class ModelConfig:
 def read_config(path: Path) -> ModelConfig:
     """Read `path`, a config.json. Raises: QuantError for a missing, unreadable or foreign file."""
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = read_json(path)
     except FileNotFoundError:
         raise QuantError(f"{path}: not found; a gpt-oss model folder has a config.json") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise QuantError(f"{path}: cannot be read as JSON ({error}); download it again") from None
     return parse_config(raw, str(path))
 
@@ -86,7 +87,7 @@ def parse_config(raw: Any, where: str = "config.json") -> ModelConfig:
 
 
 def _config_from(raw: dict[str, Any]) -> ModelConfig:
-    layers = _integer(raw, "num_hidden_layers")
+    layers = _integer(raw, "num_hidden_layers", most=MOST_LAYERS)
     types = raw.get("layer_types") or [
         "sliding_attention" if i % 2 == 0 else "full_attention" for i in range(layers)
     ]
@@ -134,10 +135,10 @@ def _rope_from(raw: dict[str, Any]) -> RopeConfig:
     )
 
 
-def _integer(raw: dict[str, Any], key: str) -> int:
+def _integer(raw: dict[str, Any], key: str, most: int = 2**31 - 1) -> int:
     value = raw[key]
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
-        raise ValueError(f"{key} is {value!r}, expected a positive integer")
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= most:
+        raise ValueError(f"{key} is {value!r}, expected an integer from 1 to {most:,}")
     return value
 
 

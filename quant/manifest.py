@@ -8,6 +8,7 @@ from typing import Any
 
 from quant.checkpoint import INDEX_FILE, SINGLE_FILE
 from quant.errors import QuantError
+from quant.json_file import read_json
 from quant.layout import FORMAT_VERSION, MANIFEST
 
 PARTIAL = f"{MANIFEST}.part"  # the manifest of an interrupted conversion: the files that are complete
@@ -104,7 +105,7 @@ def read_manifest(folder: Path) -> Manifest:
 def parse_manifest(path: Path) -> Manifest:
     """The manifest in file `path`, without a look at the other files. Raises: QuantError."""
     try:
-        raw = json.loads(path.read_bytes().decode("utf-8"))
+        raw = read_json(path)
         version = raw["format_version"]
         if type(version) is int and version > FORMAT_VERSION:
             raise QuantError(
@@ -114,7 +115,7 @@ def parse_manifest(path: Path) -> Manifest:
         return _from_json(raw)
     except OSError as error:
         raise QuantError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         raise QuantError(f"{path}: damaged; quantize or pull the model again") from None
 
 
@@ -122,9 +123,10 @@ def _from_json(raw: dict[str, Any]) -> Manifest:
     if raw["format_version"] != FORMAT_VERSION:
         raise ValueError("format_version")
     files = {
-        name: FileEntry(int(entry["bytes"]), str(entry["sha256"])) for name, entry in raw["files"].items()
+        name: FileEntry(_natural(entry["bytes"]), str(entry["sha256"]))
+        for name, entry in raw["files"].items()
     }
-    if any(set(name) & set("/\\:\0") or name in ("", ".", "..") for name in files):
+    if any(set(name) & set("/\\:") or name in ("", ".", "..") or not name.isprintable() for name in files):
         raise ValueError("a path instead of a name")
     return Manifest(
         source=Origin(**{key: str(raw["source"][key]) for key in ("name", "config_sha256", "fingerprint")}),
@@ -132,6 +134,12 @@ def _from_json(raw: dict[str, Any]) -> Manifest:
         localoss_version=str(raw["localoss_version"]),
         files=files,
     )
+
+
+def _natural(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise ValueError("not a natural number")
+    return value
 
 
 def _what_instead(folder: Path) -> str:

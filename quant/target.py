@@ -1,12 +1,13 @@
 """The output folder of a conversion: may it be written, what is there already, what is left to do."""
 
-import json
 import shutil
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from quant import disk
 from quant.errors import QuantError
+from quant.json_file import read_json
 from quant.layout import CONFIG_FILES, MANIFEST, VOCABULARY_FILE
 from quant.manifest import PARTIAL, FileEntry, Manifest, parse_manifest
 from quant.writer import PART
@@ -133,8 +134,8 @@ class Target:
         """
         try:
             there = parse_manifest(self.folder / PARTIAL)
-            stamps = json.loads((self.folder / PARTIAL).read_bytes())["source_files"]
-        except (QuantError, KeyError):
+            stamps = read_json(self.folder / PARTIAL).get("source_files")
+        except (QuantError, OSError, ValueError):
             return  # there is none, or it is damaged: start afresh
         try:
             self._check_same(there)
@@ -151,7 +152,7 @@ class Target:
             return  # it may have rounded differently: start afresh
         for name, entry in there.files.items():
             path = self.folder / name
-            if path.exists() and path.stat().st_size == entry.bytes:
+            if _is_ours(name) and path.exists() and path.stat().st_size == entry.bytes:
                 self.manifest = self.manifest.with_file(name, entry)
 
     def _check_same(self, there: Manifest) -> None:
@@ -164,8 +165,10 @@ class Target:
             return
         raise QuantError(f"{self.folder}: holds {what}; name another folder, or replace it with --force")
 
-    def _changed(self, stamps: dict[str, list[int]]) -> list[str]:
+    def _changed(self, stamps: Any) -> list[str]:
         """The source files that aren't as `stamps` tell."""
+        if not isinstance(stamps, dict):
+            return sorted(self._stamps)
         return sorted(
             name for name in self._stamps.keys() | stamps.keys() if self._stamps.get(name) != stamps.get(name)
         )

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
-from quant.checkpoint import Checkpoint
+from quant.checkpoint import DAMAGED, Checkpoint
 from quant.config import read_config
+from quant.errors import QuantError
 from quant.formats import Weights
+from quant.json_file import MOST_BYTES
 from quant.layout import CONFIG_FILES
 from quant.published import block_shapes, dense_shapes, experts_prefix, float_shapes
 from quant.sources.base import FLOATS, Blocks, Source
@@ -15,9 +17,7 @@ from quant.sources.base import FLOATS, Blocks, Source
 class HuggingFaceSource(Source):
     def __init__(self, folder: Path):
         config = read_config(folder / "config.json")
-        small_files = {
-            name: (folder / name).read_bytes() for name in CONFIG_FILES if (folder / name).exists()
-        }
+        small_files = {name: _small(folder / name) for name in CONFIG_FILES if (folder / name).exists()}
         super().__init__(Checkpoint(folder), folder.resolve().name, config, small_files)
 
     @property
@@ -48,3 +48,15 @@ class HuggingFaceSource(Source):
             blocks = self.files.read_rows(f"{stored}_blocks", expert, expert + 1)[0]
             return Blocks(blocks, self.files.read_rows(f"{stored}_scales", expert, expert + 1)[0])
         return np.ascontiguousarray(self.read(stored, expert, expert + 1)[0].T)
+
+
+def _small(path: Path) -> bytes:
+    """The content of a configuration's file. Raises: QuantError for one that is much too large to be one."""
+    try:
+        with open(path, "rb") as file:
+            content = file.read(MOST_BYTES + 1)
+    except OSError as error:
+        raise QuantError(f"{path}: cannot be read ({error.strerror})") from None
+    if len(content) > MOST_BYTES:
+        raise QuantError(f"{path}: longer than {MOST_BYTES:,} bytes; {DAMAGED}")
+    return content

@@ -10,6 +10,7 @@ from typing import Any
 from quant.checkpoint import INDEX_FILE, Checkpoint, read_header
 from quant.config import ModelConfig, parse_config
 from quant.errors import QuantError
+from quant.json_file import read_json
 from quant.published import (
     EMBEDDING,
     FINAL_NORM,
@@ -60,9 +61,9 @@ def is_original(folder: Path) -> bool:
     """Whether `folder` holds this layout; False too if that cannot be read."""
     try:
         if (folder / INDEX_FILE).exists():
-            return "embedding.weight" in json.loads((folder / INDEX_FILE).read_bytes())["weight_map"]
+            return "embedding.weight" in read_json(folder / INDEX_FILE)["weight_map"]
         return any("embedding.weight" in read_header(path)[0] for path in folder.glob("*.safetensors"))
-    except (OSError, ValueError, TypeError, KeyError, RecursionError, QuantError):
+    except (OSError, ValueError, TypeError, KeyError, QuantError):
         return False
 
 
@@ -124,10 +125,10 @@ def _name(folder: Path) -> str:
 def config_from_original(path: Path) -> bytes:
     """The config.json that Hugging Face would publish for OpenAI's in `path`. Raises: QuantError."""
     try:
-        raw: Any = json.loads(path.read_bytes())
+        raw: Any = read_json(path)
     except FileNotFoundError:
         raise QuantError(f"{path}: not found; download the original checkpoint's config.json too") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise QuantError(f"{path}: cannot be read as JSON ({error}); download it again") from None
     if not isinstance(raw, dict):
         raise QuantError(f"{path}: expected a JSON object; download it again")

@@ -61,10 +61,10 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], int]:
         raise QuantError(f"{path}: cannot be read ({error.strerror})") from None
     try:
         header = parse_json(text)
-    except ValueError:
-        header = None
+    except ValueError as error:
+        raise QuantError(f"{path}: its header is not JSON ({error}); {DAMAGED}") from None
     if not isinstance(header, dict):
-        raise QuantError(f"{path}: its header is no JSON object; {DAMAGED}")
+        raise QuantError(f"{path}: its header is not a JSON object; {DAMAGED}")
     data_start = 8 + header_bytes
     tensors = {
         name: _tensor_info(f"{path}: {name}", entry, data_start)

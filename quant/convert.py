@@ -15,12 +15,28 @@ from quant.errors import QuantError
 from quant.layout import VOCABULARY_FILE, TensorSpec, layer_file, layer_specs, vocabulary_specs
 from quant.manifest import Dtypes, Manifest, Origin
 from quant.parts import layer_parts, vocabulary_parts
+from quant.probe import expected_seconds
 from quant.sources import Source, open_source
 from quant.target import Target
 from quant.writer import Writer, file_bytes
 
 SAMPLE_BYTES = 4096  # of each tensor's start, for the fingerprint
 Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a conversion would do. `files` are sizes in bytes by name; `expected_s` None where unknown."""
+
+    files: dict[str, int]
+    to_write_bytes: int  # less than all of them where an earlier run had finished some
+    read_bytes: int
+    free_bytes: int
+    expected_s: float | None
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(self.files.values())
 
 
 @dataclass(frozen=True)
@@ -48,13 +64,40 @@ def convert(
     """
     started_s = time.monotonic()
     with open_source(source) as checkpoint:
-        wanted = Manifest(_origin_of(checkpoint), dtypes or Dtypes(), _localoss_version())
-        _check_experts(checkpoint, wanted.dtypes)
+        wanted = _wanted(checkpoint, dtypes or Dtypes())
         files = _files(checkpoint.config, wanted.dtypes)
         with Target(out, wanted, checkpoint.paths) as target:
             there = target.prepare({name: file_bytes(specs) for name, specs in files.items()}, force)
             written_bytes = 0 if there else _write_files(checkpoint, files, target, progress)
     return Summary(target.manifest, there, written_bytes, time.monotonic() - started_s)
+
+
+def plan(source: Path, out: Path, dtypes: Dtypes | None = None, force: bool = False) -> Plan:
+    """What `convert` would do with these arguments; `out` stays as it is. Raises: QuantError as convert."""
+    with open_source(source) as checkpoint:
+        wanted = _wanted(checkpoint, dtypes or Dtypes())
+        files = _sizes(checkpoint, _files(checkpoint.config, wanted.dtypes))
+        target = Target(out, wanted, checkpoint.paths)
+        complete = target.look(force)
+        left = {name: size for name, size in files.items() if name not in target.manifest.files}
+        to_write_bytes = 0 if complete else sum(left.values())
+        source_bytes = sum(info.size for _, info in checkpoint.files.tensors.values())
+        read_bytes = round(source_bytes * to_write_bytes / sum(files.values()))
+        largest = max(checkpoint.paths, key=lambda path: path.stat().st_size)
+        expected_s = expected_seconds(largest, target.existing_folder(), read_bytes, to_write_bytes)
+        return Plan(files, to_write_bytes, read_bytes, target.free_bytes(), expected_s)
+
+
+def _wanted(checkpoint: Source, dtypes: Dtypes) -> Manifest:
+    """The manifest to be, without files."""
+    _check_experts(checkpoint, dtypes)
+    return Manifest(_origin_of(checkpoint), dtypes, _localoss_version())
+
+
+def _sizes(checkpoint: Source, files: dict[str, dict[str, TensorSpec]]) -> dict[str, int]:
+    """Size in bytes of each file of the model directory but localoss.json, by name."""
+    small = {name: len(content) for name, content in checkpoint.small_files.items()}
+    return small | {name: file_bytes(specs) for name, specs in files.items()}
 
 
 def _files(config: ModelConfig, dtypes: Dtypes) -> dict[str, dict[str, TensorSpec]]:
@@ -74,8 +117,7 @@ def _write_files(
     """Write what `target` lacks, localoss.json last; gives the bytes written."""
     dtypes = target.manifest.dtypes
     small = checkpoint.small_files
-    sizes = {name: len(content) for name, content in small.items()}
-    sizes |= {name: file_bytes(specs) for name, specs in files.items()}
+    sizes = _sizes(checkpoint, files)
     missing = [name for name in sizes if name not in target.manifest.files]
     to_write_bytes, total_bytes = sum(sizes[name] for name in missing), sum(sizes.values())
     done_bytes = total_bytes - to_write_bytes

@@ -197,11 +197,14 @@ class Target:
 
     def free_bytes(self) -> int:
         """What the conversion can use: free space, and that of files in the folder that it will remove."""
-        existing = next(path for path in (self.folder, *self.folder.resolve().parents) if path.exists())
-        free_bytes = shutil.disk_usage(existing).free
+        free_bytes = shutil.disk_usage(self.existing_folder()).free
         if self.folder.exists():
             free_bytes += sum(path.stat().st_size for path in self._unfinished())
         return free_bytes
+
+    def existing_folder(self) -> Path:
+        """The folder itself, or the one in which it will be."""
+        return next(path for path in (self.folder, *self.folder.resolve().parents) if path.exists())
 
     def _save(self) -> None:
         new = self.folder / NEW_PARTIAL

@@ -6,12 +6,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
-if TYPE_CHECKING:
-    from quant.convert import Summary
+from localoss.cli.quantize_report import (
+    plan_json,
+    plan_text,
+    report_json,
+    report_text,
+    summary_json,
+    summary_text,
+)
 
 PLAIN_INTERVAL_S = 5.0  # between progress lines where stderr is no terminal
 
@@ -46,24 +52,47 @@ def quantize(
         ExpertDtype, typer.Option(help="Format of experts that are not MXFP4 already.")
     ] = ExpertDtype.mxfp4,
     force: Annotated[bool, typer.Option("--force", help="Replace another model in OUT.")] = False,
+    with_report: Annotated[
+        bool, typer.Option("--report", help="Measure what rounding did to each class of weights.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say sizes and time, and write nothing.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Report as JSON on stdout.")] = False,
 ) -> None:
     """Convert a published gpt-oss checkpoint into a model that localoss runs.
 
-    Takes Hugging Face's layout, OpenAI's original one and GGUF. MXFP4 experts are kept bit for bit. Memory stays under 2 GB. An interrupted run goes on
-    where it stopped when the same command is given again.
+    Takes Hugging Face's layout, OpenAI's original one and GGUF. MXFP4 experts are kept bit for bit. Memory
+    stays under 2 GB. An interrupted run goes on where it stopped when the same command is given again.
     """
-    from quant.convert import convert
+    from quant.convert import convert, plan
     from quant.manifest import Dtypes
 
     dtypes = Dtypes(attention.value, embedding.value, unembedding.value, experts.value)
+    if dry_run:
+        planned = plan(source, out, dtypes, force)
+        _say(plan_json(out, planned) if as_json else plan_text(out, planned))
+        return
     try:
         with _progress() as progress:
             summary = convert(source, out, dtypes, force=force, progress=progress)
     except KeyboardInterrupt:
         typer.echo(f"{out}: interrupted; the same command goes on where it stopped", err=True)
         raise typer.Exit(130) from None
-    typer.echo(_report_json(out, summary) if as_json else _report(out, summary))
+    if not with_report:
+        _say(summary_json(out, summary) if as_json else summary_text(out, summary))
+        return
+    from quant.report import report
+
+    measured = report(source, out, summary.manifest)
+    if as_json:
+        _say(summary_json(out, summary) | {"report": report_json(measured)})
+    else:
+        _say(f"{summary_text(out, summary)}\n\n{report_text(measured)}")
+
+
+def _say(content: str | dict[str, Any]) -> None:
+    typer.echo(content if isinstance(content, str) else json.dumps(content, indent=2))
 
 
 @contextmanager
@@ -101,29 +130,3 @@ def _plain_progress(show: Callable[[str], None]) -> Callable[[int, int], None]:
         show(f"{done}, {speed / 1e6:.0f} MB/s, {left_s:.0f} s left")
 
     return progress
-
-
-def _report(out: Path, summary: "Summary") -> str:
-    from rich.filesize import decimal
-
-    size = decimal(summary.manifest.total_bytes, precision=2)
-    if summary.already_there:
-        return f"{out}: this very model is there already, {size}; nothing to do"
-    return f"{out}: {size} in {len(summary.manifest.files)} files, {summary.elapsed_s:.0f} s"
-
-
-def _report_json(out: Path, summary: "Summary") -> str:
-    from dataclasses import asdict
-
-    manifest = summary.manifest
-    report = {
-        "out": str(out),
-        "source": manifest.source.name,
-        "dtypes": asdict(manifest.dtypes),
-        "files": len(manifest.files),
-        "total_bytes": manifest.total_bytes,
-        "written_bytes": summary.written_bytes,
-        "already_there": summary.already_there,
-        "elapsed_s": round(summary.elapsed_s, 3),
-    }
-    return json.dumps(report, indent=2)

@@ -1,0 +1,220 @@
+"""What a conversion did to the weights: a model directory held against its checkpoint, class by class."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quant.checkpoint import TensorFiles, read_header
+from quant.config import ModelConfig
+from quant.formats import F32, bf16_to_f32, decode_int, decode_mxfp4
+from quant.layout import (
+    TILE_COLUMNS,
+    TILE_ROWS,
+    VOCABULARY_FILE,
+    expert_run,
+    layer_file,
+    scale_bytes,
+    tile_bytes,
+)
+from quant.manifest import Manifest
+from quant.published import EMBEDDING, UNEMBEDDING, experts_prefix, layer_prefix
+from quant.sources import Source, open_source
+from quant.sources.base import as_f32
+from quant.tiles import from_tiles, scales_from_tiles
+
+SLICE_ROWS = 2048  # decoded at once, a multiple of a tile's
+BINS = 12
+# Class -> the model directory's tensors: matrices, whose names get .codes and .scales, or single ones.
+CLASSES = {
+    "experts": ("experts",),
+    "attention": ("qkv.codes", "qkv.scales", "output.codes", "output.scales"),
+    "embedding": ("embedding.codes", "embedding.scales"),
+    "unembedding": ("unembedding.codes", "unembedding.scales"),
+    "router": ("router.codes",),
+}
+REST = "norms, biases, sinks"
+
+
+@dataclass(frozen=True)
+class ClassReport:
+    """One class of tensors. Errors are root mean squares, relative to that of the published weights.
+
+    The experts' bytes include their biases and the padding of their runs.
+    """
+
+    name: str
+    dtype: str
+    weights: int
+    bytes: int
+    relative_error: float
+    worst_tensor: str
+    worst_error: float
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.bytes / self.weights
+
+
+@dataclass(frozen=True)
+class Report:
+    """`row_errors`: how many rows have a relative error between edges[i] and edges[i + 1]; exact rows not."""
+
+    classes: list[ClassReport]
+    edges: list[float]
+    row_errors: list[int]
+
+
+def report(source: Path, out: Path, manifest: Manifest) -> Report:
+    """Read the weights of model directory `out` and those it was made from. Raises: QuantError.
+
+    Experts that were published in MXFP4 are permuted only: they are not read, their error is 0.
+    """
+    with open_source(source) as checkpoint, _Model(out, checkpoint.config) as model:
+        dtypes = {
+            "experts": manifest.dtypes.experts,
+            "attention": manifest.dtypes.attention,
+            "embedding": manifest.dtypes.embedding,
+            "unembedding": manifest.dtypes.unembedding,
+            "router": "bf16",
+        }
+        rows: list[F32] = []
+        classes = []
+        for name, dtype in dtypes.items():
+            sums: dict[str, Any] = {}  # tensor -> (squared errors, squared weights)
+            for tensor, published, decoded in _pairs(checkpoint, model, name, dtype):
+                errors = np.square(decoded - published).sum(axis=1, dtype=np.float64)
+                squares = np.square(published).sum(axis=1, dtype=np.float64)
+                sums[tensor] = sums.get(tensor, 0) + np.array([errors.sum(), squares.sum()])
+                rows.append(_ratio(errors, squares)[errors > 0].astype(np.float32))
+            classes.append(_class_report(name, dtype, model, sums))
+        rest_bytes = model.total_bytes - sum(entry.bytes for entry in classes)
+        classes.append(ClassReport(REST, "f32", rest_bytes // 4, rest_bytes, 0.0, "", 0.0))
+    counts, edges = np.histogram(np.concatenate([np.empty(0, np.float32), *rows]), BINS)
+    return Report(classes, [float(edge) for edge in edges], [int(count) for count in counts])
+
+
+def _class_report(name: str, dtype: str, model: "_Model", sums: dict[str, Any]) -> ClassReport:
+    errors = {tensor: float(_ratio(*pair)) for tensor, pair in sums.items()}
+    worst = max(errors, key=lambda tensor: errors[tensor], default="")
+    total = float(_ratio(*sum(sums.values(), np.zeros(2))))
+    size = model.class_bytes(CLASSES[name])
+    return ClassReport(name, dtype, model.weights(name), size, total, worst, errors.get(worst, 0.0))
+
+
+def _ratio(errors: Any, squares: Any) -> Any:
+    return np.sqrt(errors / np.where(squares == 0, 1, squares))
+
+
+def _pairs(source: Source, model: "_Model", name: str, dtype: str) -> Iterator[tuple[str, F32, F32]]:
+    """(tensor, its published rows, the same rows decoded) of class `name`, slice by slice."""
+    if name == "experts":
+        if not source.has_mxfp4_experts:
+            yield from _expert_pairs(source, model, dtype)
+        return
+    if name == "embedding":
+        places = [(EMBEDDING, VOCABULARY_FILE, "embedding", 0)]
+    elif name == "unembedding":
+        places = [(UNEMBEDDING, VOCABULARY_FILE, "unembedding", 0)]
+    else:
+        places = [
+            place
+            for layer in range(source.config.layers)
+            for place in _layer_places(source.config, layer, name)
+        ]
+    for tensor, file, matrix, first in places:
+        total = source.shape(tensor)[0]
+        for start in range(0, total, SLICE_ROWS):
+            stop = min(start + SLICE_ROWS, total)
+            published = as_f32(source.rows(tensor, start, stop))
+            yield tensor, published, model.rows(file, matrix, dtype, first + start, first + stop)
+
+
+def _layer_places(config: ModelConfig, layer: int, name: str) -> list[tuple[str, str, str, int]]:
+    """(tensor, file, matrix of the file, its first row there) of the attention's or the router's matrices."""
+    prefix, file = layer_prefix(layer), layer_file(layer)
+    if name == "router":
+        return [(f"{prefix}mlp.router.weight", file, "router", 0)]
+    firsts = {"q": 0, "k": config.q_rows, "v": config.q_rows + config.kv_rows}
+    places = [
+        (f"{prefix}self_attn.{letter}_proj.weight", file, "qkv", first) for letter, first in firsts.items()
+    ]
+    return [*places, (f"{prefix}self_attn.o_proj.weight", file, "output", 0)]
+
+
+def _expert_pairs(source: Source, model: "_Model", dtype: str) -> Iterator[tuple[str, F32, F32]]:
+    config = source.config
+    run = expert_run(config, dtype)
+    d, i = config.hidden, config.intermediate
+    places = {
+        "gate_up_proj": (2 * i, d, run.gate_up_codes, run.gate_up_scales),
+        "down_proj": (d, i, run.down_codes, run.down_scales),
+    }
+    for layer in range(config.layers):
+        for expert in range(config.experts):
+            content = model.read(layer_file(layer), "experts", expert, expert + 1)[0]
+            for name, (rows, columns, codes_at, scales_at) in places.items():
+                shape = (rows // TILE_ROWS, columns // TILE_COLUMNS, -1)
+                codes = content[codes_at:][: tile_bytes(rows * columns, dtype)].reshape(shape)
+                scales = content[scales_at:][: scale_bytes(rows * columns, dtype)]
+                decoded = _decode(codes, scales.view(_SCALES[dtype]).reshape(shape), dtype)
+                published = source.expert(layer, name, expert)
+                assert isinstance(published, np.ndarray)  # no blocks: has_mxfp4_experts was asked
+                yield experts_prefix(layer) + name, as_f32(published), decoded
+
+
+_SCALES: dict[str, Any] = {"mxfp4": np.uint8, "int4": np.float16, "int8": np.float16}
+
+
+def _decode(tiles: Any, scales: Any, dtype: str) -> F32:
+    codes = from_tiles(tiles, dtype)
+    if dtype == "bf16":
+        return bf16_to_f32(codes)
+    decode: Any = decode_mxfp4 if dtype == "mxfp4" else decode_int
+    return decode(codes, scales_from_tiles(scales))
+
+
+class _Model(TensorFiles):
+    """The weight files of a model directory; its tensors are named FILE:TENSOR."""
+
+    def __init__(self, folder: Path, config: ModelConfig):
+        super().__init__(folder)
+        self._config = config
+        for file in (*map(layer_file, range(config.layers)), VOCABULARY_FILE):
+            tensors = read_header(folder / file)[0]
+            self.tensors |= {f"{file}:{name}": (folder / file, info) for name, info in tensors.items()}
+
+    def __enter__(self) -> "_Model":
+        return self
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(info.size for _, info in self.tensors.values())
+
+    def class_bytes(self, names: tuple[str, ...]) -> int:
+        return sum(info.size for name, (_, info) in self.tensors.items() if name.partition(":")[2] in names)
+
+    def weights(self, name: str) -> int:
+        """How many weights class `name` has."""
+        c = self._config
+        attention = c.hidden * (c.qkv_rows + c.q_rows)
+        per_layer = {"experts": 3 * c.experts * c.hidden * c.intermediate, "attention": attention}
+        per_layer["router"] = c.experts * c.hidden
+        return c.layers * per_layer[name] if name in per_layer else c.vocab * c.hidden
+
+    def read(self, file: str, name: str, start: int, stop: int) -> NDArray[Any]:
+        return self.read_rows(f"{file}:{name}", start, stop)
+
+    def rows(self, file: str, matrix: str, dtype: str, start: int, stop: int) -> F32:
+        """Rows start:stop of `matrix`, start on a tile, decoded."""
+        if matrix == "embedding":
+            codes = self.read(file, "embedding.codes", start, stop)
+            if dtype == "bf16":
+                return bf16_to_f32(codes)
+            return decode_int(codes.view(np.int8), self.read(file, "embedding.scales", start, stop))
+        groups = start // TILE_ROWS, -(-stop // TILE_ROWS)
+        scales = self.read(file, f"{matrix}.scales", *groups) if dtype != "bf16" else None
+        return _decode(self.read(file, f"{matrix}.codes", *groups), scales, dtype)[: stop - start]

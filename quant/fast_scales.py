@@ -25,6 +25,7 @@ from quant.formats import (
 from quant.jit import bits_of, jit
 
 _FIRST_F16, _LAST_F16 = SEARCHED_F16
+_WHOLE = np.float32(1.5 * 2**23)  # added and taken away, it rounds as np.rint does, and in vectors
 
 
 def best_int_scales(words: NDArray[Any], shift: int, rule: Callable[[F32], F16], form: IntFormat) -> F16:
@@ -90,7 +91,8 @@ def _int_error(values: Any, squares: Any, scale_bits: Any, lowest: Any, highest:
     scale = np.uint32(((scale_bits & 0x8000) << 16) | (((scale_bits & 0x7FFF) << 13) + 0x38000000))
     scale = scale.view(np.float32)
     for column in range(32):
-        code = min(max(np.rint(values[column] / scale), lowest), highest)
+        code = (values[column] / scale + _WHOLE) - _WHOLE
+        code = min(max(code, lowest), highest)
         error = values[column] - code * scale
         squares[column] = error * error
     return _sum(squares)
@@ -133,10 +135,11 @@ def _fp4_error(magnitudes: Any, squares: Any, factor: Any) -> Any:
 
 @numba.njit(inline="always")
 def _sum(squares: Any) -> Any:
-    """formats._sums of 32 numbers, in place."""
-    half = 16
-    while half > 0:
-        for i in range(half):
-            squares[i] += squares[half + i]
-        half >>= 1
-    return squares[0]
+    """formats._sums of 32 numbers, in place; written out, as LLVM makes vectors of it then."""
+    for i in range(16):
+        squares[i] += squares[16 + i]
+    for i in range(8):
+        squares[i] += squares[8 + i]
+    for i in range(4):
+        squares[i] += squares[4 + i]
+    return (squares[0] + squares[2]) + (squares[1] + squares[3])

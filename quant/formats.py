@@ -36,8 +36,8 @@ class IntFormat(NamedTuple):
     steps: tuple[int, ...]
 
 
-INT8 = IntFormat(-127, 127, (-20, -16, -12, -8, -4, 4, 8, 12))
-INT4 = IntFormat(-8, 7, (-160, -120, -80, -40, 40, 80, 120))
+INT8 = IntFormat(-127, 127, (-12, -6, 6, 12))
+INT4 = IntFormat(-8, 7, (-150, -75, 75, 150))
 
 
 def bf16_to_f32(bits: U16) -> F32:

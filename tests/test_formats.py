@@ -209,7 +209,7 @@ def mxfp4_by_rule(weights):
     return _round_to_fp4(np.abs(weights) / units) | (np.signbit(weights).astype(np.uint8) << 3), scales
 
 
-@pytest.mark.parametrize(("name", "most"), [("mxfp4", 0.98), ("int4", 0.96), ("int8", 0.95)])
+@pytest.mark.parametrize(("name", "most"), [("mxfp4", 0.98), ("int4", 0.96), ("int8", 0.97)])
 def test_what_the_search_gains(name, most):
     """RMS error against that of the rule's scales, on normal weights."""
     weights = random_weights(9, 64, 2880)

@@ -26,7 +26,7 @@ DTYPE_BYTES = {
     **dict.fromkeys(("U32", "I32", "F32"), 4),
     **dict.fromkeys(("U64", "I64", "F64"), 8),
 }
-NUMPY_DTYPES = {"U8": np.uint8, "F16": np.float16, "BF16": np.uint16, "F32": np.float32}
+NUMPY_DTYPES = {"U8": np.uint8, "I8": np.int8, "F16": np.float16, "BF16": np.uint16, "F32": np.float32}
 WANTED = "give a gpt-oss checkpoint: a folder with its safetensors files, or a .gguf file"
 DAMAGED = "the file is damaged; download it again"
 

@@ -91,6 +91,15 @@ def tile_mxfp4(blocks: U8, out: U8) -> None:
     _permute_blocks(blocks.view(np.uint32).reshape(groups, TILE_ROWS, columns, 4), out.view(np.uint32))
 
 
+def untile_mxfp4(tiles: U8) -> U8:
+    """Published blocks (R, C/32, 16) u8 of mxfp4 `tiles` (R/8, C/32, 128) u8: the inverse of tile_mxfp4."""
+    groups, columns, _ = tiles.shape
+    blocks = np.empty((groups * TILE_ROWS, columns, 16), np.uint8)
+    words = blocks.view(np.uint32).reshape(groups, TILE_ROWS, columns, 4)
+    _unpermute_blocks(np.ascontiguousarray(tiles).view(np.uint32), words)
+    return blocks
+
+
 def unpack_ggml_mxfp4(packed: U8) -> tuple[U8, U8]:
     """Published blocks (R, B, 16) and scales (R, B) of ggml's `packed` (R, B, 17), all u8.
 
@@ -217,3 +226,18 @@ def _unpack_ggml_mxfp4(packed: Any, out: Any) -> None:
                 second = np.int32(packed[row, block, 2 + 2 * i])
                 out[row, block, i] = (first & 15) | ((second & 15) << 4)
                 out[row, block, 8 + i] = (first >> 4) | (second & 0xF0)
+
+
+@jit
+def _unpermute_blocks(words: Any, out: Any) -> None:
+    """out (G, 8, B, 4) u32 published blocks of tiles `words` (G, B, 32) u32: _permute_blocks undone."""
+    for group in range(words.shape[0]):
+        for block in range(words.shape[1]):
+            for j in range(4):
+                for row in range(8):
+                    word = words[group, block, 8 * j + row]
+                    swap = (word ^ (word >> np.uint32(4))) & np.uint32(0x00F000F0)
+                    word ^= swap ^ (swap << np.uint32(4))
+                    swap = (word ^ (word >> np.uint32(8))) & np.uint32(0x0000FF00)
+                    word ^= swap ^ (swap << np.uint32(8))
+                    out[group, row, block, j] = word

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from localoss import settings
-from localoss.cli import bench, chat, quantize, run
+from localoss.cli import bench, chat, export, quantize, run
 from localoss.errors import LocalossError
 from quant.errors import QuantError
 
@@ -35,6 +35,7 @@ app = typer.Typer(
 app.command()(run.run)
 app.command()(chat.chat)
 app.command()(quantize.quantize)
+app.command()(export.export)
 app.command()(bench.bench)
 
 

@@ -74,7 +74,7 @@ def quantize(
         _say(plan_json(out, planned) if as_json else plan_text(out, planned))
         return
     try:
-        with _progress() as progress:
+        with progress_shown("quantize") as progress:
             summary = convert(source, out, dtypes, force=force, progress=progress)
     except KeyboardInterrupt:
         typer.echo(f"{out}: interrupted; the same command goes on where it stopped", err=True)
@@ -96,7 +96,7 @@ def _say(content: str | dict[str, Any]) -> None:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
+def progress_shown(what: str) -> Iterator[Callable[[int, int], None]]:
     """A callback that shows bytes, speed and time left: a bar on a terminal, else a line now and then."""
     from rich.console import Console
 
@@ -108,7 +108,7 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
 
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("quantize", total=None)
+        task = bar.add_task(what, total=None)
         yield lambda done_bytes, total_bytes: bar.update(task, completed=done_bytes, total=total_bytes)
 
 

@@ -35,7 +35,7 @@ _VOCABULARY = {
     FINAL_NORM: ("output_norm.weight",),
     UNEMBEDDING: ("output.weight",),
 }
-_LAYER = {
+LAYER_NAMES = {
     "input_layernorm.weight": ("attn_norm.weight",),
     "post_attention_layernorm.weight": ("post_attention_norm.weight", "ffn_norm.weight"),
     "self_attn.sinks": ("attn_sinks.weight", "attn_sinks"),
@@ -142,7 +142,7 @@ def _places(config: ModelConfig, files: GgufFile) -> dict[str, tuple[str, int]]:
     places = {name: (there(stored), 0) for name, stored in _VOCABULARY.items()}
     for layer in range(config.layers):
         block, prefix = f"blk.{layer}.", layer_prefix(layer)
-        for name, stored in _LAYER.items():
+        for name, stored in LAYER_NAMES.items():
             places[prefix + name] = there(tuple(block + tensor for tensor in stored)), 0
         fused = f"{block}attn_qkv.weight" in files.tensors
         first = 0

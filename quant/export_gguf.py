@@ -5,6 +5,7 @@ gguf package.
 """
 
 from collections.abc import Callable, Iterator
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def export_gguf(model: Path, out: Path, progress: Progress | None = None) -> int
         source.require_tensors()
         try:
             _write(gguf, source, part, progress)
-            with open(part, "rb+") as file:
+            with FileIO(part, "r+") as file:
                 disk.sync(file)
             disk.replace(part, out)
             disk.sync_folder(out.absolute().parent)

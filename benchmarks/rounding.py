@@ -1,0 +1,79 @@
+"""What the search for scales brings: error and divergence with the rule's scales alone, and with the search.
+
+python benchmarks/rounding.py        # on normal weights, and on the checkpoints of tests/checkpoints.py
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+
+import checkpoints
+from golden_files import NAMES, kl_divergence, read_golden
+
+import localoss
+from quant import fast, fast_scales
+from quant.convert import convert
+from quant.formats import INT4, INT8, decode_int, decode_mxfp4, unpack_blocks
+from quant.manifest import Dtypes
+from quant.tiles import from_tiles, scales_from_tiles
+
+FORMS = ("int8", "int4", "mxfp4")
+
+
+def search(wanted: bool) -> None:
+    """Turn the search on or off."""
+    fast.INT8 = INT8 if wanted else INT8._replace(steps=())
+    fast.INT4 = INT4 if wanted else INT4._replace(steps=())
+    fast_scales.MXFP4_STEPS = (1, -1) if wanted else ()
+
+
+def relative_rms(form: str) -> float:
+    weights = np.random.RandomState(0).standard_normal((512, 2880)).astype(np.float32)
+    if form == "mxfp4":
+        blocks, scales = fast.encode_mxfp4_blocks(weights)
+        decoded = decode_mxfp4(unpack_blocks(blocks), scales)
+    else:
+        tiles, scales = (fast.tile_int8 if form == "int8" else fast.tile_int4)(weights)
+        decoded = decode_int(from_tiles(tiles, form), scales_from_tiles(scales))
+    return float(np.sqrt(np.square(decoded - weights).mean() / np.square(weights).mean()))
+
+
+def divergence(dtypes: Dtypes, scratch: Path) -> float:
+    """KL(transformers || localoss) in nats, mean over the positions of all golden checkpoints."""
+    found = []
+    for name in NAMES:
+        source, golden = scratch / name, read_golden(name)
+        if not source.exists():
+            checkpoints.write_named(name, source)
+        with tempfile.TemporaryDirectory(dir=scratch) as out:
+            convert(source, Path(out) / "model", dtypes)
+            engine = localoss.load(Path(out) / "model", context_tokens=len(golden.tokens))
+            found.append(kl_divergence(golden.logits, engine.logits(golden.tokens, golden.positions)))
+    return float(np.concatenate(found).mean())
+
+
+def main() -> None:
+    kinds = {
+        "all int8": Dtypes(),
+        "attention int4": Dtypes(attention="int4"),
+        "unembedding int4": Dtypes(unembedding="int4"),
+    }
+    rows: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for wanted in (False, True):
+            search(wanted)
+            for form in FORMS:
+                rows.setdefault(f"RMS error, {form}", []).append(relative_rms(form))
+            for kind, dtypes in kinds.items():
+                rows.setdefault(f"KL, {kind}", []).append(divergence(dtypes, Path(scratch)))
+    print(f"{'':24}{'rule':>10}{'search':>10}{'ratio':>8}")
+    for name, (before, after) in rows.items():
+        print(f"{name:24}{before:10.5f}{after:10.5f}{after / before:8.3f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -85,7 +85,7 @@ def _tensor_info(where: str, entry: Any, data_start: int) -> TensorInfo:
         raise QuantError(f"{where}: dtype {dtype} is not known; expected one of {', '.join(DTYPE_BYTES)}")
     numbers = (*shape, begin, end)
     if len(shape) > MOST_AXES or any(type(value) is not int or not 0 <= value < 2**63 for value in numbers):
-        raise QuantError(f"{where}: shape or data_offsets are not a tensor's numbers; {DAMAGED}")
+        raise QuantError(f"{where}: shape or data_offsets are not natural numbers below 2^63; {DAMAGED}")
     if end - begin != math.prod(shape) * DTYPE_BYTES[dtype]:
         raise QuantError(f"{where}: {end - begin} bytes for {dtype} of shape {shape}; {DAMAGED}")
     return TensorInfo(dtype, tuple(shape), data_start + begin, end - begin)

@@ -10,16 +10,14 @@ from types import SimpleNamespace
 import numpy as np
 from numpy.typing import NDArray
 
-from localoss.cache import KVCache, LayerCache
+from localoss.cache import KVCache
 from localoss.errors import Cancelled
-from localoss.kernels import activations as kernels
-from localoss.kernels import experts as expert_kernels
+from localoss.kernels import layer as kernels
 from localoss.kernels import use_threads
-from localoss.kernels.attention import attention, rotate_and_store, scratch_floats
-from localoss.kernels.matmul import SCRATCH_BYTES, matmul
-from localoss.kernels.products import BF16, OFFSETS
+from localoss.kernels.attention import scratch_floats
+from localoss.kernels.matmul import SCRATCH_BYTES
 from localoss.rope import Rope
-from localoss.weights import Layer, Matrix, Weights, address
+from localoss.weights import Layer, Weights, address
 from quant.config import SWIGLU_ALPHA, ModelConfig
 
 F32Array = NDArray[np.float32]
@@ -32,9 +30,6 @@ class Chunk:
     tokens: Sequence[int]
     position: int
     cache: KVCache
-
-
-Inputs = tuple[bool, int, int]  # exact, x, x_scales: see kernels/matmul.py
 
 
 class Buffers:
@@ -73,7 +68,6 @@ class Buffers:
         arrays = {name: array for name, array in vars(self).items() if isinstance(array, np.ndarray)}
         self.nbytes = sum(array.nbytes for array in arrays.values())
         self.at = SimpleNamespace(**{name: address(array) for name, array in arrays.items()})
-        self.workers = (threads, self.at.scratch, self.at.counter)
 
 
 class Model:
@@ -84,6 +78,22 @@ class Model:
         self.threads, self.exact = threads, exact
         self.rope = Rope(config)
         self.buffers = Buffers(config, max_tokens, threads, exact)
+        b = self.buffers
+        workers = (threads, b.at.scratch, b.at.counter)
+        self._work = (workers, exact, b.at.blocks, b.at.codes, b.at.scales, b.in_order)
+        self._expert_buffers = (
+            b.router_logits,
+            b.expert_ids,
+            b.expert_weights,
+            b.starts,
+            b.sources,
+            b.places,
+            b.active,
+            b.at.gathered,
+            b.at.h,
+            b.at.h_scales,
+            b.at.y,
+        )
         self._eps = np.float32(config.rms_norm_eps)
         self._swiglu = np.float32(SWIGLU_ALPHA), np.float32(config.swiglu_limit)
 
@@ -117,8 +127,15 @@ class Model:
         step = self.buffers.tokens
         for first in range(0, len(x), step):
             rows = x[first : first + step]
-            self._norm(address(rows), len(rows), self.weights.final_norm)
-            self._matmul(address(out[first : first + step]), len(rows), unembedding)
+            kernels.norm_and_multiply(
+                address(out[first : first + step]),
+                address(rows),
+                self.weights.final_norm,
+                self._eps,
+                unembedding.tiles,
+                len(rows),
+                self._work,
+            )
         return out[:, : self.config.vocab]
 
     def _embed(self, x: F32Array, tokens: list[int]) -> None:
@@ -141,73 +158,43 @@ class Model:
         angles: list[tuple[F32Array, F32Array]],
     ) -> None:
         """x += output(attention(qkv(norm(x)))); each chunk attends to its own cache."""
-        b = self.buffers
-        self._norm(b.at.x, tokens, layer.attention_norm)
-        self._matmul(b.at.qkv, tokens, layer.qkv)
+        b, work = self.buffers, self._work
+        kernels.norm_and_multiply(
+            b.at.qkv, b.at.x, layer.attention_norm, self._eps, layer.qkv.tiles, tokens, work
+        )
         window = self.config.sliding_window if self.config.is_sliding[index] else 0
         out = b.blocks[: tokens * self.config.q_rows].reshape(-1, tokens, 32)
         first = 0
         for chunk, (cos, sin) in zip(chunks, angles, strict=True):
-            rows = slice(first, first + len(chunk.tokens))
-            first = rows.stop
-            cache: LayerCache = chunk.cache.layers[index]
-            qkv = b.qkv[rows]
-            rotate_and_store(qkv, cache.keys, cache.values, cos, sin, chunk.position, self.config.heads)
-            attention(
+            cache = chunk.cache.layers[index]
+            kernels.attend(
                 out,
-                rows.start,
-                qkv,
+                first,
+                b.qkv[first : first + len(chunk.tokens)],
                 cache.keys,
                 cache.values,
+                cos,
+                sin,
                 layer.sinks,
                 chunk.position,
                 window,
                 b.attention_scratch,
                 b.at.counter,
             )
-        self._matmul(b.at.x, tokens, layer.output, adding=True)
+            first += len(chunk.tokens)
+        kernels.multiply(b.at.x, layer.output.tiles, tokens, True, work)
 
     def _experts(self, tokens: int, layer: Layer) -> None:
         """x += Σ weight * expert(norm(x)) over each token's active experts."""
-        b, c = self.buffers, self.config
-        self._norm(b.at.x, tokens, layer.mlp_norm)
-        self._matmul(b.at.router_logits, tokens, layer.router)
-        ids, weights, places = b.expert_ids[:tokens], b.expert_weights[:tokens], b.places[:tokens]
-        kernels.route(ids, weights, b.router_logits, layer.router_bias)
-        kernels.sort_by_expert(b.starts, b.sources, places, ids)
-        active = b.active[: expert_kernels.list_active(b.active, b.starts)]
-
-        gate_up, down, runs = self.weights.gate_up, self.weights.down, layer.expert_runs
-        inputs = self._inputs(gate_up[0], c.hidden // 32, tokens, b.sources[: tokens * c.active_experts])
-        h = (inputs[0], b.at.h, b.at.h_scales)
-        expert_kernels.gate_up(h, gate_up, runs, inputs, b.starts, active, *self._swiglu, b.workers)
-        expert_kernels.down(b.at.y, down, runs, h, b.starts, active, b.workers)
-        kernels.add_experts(b.at.x, b.at.y, places, weights, c.hidden)
-
-    def _norm(self, x: int, tokens: int, weight: int) -> None:
-        """RMSNorm of x (tokens, D), an address, into buffers.blocks (D/32, tokens, 32)."""
-        kernels.rms_norm(self.buffers.at.blocks, x, weight, tokens, self.config.hidden, self._eps)
-
-    def _inputs(
-        self, kind: int, blocks: int, tokens: int, sources: NDArray[np.int32] | None = None
-    ) -> Inputs:
-        """buffers.blocks (blocks, tokens, 32), as a product with weights of `kind` reads it.
-
-        With `sources`, place p holds token sources[p]; without, token p.
-        """
-        b = self.buffers
-        exact = self.exact or kind == BF16
-        if exact and sources is None:
-            return True, b.at.blocks, 0
-        if exact:
-            kernels.gather(b.at.gathered, b.at.blocks, sources, tokens, blocks)
-            return True, b.at.gathered, 0
-        if sources is None:
-            sources = b.in_order[:tokens]
-        kernels.quantize(b.at.codes, b.at.scales, b.at.blocks, sources, tokens, blocks, OFFSETS[kind])
-        return False, b.at.codes, b.at.scales
-
-    def _matmul(self, out: int, tokens: int, matrix: Matrix, adding: bool = False) -> None:
-        """out (tokens, rows), an address, = matrix @ buffers.blocks + bias, or out += … if `adding`."""
-        inputs = self._inputs(matrix.kind, matrix.blocks, tokens)
-        matmul(out, matrix.tiles, inputs, tokens, adding, self.buffers.workers)
+        norm = (layer.mlp_norm, self._eps)
+        experts = (self.weights.gate_up, self.weights.down, layer.expert_runs, *self._swiglu)
+        kernels.mixture_of_experts(
+            self.buffers.at.x,
+            norm,
+            layer.router.tiles,
+            layer.router_bias,
+            experts,
+            self._expert_buffers,
+            tokens,
+            self._work,
+        )

@@ -6,6 +6,7 @@ as quant/layout.py's ExpertRun says. Parameters named after buffers are addresse
 says "array".
 """
 
+import numpy as np
 from numba import prange
 
 from localoss.kernels.activations import quantize_block, swiglu
@@ -83,7 +84,7 @@ def _tiles_of(tiles, run):
 
 @jit
 def _take_gate_up(h, tiles, runs, inputs, starts, active, alpha, limit, at_once, scratch, counter):
-    panels, places = tiles[4] // PANEL, starts[-1]
+    panels, places, count = tiles[4] // PANEL, starts[-1], np.int64(PANEL)
     while True:
         begin = fetch_add(counter, at_once)
         if begin >= panels * len(active):
@@ -93,7 +94,7 @@ def _take_gate_up(h, tiles, runs, inputs, starts, active, alpha, limit, at_once,
             own = _tiles_of(tiles, runs[expert])
             for first in range(starts[expert], starts[expert + 1], TOKENS_AT_ONCE):
                 here = min(TOKENS_AT_ONCE, starts[expert + 1] - first)
-                sums = multiply_panel(own, PANEL * panel, PANEL, inputs, first, here, places, scratch)
+                sums = multiply_panel(own, PANEL * panel, count, inputs, first, here, places, scratch)
                 _activate_panel(own, panel, sums, h, first, here, places, alpha, limit)
 
 
@@ -127,7 +128,7 @@ def _take_down(y, tiles, runs, inputs, starts, active, at_once, scratch, counter
             for first in range(starts[expert], starts[expert + 1], TOKENS_AT_ONCE):
                 here = min(TOKENS_AT_ONCE, starts[expert + 1] - first)
                 sums = multiply_panel(own, group, count, inputs, first, here, places, scratch)
-                store_panel(y, own, group, count, sums, first, here, False)
+                store_panel(y, own, group, count, sums, first, here, np.bool_(False))
 
 
 @parallel

@@ -237,14 +237,16 @@ def _add_row_group_exact(kind, sums, codes, scales, x, tokens, stride, blocks, s
 
 @jit
 def _add_one_token_bf16(sums, codes, x, stride, blocks):
-    """As _add_row_group_exact, without a detour over scratch: the router of every decoded token."""
-    even, odd = load_f32x8(sums), zero()
+    """As _add_row_group_exact, to the last bit, without a detour over scratch: the router of each token."""
+    total = load_f32x8(sums)
     for b in range(blocks):
+        even, odd = zero(), zero()
         for pair in range(16):
             weights, values = codes + 512 * b + 32 * pair, x + 128 * stride * b + 8 * pair
             even = fma(load_bf16_even(weights), broadcast_f32(values), even)
             odd = fma(load_bf16_odd(weights), broadcast_f32(values + 4), odd)
-    store_f32x8(sums, add(even, odd))
+        total = add(total, add(even, odd))
+    store_f32x8(sums, total)
 
 
 @jit

@@ -59,7 +59,9 @@ def take(measurement: Measurement, timeout_s: float) -> dict[str, Any]:
         elsewhere = {"XDG_CACHE_HOME": empty, "HOME": empty, "LOCALAPPDATA": empty}
         environment = os.environ | (elsewhere if measurement.cold_kernels else {})
         output, process = run(measurement.command, environment, timeout_s)
-    return {"taken": taken, "commit": commit(), **last_json(output), **process}
+    printed = last_json(output)
+    printed.pop("model", None)  # a path of this machine: no reader's business
+    return {"taken": taken, "commit": commit(), **printed, **process}
 
 
 def run(

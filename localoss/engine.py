@@ -125,8 +125,7 @@ class Engine:
         progress: Progress | None = None,
         cancelled: Callable[[], bool] | None = None,
     ) -> F32Array:
-        """Bring `sequence` to `tokens`, the whole conversation, and give the logits (V,) f32 after its last
-        token.
+        """Bring `sequence` to `tokens`, the whole conversation; gives the logits (V,) f32 after the last.
 
         Only what the cache does not hold already is run, in chunks. Raises: UsageError, ContextFullError;
         Cancelled, after which the sequence holds the chunks that were finished.

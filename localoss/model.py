@@ -16,6 +16,7 @@ from localoss.kernels import layer as kernels
 from localoss.kernels import use_threads
 from localoss.kernels.attention import scratch_floats
 from localoss.kernels.matmul import SCRATCH_BYTES
+from localoss.kernels.products import BF16
 from localoss.rope import Rope
 from localoss.weights import Layer, Weights, address
 from quant.config import SWIGLU_ALPHA, ModelConfig
@@ -38,7 +39,7 @@ class Buffers:
     `at` has the address of each array: asking NumPy for one takes as long as calling a kernel.
     """
 
-    def __init__(self, config: ModelConfig, tokens: int, threads: int, exact: bool):
+    def __init__(self, config: ModelConfig, tokens: int, threads: int, exact_experts: bool):
         pairs = tokens * config.active_experts
         columns = max(config.hidden, config.q_rows)
         self.tokens = tokens
@@ -54,8 +55,8 @@ class Buffers:
         self.active = np.empty(config.experts, np.int32)
         self.sources = np.empty(pairs, np.int32)
         self.places = np.empty((tokens, config.active_experts), np.int32)
-        self.h = np.empty(pairs * config.intermediate, np.float32 if exact else np.int8)
-        self.gathered = np.empty(pairs * config.hidden if exact else 0, np.float32)
+        self.h = np.empty(pairs * config.intermediate, np.float32 if exact_experts else np.int8)
+        self.gathered = np.empty(pairs * config.hidden if exact_experts else 0, np.float32)
         self.h_scales = np.empty(pairs * config.intermediate // 32, np.float32)
         self.y = np.empty((pairs, config.hidden), np.float32)
         self.in_order = np.arange(tokens, dtype=np.int32)
@@ -77,7 +78,7 @@ class Model:
         self.config, self.weights = config, weights
         self.threads, self.exact = threads, exact
         self.rope = Rope(config)
-        self.buffers = Buffers(config, max_tokens, threads, exact)
+        self.buffers = Buffers(config, max_tokens, threads, exact or weights.gate_up[0] == BF16)
         b = self.buffers
         workers = (threads, b.at.scratch, b.at.counter)
         self._work = (workers, exact, b.at.blocks, b.at.codes, b.at.scales, b.in_order)

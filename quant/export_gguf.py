@@ -173,8 +173,7 @@ def _experts(source: ModelSource, stored: str, layer: int, matrix: str, rows: sl
     def weights() -> Iterator[NDArray[Any]]:
         for expert in range(config.experts):
             dtype, codes, scales = source.coded_expert(layer, matrix, expert)
-            assert scales is not None
-            yield _ggml(Coded(dtype, codes[rows], scales[rows]))
+            yield _ggml(Coded(dtype, codes[rows], None if scales is None else scales[rows]))
 
     def biases() -> Iterator[NDArray[Any]]:
         for expert in range(config.experts):

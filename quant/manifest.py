@@ -16,7 +16,7 @@ CHOICES = {
     "attention": ("int8", "int4", "bf16"),
     "embedding": ("int8", "bf16"),
     "unembedding": ("int8", "int4", "bf16"),
-    "experts": ("mxfp4", "int4"),
+    "experts": ("mxfp4", "int4", "bf16"),
 }
 
 

@@ -120,9 +120,11 @@ def _places(run: ExpertRun) -> dict[str, tuple[int, int, int]]:
 
 
 def _expert_tiles(name: str, matrix: Blocks | Weights, dtype: str) -> tuple[U8, NDArray[Any]]:
-    """Tiles and tiled scales of an expert's matrix: MXFP4 is permuted, floats are rounded."""
-    if dtype == "int4":
+    """Tiles and tiled scales of an expert's matrix: MXFP4 is permuted, floats are rounded or kept."""
+    if dtype != "mxfp4":
         weights = _decoded(name, matrix) if isinstance(matrix, Blocks) else matrix
+        if dtype == "bf16":
+            return fast.tile_bf16(weights), np.empty(0, np.uint8)
         return _named(name, fast.tile_int4, weights)
     if not isinstance(matrix, Blocks):
         matrix = Blocks(*_named(name, fast.encode_mxfp4_blocks, matrix))

@@ -166,7 +166,7 @@ def _expert_pairs(source: Source, model: "_Model", dtype: str) -> Iterator[tuple
                 yield experts_prefix(layer) + name, as_f32(published), decoded
 
 
-_SCALES: dict[str, Any] = {"mxfp4": np.uint8, "int4": np.float16, "int8": np.float16}
+_SCALES: dict[str, Any] = {"mxfp4": np.uint8, "int4": np.float16, "bf16": np.uint8}  # bf16 has none
 
 
 def _decode(tiles: Any, scales: Any, dtype: str) -> F32:

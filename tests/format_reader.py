@@ -60,9 +60,9 @@ def matrix(tensors, name, kind, rows):
 
 def expert(run, d, i, kind):
     """gate_up (2I, D), down (D, I) and their biases from one expert's run."""
-    type_, at, parts = {"mxfp4": "u1", "int4": "<f2"}[kind], 0, []
-    item = np.dtype(type_).itemsize
-    for size in (i * d, 2 * i * d // 32 * item, d * i // 2, d * i // 32 * item, 8 * i, 4 * d):
+    half, item, type_ = {"mxfp4": (1, 1, "u1"), "int4": (1, 2, "<f2"), "bf16": (4, 0, "u1")}[kind]
+    at, parts = 0, []
+    for size in (half * i * d, i * d // 16 * item, half * d * i // 2, d * i // 32 * item, 8 * i, 4 * d):
         parts.append(run[at : at + size])
         at += -(-size // 64) * 64
     shapes = [(2 * i // 8, d // 32, -1), (d // 8, i // 32, -1)]

@@ -5,13 +5,17 @@ import hashlib
 import json
 from pathlib import Path
 
+import checkpoints
 import format_reader
+import layouts
 import numpy as np
 import pytest
 from test_convert import published_of
 
 from quant.config import read_config
+from quant.convert import convert
 from quant.formats import bf16_to_f32, decode_int, decode_mxfp4, encode_int4, encode_int8, unpack_blocks
+from quant.manifest import Dtypes
 
 
 def test_the_reader_is_short_and_knows_nothing_else():
@@ -25,6 +29,20 @@ def test_the_reader_is_short_and_knows_nothing_else():
         for name in node.names
     }
     assert imported == {"json", "struct", "numpy"}
+
+
+def test_it_reads_experts_that_were_kept(tmp_path):
+    config = checkpoints.config_for(**checkpoints.CHECKPOINTS["short"])
+    dense, dense_config = layouts.dense(checkpoints.make_tensors(config, 0), config)
+    checkpoints.write_tensors(tmp_path / "source", dense_config, dense)
+    convert(tmp_path / "source", tmp_path / "out", Dtypes(experts="bf16"))
+    tensors = format_reader.read_file(tmp_path / "out" / "layer-001.safetensors")
+    for number, run in enumerate(tensors["experts"]):
+        parts = format_reader.expert(run, config["hidden_size"], config["intermediate_size"], "bf16")
+        for name, found, bias in zip(("gate_up_proj", "down_proj"), parts, parts[2:], strict=False):
+            stored = f"model.layers.1.mlp.experts.{name}"
+            np.testing.assert_array_equal(found, bf16_to_f32(dense[stored][number]).T)
+            np.testing.assert_array_equal(bias, bf16_to_f32(dense[f"{stored}_bias"][number]))
 
 
 def rounded(bits, kind):

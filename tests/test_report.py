@@ -3,6 +3,8 @@
 import json
 import os
 
+import checkpoints
+import layouts
 import numpy as np
 import pytest
 from test_convert import files_of, published_of
@@ -41,6 +43,16 @@ def test_errors_are_those_of_the_formats(checkpoint, tmp_path):
     rows = sum(len(bits) for bits in attention.values()) + len(published["model.embed_tokens.weight"])
     assert sum(measured.row_errors) == rows
     assert measured.edges[0] < embedding < expected < measured.edges[-1]
+
+
+@pytest.mark.parametrize(("experts", "least", "most"), [("int4", 0.04, 0.12), ("bf16", 0, 0)])
+def test_float_experts(experts, least, most, tmp_path):
+    config = checkpoints.config_for(**checkpoints.CHECKPOINTS["short"])
+    dense, dense_config = layouts.dense(checkpoints.make_tensors(config, 0), config)
+    source, out = checkpoints.write_tensors(tmp_path / "source", dense_config, dense), tmp_path / "out"
+    classes = report(source, out, convert(source, out, Dtypes(experts=experts)).manifest).classes
+    assert least <= classes[0].relative_error <= most
+    assert classes[0].bits_per_weight > {"int4": 4.5, "bf16": 16}[experts]
 
 
 def test_sizes_add_up(checkpoint, model):

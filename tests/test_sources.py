@@ -227,9 +227,9 @@ def test_bfloat16_experts_are_quantized_as_the_reference_does(fine_tuned, tmp_pa
                 np.testing.assert_array_equal(scales_from_tiles(stored), scales)
 
 
-@pytest.mark.parametrize("experts", ["mxfp4", "int4"])
-def test_the_engine_runs_quantized_experts(checkpoint, fine_tuned, tmp_path, experts):
-    """Against the naive model on the weights that the converter rounded."""
+@pytest.mark.parametrize("experts", ["mxfp4", "int4", "bf16"])
+def test_the_engine_runs_experts_of_a_fine_tuned_checkpoint(checkpoint, fine_tuned, tmp_path, experts):
+    """Against the naive model on the weights that the converter rounded, or kept."""
     out = tmp_path / "out"
     convert(fine_tuned, out, Dtypes(**KEPT, experts=experts))
     tokens = read_golden(NAME).tokens[:40]
@@ -240,6 +240,12 @@ def test_the_engine_runs_quantized_experts(checkpoint, fine_tuned, tmp_path, exp
             reference.weights[name] = rounded(bf16_to_f32(bits).swapaxes(1, 2), experts)
     expected = naive.forward(reference, tokens)
     assert np.abs(engine.logits(tokens) - expected).max() <= 2e-4
+    sequence = engine.sequence()
+    decoded = [engine.prefill(sequence, tokens[: end + 1]) for end in range(len(tokens))]
+    assert np.abs(np.array(decoded) - expected).max() <= 2e-4
+    if experts == "bf16":  # with nothing to multiply in integers, int8 activations change nothing
+        usual = localoss.load(out, context_tokens=64, kv_dtype="f32")
+        np.testing.assert_array_equal(usual.logits(tokens), engine.logits(tokens))
 
 
 EXPERT_NAMES = ("experts.gate_up_proj", "experts.down_proj")
@@ -247,6 +253,8 @@ EXPERT_NAMES = ("experts.gate_up_proj", "experts.down_proj")
 
 def rounded(weights, experts):
     rows = weights.reshape(-1, weights.shape[-1])
+    if experts == "bf16":
+        return weights
     if experts == "int4":
         codes, scales = encode_int4(rows)
         return naive.decode_groups(codes, scales).reshape(weights.shape)
@@ -263,9 +271,10 @@ def test_float_experts_from_float32_are_the_same(fine_tuned, tmp_path):
     np.testing.assert_array_equal(fast.tile_bf16(bits), fast.tile_bf16(bf16_to_f32(bits)))
 
 
-def test_mxfp4_experts_do_not_become_int4(checkpoint, tmp_path):
+@pytest.mark.parametrize("experts", ["int4", "bf16"])
+def test_mxfp4_experts_stay_mxfp4(checkpoint, tmp_path, experts):
     with pytest.raises(QuantError, match="leave out --experts"):
-        convert(checkpoint(NAME), tmp_path / "out", Dtypes(experts="int4"))
+        convert(checkpoint(NAME), tmp_path / "out", Dtypes(experts=experts))
     assert not (tmp_path / "out").exists()
 
 

@@ -31,6 +31,7 @@ class MatrixDtype(StrEnum):
 class ExpertDtype(StrEnum):
     mxfp4 = "mxfp4"
     int4 = "int4"
+    bf16 = "bf16"
 
 
 class EmbeddingDtype(StrEnum):

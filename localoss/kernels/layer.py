@@ -56,6 +56,7 @@ def mixture_of_experts(x, norm, router, router_bias, experts, buffers, tokens, w
     workers, exact, blocks, codes, scales, _ = work
     ids, weights, places = all_ids[:tokens], all_weights[:tokens], all_places[:tokens]
 
+    exact = exact or gate_up_tiles[0] == BF16
     norm_and_multiply(np.int64(logits.ctypes.data), x, weight, eps, router, tokens, work)
     route(ids, weights, logits, router_bias)
     sort_by_expert(starts, sources, places, ids)

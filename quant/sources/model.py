@@ -28,7 +28,7 @@ from quant.published import EMBEDDING, EXPERT_MATRICES, FINAL_NORM, UNEMBEDDING,
 from quant.sources.base import Blocks, Source
 from quant.tiles import from_tiles, scales_from_tiles
 
-_SCALE_DTYPES = {"mxfp4": np.uint8, "int4": np.float16, "int8": np.float16}
+_SCALE_DTYPES = {"mxfp4": np.uint8, "int4": np.float16, "bf16": np.uint8}  # bf16 has none
 _VECTORS = {
     "input_layernorm.weight": "attention_norm",
     "post_attention_layernorm.weight": "mlp_norm",
@@ -105,17 +105,17 @@ class ModelSource(Source):
         return Coded(dtype, codes, scales_from_tiles(scales)[rows])
 
     def expert(self, layer: int, name: str, expert: int) -> Blocks | Weights:
+        if not self.has_mxfp4_experts:
+            return _decoded(self.coded_expert(layer, name, expert))
         tiles, scales, _ = self._expert_parts(layer, name, expert)
-        if self.has_mxfp4_experts:
-            return Blocks(fast.untile_mxfp4(tiles), np.ascontiguousarray(scales_from_tiles(scales)))
-        return decode_int(from_tiles(tiles, "int4"), scales_from_tiles(scales))
+        return Blocks(fast.untile_mxfp4(tiles), np.ascontiguousarray(scales_from_tiles(scales)))
 
     def coded_expert(self, layer: int, name: str, expert: int) -> Coded:
         """Matrix `name` of an expert as it is coded."""
         tiles, scales, _ = self._expert_parts(layer, name, expert)
-        if self.has_mxfp4_experts:
-            return Coded("mxfp4", unpack_blocks(fast.untile_mxfp4(tiles)), scales_from_tiles(scales))
-        return Coded("int4", from_tiles(tiles, "int4"), scales_from_tiles(scales))
+        dtype = self.manifest.dtypes.experts
+        codes = unpack_blocks(fast.untile_mxfp4(tiles)) if dtype == "mxfp4" else from_tiles(tiles, dtype)
+        return Coded(dtype, codes, None if dtype == "bf16" else scales_from_tiles(scales))
 
     def expert_bias(self, layer: int, name: str, expert: int) -> F32:
         return self._expert_parts(layer, name, expert)[2]
@@ -129,7 +129,7 @@ class ModelSource(Source):
         shape = (rows // TILE_ROWS, columns // TILE_COLUMNS)
         tiles = run[codes_at:][: tile_bytes(rows * columns, dtype)].reshape(*shape, -1)
         scales = run[scales_at:][: scale_bytes(rows * columns, dtype)].view(_SCALE_DTYPES[dtype])
-        return tiles, scales.reshape(*shape, TILE_ROWS), run[bias_at:][: 4 * rows].view(np.float32)
+        return tiles, scales.reshape(*shape, -1), run[bias_at:][: 4 * rows].view(np.float32)
 
     def _placed(self) -> dict[str, tuple[str, int, str]]:
         """Published name -> (stored tensor, its first row there, number format or "vector")."""

@@ -1,23 +1,116 @@
-"""Which folder a MODEL names."""
+"""Models by name: which ones localoss knows, which are installed, and the folder that a MODEL names."""
 
 import difflib
 import os
+import re
 import tomllib
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from localoss import settings
-from localoss.errors import ModelError
+from localoss.errors import ModelError, UsageError
+from quant.config import ModelConfig, parse_config
+from quant.json_file import parse_json
+from quant.layout import JOURNAL, MANIFEST
+from quant.published import config_json
+
+MODELS_FILE = "models.toml"
+REPOSITORY = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)
+_NAME = re.compile(r"\w[\w.-]{0,95}", re.ASCII)
+# models.toml's word for a dimension -> config.json's.
+_DIMENSIONS = {
+    "layers": "num_hidden_layers",
+    "experts": "num_local_experts",
+    "active_experts": "num_experts_per_tok",
+    "hidden": "hidden_size",
+    "intermediate": "intermediate_size",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "vocab": "vocab_size",
+    "sliding_window": "sliding_window",
+    "context_tokens": "max_position_embeddings",
+}
+_ROPE = {"factor": 32.0, "original_max_position_embeddings": 4096}  # every gpt-oss
+ROPE_THETA = 150_000
+
+
+@dataclass(frozen=True)
+class KnownModel:
+    """An entry of models.toml. `repository` is on the hub; None for what comes with localoss.
+
+    `dimensions` are those of _DIMENSIONS that the entry gives; an entry of the user's may give none.
+    """
+
+    name: str
+    repository: str | None = None
+    description: str = ""
+    licence: str | None = None
+    parameters: int | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    dimensions: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def config(self) -> ModelConfig | None:
+        """The architecture, where the entry tells all of it."""
+        if self.dimensions.keys() != _DIMENSIONS.keys():
+            return None
+        published = {_DIMENSIONS[key]: value for key, value in self.dimensions.items()}
+        content = config_json(published | {"rope_theta": ROPE_THETA}, _ROPE, mxfp4=True)
+        return parse_config(parse_json(content), f"{MODELS_FILE}: {self.name}")
 
 
 @cache
-def known_models() -> dict[str, dict[str, Any]]:
-    """models.toml: the models that localoss knows by name, whether they are installed or not."""
+def known_models() -> dict[str, KnownModel]:
+    """The models of models.toml, then those of the user's own file, which may replace some.
+
+    Raises: UsageError that names the user's file and what is wrong in it.
+    """
     package = Path(__file__).parent
-    in_wheel = package / "models.toml"
-    path = in_wheel if in_wheel.exists() else package.parent / "models.toml"
-    return tomllib.loads(path.read_text(encoding="utf-8"))
+    in_wheel = package / MODELS_FILE
+    known = _read(in_wheel if in_wheel.exists() else package.parent / MODELS_FILE)
+    own = settings.config_folder() / MODELS_FILE
+    return known | _read(own) if own.exists() else known
+
+
+def _read(path: Path) -> dict[str, KnownModel]:
+    try:
+        entries = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:  # not TOML, or not UTF-8
+        raise UsageError(f"{path}: not TOML ({error}); mend or remove it") from None
+    return {name: _entry(path, name, entry) for name, entry in entries.items()}
+
+
+def _entry(path: Path, name: str, entry: Any) -> KnownModel:
+    where = f"{path}: [{name}]"
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"{where}: a name has letters, digits, '.', '_' and '-' only")
+    if not isinstance(entry, dict):
+        raise UsageError(f"{where}: expected a table with a repository")
+    words: dict[str, type | tuple[type, ...]] = {
+        "repository": str, "description": str, "licence": str, "parameters": int,
+        "temperature": (int, float), "top_p": (int, float), **dict.fromkeys(_DIMENSIONS, int),
+    }  # fmt: skip
+    for key, value in entry.items():
+        if key not in words:
+            raise UsageError(f"{where}: {key!r} is no key of a model; {_choose(key, words)}")
+        if not isinstance(value, words[key]) or isinstance(value, bool):
+            raise UsageError(f"{where}: {key} is {value!r}, of the wrong kind")
+    if "repository" in entry and not REPOSITORY.fullmatch(entry["repository"]):
+        raise UsageError(f"{where}: repository is {entry['repository']!r}, expected owner/name")
+    simple = {key: entry[key] for key in entry.keys() - _DIMENSIONS.keys()}
+    dimensions = {key: entry[key] for key in _DIMENSIONS if key in entry}
+    return KnownModel(name=name, dimensions=dimensions, **simple)
+
+
+def _choose(key: str, words: dict[str, Any]) -> str:
+    nearest = difflib.get_close_matches(key, words, n=1)
+    return f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(words)}"
 
 
 def models_folder() -> Path:
@@ -25,10 +118,35 @@ def models_folder() -> Path:
     return settings.home() / "models"
 
 
+def sources_folder() -> Path:
+    """Where checkpoints lie while they are pulled, a folder each named as the model's."""
+    return settings.home() / "sources"
+
+
 def installed_models() -> list[str]:
-    """Names of the folders in the models folder."""
+    """Names of the models in the models folder, unfinished ones included."""
     folder = models_folder()
-    return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    if not folder.is_dir():
+        return []
+    folders = (path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted(name.replace("--", "/", 1) for name in folders)
+
+
+def store_folder(name: str) -> Path:
+    """Where model `name` lies in the store, or would: always a folder right in the models folder.
+
+    Raises: UsageError for a name that could lead elsewhere.
+    """
+    if not (_NAME.fullmatch(name) or REPOSITORY.fullmatch(name)) or "--" in name:
+        raise UsageError(
+            f"{name!r} cannot be a model's name: letters, digits, '.', '_', '-', one '/' at most"
+        )
+    return models_folder() / name.replace("/", "--")
+
+
+def canonical_name(name: str) -> str:
+    """The name under which the store keeps `name`: a known model's repository stands for the model."""
+    return next((known.name for known in known_models().values() if known.repository == name), name)
 
 
 def find_model(name: str) -> Path:
@@ -38,30 +156,46 @@ def find_model(name: str) -> Path:
     """
     if not name.strip():
         raise ModelError("no model was named: give a model folder or a name")
-    if name in installed_models():
-        return models_folder() / name
+    if canonical_name(name) in installed_models():
+        folder = store_folder(canonical_name(name))
+        if not (folder / MANIFEST).exists() and (folder / JOURNAL).exists():
+            raise ModelError(f"{name} isn't complete: `localoss pull {name}` goes on where it stopped")
+        return folder
     path = Path(name).expanduser()
     if path.is_dir():
         return path
     if path.exists():
         raise ModelError(f"{name} is a file: give the model's folder")
-    if name in known_models():
-        raise ModelError(_not_installed(name))
+    if canonical_name(name) in known_models():
+        raise ModelError(f"{name} isn't installed: `localoss pull {name}` downloads it")
+    if REPOSITORY.fullmatch(name):
+        raise ModelError(
+            f"{name}: no such folder, and not installed; `localoss pull {name}` if it is on the hub"
+        )
     if os.sep in name or (os.altsep and os.altsep in name):
         raise ModelError(f"{name}: no such folder")
-    raise ModelError(_unknown(name))
+    raise ModelError(unknown(name, [*installed_models(), *known_models()]))
 
 
-def _not_installed(name: str) -> str:
-    repository = known_models()[name]["repository"]
-    target = models_folder() / name
-    return (
-        f"{name} isn't installed: download {repository} from Hugging Face, then "
-        f"`localoss quantize CHECKPOINT {target}`"
-    )
+def find_installed(name: str) -> tuple[str, Path]:
+    """Name and folder of an installed model, complete or not. Raises: ModelError with the nearest name."""
+    canonical = canonical_name(name)
+    if canonical in installed_models():
+        return canonical, store_folder(canonical)
+    if canonical in known_models():
+        raise ModelError(f"{name} isn't installed: `localoss pull {name}` downloads it")
+    raise ModelError(unknown(name, installed_models()))
 
 
-def _unknown(name: str) -> str:
-    nearest = difflib.get_close_matches(name, [*installed_models(), *known_models()], n=1, cutoff=0.5)
-    hint = f"did you mean {nearest[0]}?" if nearest else "give a folder made by `localoss quantize`"
+def unknown(name: str, choices: list[str]) -> str:
+    """What to say about a name that is none of `choices`."""
+    nearest = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    hint = f"did you mean {nearest[0]}?" if nearest else "`localoss list` shows what is there"
     return f"there is no model or folder {name!r}; {hint}"
+
+
+def names_beginning(start: str) -> list[str]:
+    """Names of models that begin with `start`, for the shell's completion: installed ones first."""
+    installed = installed_models()
+    names = [*installed, *(name for name in known_models() if name not in installed)]
+    return [name for name in names if name.startswith(start)]

@@ -33,6 +33,15 @@ def home() -> Path:
     return folder
 
 
+def config_folder() -> Path:
+    """Where the user's own models.toml lies: LOCALOSS_HOME, or the user's configuration folder."""
+    if os.environ.get("LOCALOSS_HOME"):
+        return home()
+    from platformdirs import user_config_path
+
+    return user_config_path("localoss", appauthor=False)
+
+
 def kernel_cache() -> Path:
     """The user's cache folder for compiled kernels."""
     from platformdirs import user_cache_path

@@ -12,6 +12,7 @@ from typing import Any
 from quant.errors import QuantError
 
 LOCK_FILE = "localoss.lock"  # on Windows only, where a folder itself cannot be locked
+BUSY = "another localoss quantize is writing there; wait for it, or name another folder"
 
 
 def write(file: FileIO, chunk: Any) -> None:
@@ -72,10 +73,10 @@ def disk_error(error: OSError, path: Path) -> QuantError:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, busy: str = BUSY) -> Iterator[None]:
     """Keep other converters out of `folder`. The lock dies with the process, however that ends.
 
-    Raises: QuantError if another process has it.
+    Raises: QuantError, which says `busy`, if another process has it.
     """
     try:
         descriptor = _open_lock(folder)
@@ -84,9 +85,7 @@ def locked(folder: Path) -> Iterator[None]:
         return
     try:
         if not _take_lock(descriptor):
-            raise QuantError(
-                f"{folder}: another localoss quantize is writing there; wait for it, or name another folder"
-            )
+            raise QuantError(f"{folder}: {busy}")
         yield
     finally:
         os.close(descriptor)

@@ -21,6 +21,7 @@ TILE_BYTES = {"mxfp4": 128, "int4": 128, "int8": 256, "bf16": 512}
 SCALE_BYTES = {"mxfp4": 1, "int4": 2, "int8": 2, "bf16": 0}  # per row and 32 columns
 
 MANIFEST = "localoss.json"
+JOURNAL = f"{MANIFEST}.part"  # the manifest of an interrupted conversion: the files that are complete
 CONFIG_FILES = ("config.json", "generation_config.json")
 VOCABULARY_FILE = "vocabulary.safetensors"
 

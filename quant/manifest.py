@@ -9,9 +9,8 @@ from typing import Any
 from quant.checkpoint import INDEX_FILE, SINGLE_FILE
 from quant.errors import QuantError
 from quant.json_file import read_json
-from quant.layout import FORMAT_VERSION, MANIFEST
+from quant.layout import FORMAT_VERSION, JOURNAL, MANIFEST
 
-PARTIAL = f"{MANIFEST}.part"  # the manifest of an interrupted conversion: the files that are complete
 CHOICES = {
     "attention": ("int8", "int4", "bf16"),
     "embedding": ("int8", "bf16"),
@@ -150,6 +149,6 @@ def _what_instead(folder: Path) -> str:
     if (folder / INDEX_FILE).exists() or (folder / SINGLE_FILE).exists():
         command = shlex.join(["localoss", "quantize", str(folder), f"{folder.resolve().name}-localoss"])
         return f"{folder}: a Hugging Face checkpoint; convert it first: {command}"
-    if (folder / PARTIAL).exists():
+    if (folder / JOURNAL).exists():
         return f"{folder}: quantizing did not finish; run the same `localoss quantize` again to go on"
     return f"{folder}: no {MANIFEST} in it; give a folder that `localoss quantize` made"

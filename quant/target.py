@@ -8,12 +8,12 @@ from typing import Any
 from quant import disk
 from quant.errors import QuantError
 from quant.json_file import read_json
-from quant.layout import CONFIG_FILES, MANIFEST, VOCABULARY_FILE
-from quant.manifest import PARTIAL, FileEntry, Manifest, parse_manifest
+from quant.layout import CONFIG_FILES, JOURNAL, MANIFEST, VOCABULARY_FILE
+from quant.manifest import FileEntry, Manifest, parse_manifest
 from quant.writer import PART
 
 SPARE_BYTES = 64 << 20  # for the small files and the file system's own needs
-NEW_PARTIAL = f"{PARTIAL}.new"
+NEW_JOURNAL = f"{JOURNAL}.new"
 
 
 class Target:
@@ -59,7 +59,7 @@ class Target:
                 disk.make_folder(self.folder)
             self._held.enter_context(disk.locked(self.folder))
             if self.look(force):
-                for name in (PARTIAL, NEW_PARTIAL):  # left if the last run ended just before it would have
+                for name in (JOURNAL, NEW_JOURNAL):  # left if the last run ended just before it would have
                     disk.try_to_remove(self.folder / name)
                 return True
             self._check_room(sizes)
@@ -82,12 +82,12 @@ class Target:
     def finish(self) -> None:
         """The model is complete: from now on it has its manifest."""
         try:
-            disk.write_file(self.folder / NEW_PARTIAL, self.manifest.to_json())
-            disk.replace(self.folder / NEW_PARTIAL, self.folder / MANIFEST)
+            disk.write_file(self.folder / NEW_JOURNAL, self.manifest.to_json())
+            disk.replace(self.folder / NEW_JOURNAL, self.folder / MANIFEST)
             disk.sync_folder(self.folder)
         except OSError as error:
             raise disk.disk_error(error, self.folder) from None
-        disk.try_to_remove(self.folder / PARTIAL)
+        disk.try_to_remove(self.folder / JOURNAL)
 
     def _check_foreign(self) -> None:
         """Raises: QuantError if the folder holds anything that a conversion does not write."""
@@ -96,7 +96,7 @@ class Target:
         if not self.folder.is_dir():
             raise QuantError(f"{self.folder}: a file; name a new folder for the model")
         names = {path.name for path in self.folder.iterdir()} - {disk.LOCK_FILE}
-        if names and not names & {MANIFEST, PARTIAL, NEW_PARTIAL}:
+        if names and not names & {MANIFEST, JOURNAL, NEW_JOURNAL}:
             raise QuantError(
                 f"{self.folder}: holds something else ({min(names)}); name a new or empty folder"
             )
@@ -133,8 +133,8 @@ class Target:
         A file in the journal was synced before it got its name, so its size says enough.
         """
         try:
-            there = parse_manifest(self.folder / PARTIAL)
-            stamps = read_json(self.folder / PARTIAL).get("source_files")
+            there = parse_manifest(self.folder / JOURNAL)
+            stamps = read_json(self.folder / JOURNAL).get("source_files")
         except (QuantError, OSError, ValueError):
             return  # there is none, or it is damaged: start afresh
         try:
@@ -183,7 +183,7 @@ class Target:
 
     def _unfinished(self) -> list[Path]:
         """Everything in the folder that this conversion will not keep."""
-        keep = {*self.manifest.files, PARTIAL, disk.LOCK_FILE}
+        keep = {*self.manifest.files, JOURNAL, disk.LOCK_FILE}
         return [path for path in self.folder.iterdir() if path.name not in keep]
 
     def _check_room(self, sizes: dict[str, int]) -> None:
@@ -207,13 +207,13 @@ class Target:
         return next(path for path in (self.folder, *self.folder.resolve().parents) if path.exists())
 
     def _save(self) -> None:
-        new = self.folder / NEW_PARTIAL
+        new = self.folder / NEW_JOURNAL
         disk.write_file(new, self.manifest.to_json(source_files=self._stamps))
-        disk.replace(new, self.folder / PARTIAL)
+        disk.replace(new, self.folder / JOURNAL)
 
 
 def _is_ours(name: str) -> bool:
     name = name.removesuffix(PART)
-    return name in (*CONFIG_FILES, MANIFEST, NEW_PARTIAL, VOCABULARY_FILE) or (
+    return name in (*CONFIG_FILES, MANIFEST, NEW_JOURNAL, VOCABULARY_FILE) or (
         name.startswith("layer-") and name.endswith(".safetensors")
     )

@@ -167,7 +167,7 @@ def test_a_foreign_vocabulary(engine, localoss_cli):
         (["run", "tiny", "Hi", "--system-file", "absent.txt"], ["absent.txt", "No such file"]),
         (["run", "tiny", "Hi", "--raw", "--system", "a"], ["--raw"]),
         (["run", "tini", "Hi"], ["did you mean tiny"]),
-        (["run", "gpt-oss-20b", "Hi"], ["localoss quantize", "openai/gpt-oss-20b"]),
+        (["run", "gpt-oss-20b", "Hi"], ["`localoss pull gpt-oss-20b`"]),
         (["run", "gpt-oss-20", "Hi"], ["did you mean gpt-oss-20b"]),
         (["run", "no/such/folder", "Hi"], ["no/such/folder"]),
         (["run", "", "Hi"], ["no model"]),

@@ -23,8 +23,8 @@ from quant.formats import (
     encode_int8,
     pack_blocks,
 )
-from quant.layout import expert_run, layer_specs, vocabulary_specs
-from quant.manifest import PARTIAL, Dtypes, read_manifest
+from quant.layout import JOURNAL, expert_run, layer_specs, vocabulary_specs
+from quant.manifest import Dtypes, read_manifest
 from quant.tiles import from_tiles, scales_from_tiles
 
 NUMPY_DTYPES = {"U8": np.uint8, "I8": np.int8, "F16": np.float16, "F32": np.float32, "BF16": np.uint16}
@@ -269,7 +269,7 @@ def test_an_interrupted_conversion_goes_on(checkpoint, tmp_path, stop_at):
     with pytest.raises(KeyboardInterrupt):
         convert(checkpoint("window"), out, progress=interrupt)
     left = set(files_of(out))
-    assert PARTIAL in left and "localoss.json" not in left
+    assert JOURNAL in left and "localoss.json" not in left
     assert not {name for name in left if name.endswith(".safetensors.part")}
     with pytest.raises(QuantError, match="did not finish"):
         read_manifest(out)
@@ -277,7 +277,7 @@ def test_an_interrupted_conversion_goes_on(checkpoint, tmp_path, stop_at):
         convert(checkpoint("window"), out, Dtypes(embedding="bf16"))
     summary = convert(checkpoint("window"), out)
     finished = sum(name.endswith(".safetensors") for name in left)
-    assert (summary.written_bytes < summary.manifest.total_bytes) == bool(left - {PARTIAL})
+    assert (summary.written_bytes < summary.manifest.total_bytes) == bool(left - {JOURNAL})
     assert finished == {0.02: 0, 0.4: 1, 0.99: 4}[stop_at]
     convert(checkpoint("window"), tmp_path / "fresh")
     assert files_of(out) == files_of(tmp_path / "fresh")

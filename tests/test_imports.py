@@ -17,6 +17,7 @@ LAYERS = [
     {"quant"},
     {"localoss.kernels"},
     {"localoss.registry"},
+    {"localoss.store"},
     {"localoss.cache", "localoss.rope", "localoss.sampler", "localoss.weights"},
     {"localoss.model"},
     {"localoss.engine", "localoss.warmup"},

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from localoss import settings
-from localoss.cli import bench, chat, export, quantize, run
+from localoss.cli import bench, chat, export, quantize, run, store
 from localoss.errors import LocalossError
 from quant.errors import QuantError
 
@@ -34,6 +34,10 @@ app = typer.Typer(
 )
 app.command()(run.run)
 app.command()(chat.chat)
+app.command("list")(store.list_models)
+app.command()(store.show)
+app.command()(store.rm)
+app.command()(store.verify)
 app.command()(quantize.quantize)
 app.command()(export.export)
 app.command()(bench.bench)

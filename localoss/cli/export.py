@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from localoss.cli.options import ModelName
-from localoss.cli.quantize import progress_shown
+from localoss.cli.progress import progress_shown
 
 
 def export(

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from localoss.errors import UsageError
+from localoss.errors import LocalossError, UsageError
 
 
 class Effort(StrEnum):
@@ -21,8 +21,21 @@ _MODEL_HELP = "A model folder, or the name of an installed model."
 _TOP_P_HELP = "Draw from the likeliest tokens that make up this share."
 _MIN_P_HELP = "Leave out tokens less likely than this share of the likeliest."
 
-ModelName = Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL_HELP)]
-OptionalModelName = Annotated[str | None, typer.Argument(metavar="MODEL", help=_MODEL_HELP)]
+
+def _complete_model(incomplete: str) -> list[str]:
+    """What the shell offers for a MODEL."""
+    from localoss.registry import names_beginning
+
+    try:
+        return names_beginning(incomplete)
+    except (LocalossError, OSError):
+        return []
+
+
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL_HELP, autocompletion=_complete_model)]
+OptionalModelName = Annotated[
+    str | None, typer.Argument(metavar="MODEL", help=_MODEL_HELP, autocompletion=_complete_model)
+]
 
 EffortOption = Annotated[
     Effort, typer.Option("--effort", help="How long the model thinks before it answers.")
@@ -43,6 +56,7 @@ MinP = Annotated[float, typer.Option(metavar="P", min=0, max=1, help=_MIN_P_HELP
 Seed = Annotated[int | None, typer.Option(metavar="N", min=0, help="The same seed gives the same answer.")]
 
 Context = Annotated[int, typer.Option(metavar="TOKENS", min=1, help="Room for prompt and answer.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Report as JSON on stdout.")]
 Threads = Annotated[
     int | None, typer.Option(metavar="N", min=1, help="CPU threads; one per core if not given.")
 ]

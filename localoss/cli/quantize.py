@@ -1,15 +1,13 @@
 """`localoss quantize`: a published checkpoint becomes a model directory."""
 
 import json
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from localoss.cli.progress import progress_shown
 from localoss.cli.quantize_report import (
     plan_json,
     plan_text,
@@ -18,8 +16,6 @@ from localoss.cli.quantize_report import (
     summary_json,
     summary_text,
 )
-
-PLAIN_INTERVAL_S = 5.0  # between progress lines where stderr is no terminal
 
 
 class MatrixDtype(StrEnum):
@@ -94,40 +90,3 @@ def quantize(
 
 def _say(content: str | dict[str, Any]) -> None:
     typer.echo(content if isinstance(content, str) else json.dumps(content, indent=2))
-
-
-@contextmanager
-def progress_shown(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A callback that shows bytes, speed and time left: a bar on a terminal, else a line now and then."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield _plain_progress(console.print)
-        return
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done_bytes, total_bytes: bar.update(task, completed=done_bytes, total=total_bytes)
-
-
-def _plain_progress(show: Callable[[str], None]) -> Callable[[int, int], None]:
-    started_s = shown_s = time.monotonic()
-    resumed_bytes: int | None = None
-
-    def progress(done_bytes: int, total_bytes: int) -> None:
-        nonlocal shown_s, resumed_bytes
-        if resumed_bytes is None:
-            resumed_bytes = done_bytes
-        now_s = time.monotonic()
-        if now_s - shown_s < PLAIN_INTERVAL_S:
-            return
-        shown_s = now_s
-        speed = max(done_bytes - resumed_bytes, 1) / (now_s - started_s)
-        left_s = (total_bytes - done_bytes) / speed
-        done = f"{done_bytes / 1e9:.2f} of {total_bytes / 1e9:.2f} GB"
-        show(f"{done}, {speed / 1e6:.0f} MB/s, {left_s:.0f} s left")
-
-    return progress

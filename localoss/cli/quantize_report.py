@@ -4,6 +4,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from localoss.cli.progress import duration_text, size_text
+
 if TYPE_CHECKING:
     from quant.convert import Plan, Summary
     from quant.report import Report
@@ -12,7 +14,7 @@ BAR_CHARACTERS = 40
 
 
 def summary_text(out: Path, summary: "Summary") -> str:
-    size = _size(summary.manifest.total_bytes)
+    size = size_text(summary.manifest.total_bytes)
     if summary.already_there:
         return f"{out}: this very model is there already, {size}; nothing to do"
     return f"{out}: {size} in {len(summary.manifest.files)} files, {summary.elapsed_s:.0f} s"
@@ -33,12 +35,14 @@ def summary_json(out: Path, summary: "Summary") -> dict[str, Any]:
 
 
 def plan_text(out: Path, plan: "Plan") -> str:
-    lines = [f"{_size(size):>10}  {name}" for name, size in plan.files.items()]
-    lines.append(f"{_size(plan.total_bytes):>10}  in all; {_size(plan.free_bytes)} are free for {out}")
+    lines = [f"{size_text(size):>10}  {name}" for name, size in plan.files.items()]
+    lines.append(
+        f"{size_text(plan.total_bytes):>10}  in all; {size_text(plan.free_bytes)} are free for {out}"
+    )
     if plan.to_write_bytes < plan.total_bytes:
-        lines.append(f"{_size(plan.to_write_bytes):>10}  still to write")
-    time = "unknown" if plan.expected_s is None else f"about {_duration(plan.expected_s)}"
-    lines.append(f"expected time: {time} (to read {_size(plan.read_bytes)})")
+        lines.append(f"{size_text(plan.to_write_bytes):>10}  still to write")
+    time = "unknown" if plan.expected_s is None else f"about {duration_text(plan.expected_s)}"
+    lines.append(f"expected time: {time} (to read {size_text(plan.read_bytes)})")
     return "\n".join(lines)
 
 
@@ -53,7 +57,7 @@ def report_text(report: "Report") -> str:
         worst = f"{entry.worst_tensor} ({entry.worst_error:.3%})" if entry.worst_error else ""
         error = f"{entry.relative_error:.3%}" if entry.relative_error else "none"
         lines.append(
-            f"{entry.name:20}  {entry.dtype:6}  {_size(entry.bytes):>8}  {entry.bits_per_weight:5.2f}  "
+            f"{entry.name:20}  {entry.dtype:6}  {size_text(entry.bytes):>8}  {entry.bits_per_weight:5.2f}  "
             f"{error:>9}  {worst}".rstrip()
         )
     return "\n".join([*lines, *_histogram(report)])
@@ -73,13 +77,3 @@ def _histogram(report: "Report") -> list[str]:
         bar = "█" * -(-rows * BAR_CHARACTERS // most)
         lines.append(f"{low:8.3%} – {high:6.3%}  {bar:{BAR_CHARACTERS}}  {rows:,}")
     return lines
-
-
-def _size(size_bytes: int) -> str:
-    from rich.filesize import decimal
-
-    return decimal(size_bytes, precision=2)
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

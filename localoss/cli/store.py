@@ -1,0 +1,246 @@
+"""`localoss list`, `show`, `rm` and `verify`: the models on this machine."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from localoss.cli.options import AsJson, ModelName, OptionalModelName
+from localoss.cli.progress import progress_shown, size_text
+from localoss.errors import UsageError
+
+if TYPE_CHECKING:
+    from localoss.registry import KnownModel
+    from localoss.store import FileState, Installed
+    from quant.config import ModelConfig
+
+
+def list_models(as_json: AsJson = False) -> None:
+    """List the models on this machine, and those that `localoss pull` knows by name."""
+    from localoss import store
+    from localoss.registry import known_models
+
+    models = store.installed()
+    there = {model.name for model in models}
+    others = [known for known in known_models().values() if known.name not in there]
+    if as_json:
+        listed = [_model_json(model) for model in models]
+        _print_json({"models": listed, "not_installed": [_known_json(known) for known in others]})
+        return
+    rows = [("NAME", "SIZE", "WEIGHTS", "CHANGED", "")] if models else []
+    for model in models:
+        note = "" if model.state == store.COMPLETE else f"{model.state}: {model.problem}"
+        size, changed = size_text(model.total_bytes), f"{model.changed.astimezone():%Y-%m-%d %H:%M}"
+        rows.append((model.name, size, _weights(model), changed, note))
+    _print_table(rows)
+    if others:
+        typer.echo("\nnot installed (`localoss pull NAME`):" if models else "nothing installed yet; to pull:")
+        _print_table([(f"  {known.name}", _download_text(known), known.description) for known in others])
+
+
+def show(model: ModelName, as_json: AsJson = False) -> None:
+    """Show what a model is: architecture, where it came from, sizes by class of weights."""
+    from localoss import registry, store
+
+    name = registry.canonical_name(model)
+    if name not in registry.installed_models() and name in registry.known_models():
+        known = registry.known_models()[name]
+        _print_json(_known_json(known)) if as_json else _show_known(known)
+        return
+    if name in registry.installed_models():
+        described = store.describe(name)
+    else:
+        described = store.describe_folder(registry.find_model(model))
+    _print_json(_model_json(described) | _details(described)) if as_json else _show_model(described)
+
+
+def rm(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Names of installed models.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove models from this machine, with what an unfinished pull of them left."""
+    from localoss import store
+
+    sizes = dict(store.removable(model) for model in models)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UsageError(f"rm would free {size_text(sum(sizes.values()))}; give --yes to remove for good")
+        typer.confirm(f"remove {', '.join(sizes)} and free {size_text(sum(sizes.values()))}?", abort=True)
+    freed = {name: store.remove(name) for name in sizes}
+    if as_json:
+        _print_json({"removed": list(freed), "freed_bytes": sum(freed.values())})
+    else:
+        typer.echo(f"removed {', '.join(freed)}: {size_text(sum(freed.values()))} freed")
+
+
+def verify(model: OptionalModelName = None, as_json: AsJson = False) -> None:
+    """Check every file of a model against its sha256; without MODEL, of all of them.
+
+    Says which file is bad and how to mend it; the exit code is 1 then.
+    """
+    from localoss import registry, store
+
+    if model is None:
+        folders = {name: registry.store_folder(name) for name in registry.installed_models()}
+        if not folders:
+            raise UsageError("no model is installed; `localoss pull gpt-oss-20b` is a start")
+    else:
+        folders = {model: registry.find_model(model)}
+    reports = [_verified(name, folder) for name, folder in folders.items()]
+    if as_json:
+        _print_json(reports if model is None else reports[0])
+    for report in reports if not as_json else []:
+        for file in report["files"]:
+            if file["state"] != store.OK:
+                typer.echo(f"{report['model']}: {file['name']}: {file['state']} {file['detail']}".rstrip())
+        if report["ok"]:
+            size = size_text(sum(file["bytes"] for file in report["files"]))
+            typer.echo(f"{report['model']}: all {len(report['files'])} files are whole ({size})")
+        else:
+            typer.echo(f"{report['model']}: {report['remedy']}")
+    if not all(report["ok"] for report in reports):
+        raise typer.Exit(1)
+
+
+def _verified(name: str, folder: Path) -> dict[str, Any]:
+    from localoss import store
+    from quant.errors import QuantError
+
+    files: list[FileState] = []
+    problem = None
+    done_bytes = 0
+    with progress_shown(f"verify {name}") as progress:
+        try:
+            total_bytes = store.read_total_bytes(folder)
+
+            def advance(size: int) -> None:
+                nonlocal done_bytes
+                done_bytes += size
+                progress(done_bytes, total_bytes)
+
+            files = list(store.verify(folder, advance))
+        except QuantError as error:
+            problem = str(error)
+    is_whole = problem is None and all(file.state == store.OK for file in files)
+    report = {"model": name, "folder": str(folder), "ok": is_whole, "files": [asdict(file) for file in files]}
+    return report if is_whole else report | {"remedy": problem or store.remedy(name, folder)}
+
+
+# What is printed
+
+
+def _model_json(model: "Installed") -> dict[str, Any]:
+    manifest = model.manifest
+    return {
+        "name": model.name,
+        "folder": str(model.folder),
+        "state": model.state,
+        "problem": model.problem,
+        "total_bytes": model.total_bytes,
+        "changed": model.changed.isoformat(timespec="seconds"),
+        "dtypes": asdict(manifest.dtypes) if manifest else None,
+        "source": asdict(manifest.source) if manifest else None,
+        "localoss_version": manifest.localoss_version if manifest else None,
+    }
+
+
+def _known_json(known: "KnownModel") -> dict[str, Any]:
+    from localoss import store
+
+    sizes = asdict(store.expected_sizes(known.config)) if known.config else {}
+    return {key: value for key, value in asdict(known).items() if value is not None} | sizes
+
+
+def _download_text(known: "KnownModel") -> str:
+    from localoss import store
+
+    return size_text(store.expected_sizes(known.config).download_bytes) if known.config else ""
+
+
+def _details(model: "Installed") -> dict[str, Any]:
+    from localoss import store
+    from quant.config import read_config
+
+    if model.manifest is None:
+        return {}
+    config = read_config(model.folder / "config.json")
+    return {"architecture": asdict(config), "class_bytes": store.class_bytes(config, model.manifest)}
+
+
+def _weights(model: "Installed") -> str:
+    """The number formats of a model in a few words: experts mxfp4, the rest int8."""
+    if model.manifest is None:
+        return "–"
+    dtypes = asdict(model.manifest.dtypes)
+    experts = dtypes.pop("experts")
+    rest = sorted(set(dtypes.values()))
+    return f"{experts}, rest {rest[0]}" if len(rest) == 1 else "/".join([experts, *dtypes.values()])
+
+
+def _show_model(model: "Installed") -> None:
+    from localoss import store
+    from quant.config import read_config
+
+    rows = [("name", model.name), ("folder", str(model.folder)), ("state", model.state)]
+    if model.manifest is None:
+        _print_table([*rows, ("", model.problem or "")])
+        return
+    config, version = read_config(model.folder / "config.json"), model.manifest.localoss_version
+    rows += [("made from", model.manifest.source.name)]
+    rows += [("made", f"{model.changed.astimezone():%Y-%m-%d %H:%M} by localoss {version}")]
+    rows += _architecture(config)
+    _print_table(rows)
+    dtypes = asdict(model.manifest.dtypes)
+    sizes = store.class_bytes(config, model.manifest)
+    typer.echo("")
+    _print_table(
+        [
+            *((name, dtypes.get(name, ""), size_text(size)) for name, size in sizes.items()),
+            ("in all, on disk", "", size_text(model.total_bytes)),
+        ]
+    )
+
+
+def _show_known(known: "KnownModel") -> None:
+    from localoss import store
+
+    rows = [("name", known.name), ("state", "not installed")]
+    rows += [("what", known.description)] if known.description else []
+    rows += [("repository", known.repository)] if known.repository else []
+    rows += [("licence", known.licence)] if known.licence else []
+    rows += [("parameters", f"{known.parameters / 1e9:.1f} billion")] if known.parameters else []
+    if known.config:
+        sizes = store.expected_sizes(known.config)
+        rows += [("to download", size_text(sizes.download_bytes)), ("on disk", size_text(sizes.model_bytes))]
+        rows += _architecture(known.config)
+    rows += [("sampling", f"temperature {known.temperature:g}, top-p {known.top_p:g}")]
+    _print_table(rows)
+
+
+def _architecture(config: "ModelConfig") -> list[tuple[str, str]]:
+    return [
+        ("layers", f"{config.layers}, hidden size {config.hidden}"),
+        ("experts", f"{config.experts}, {config.active_experts} active, intermediate {config.intermediate}"),
+        ("attention", f"{config.heads} heads, {config.kv_heads} key/value heads of {config.head_dim}"),
+        ("context", f"{config.context:,} tokens, every other layer slides over {config.sliding_window}"),
+        ("vocabulary", f"{config.vocab:,}"),
+    ]
+
+
+def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
+    """Columns as wide as their longest entry, two spaces apart: plain text, at a terminal and in a pipe."""
+    if not rows:
+        return
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        typer.echo("  ".join(cells).rstrip())
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, default=str))

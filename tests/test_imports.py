@@ -24,6 +24,7 @@ LAYERS = [
     {"localoss.bench", "localoss.profile", "localoss.start"},
     {"localoss"},
     {"localoss.chat"},
+    {"localoss.demo"},
     {"localoss.cli"},
     {"localoss.__main__"},
 ]
@@ -37,7 +38,7 @@ HOMES = {
     "llvmlite": {"localoss.kernels", "quant"},
     "pytest": set(),
     "hypothesis": set(),
-    "torch": set(),
+    "torch": {"localoss.demo.training"},
     "transformers": set(),
 }
 MAX_LINES = 400

@@ -126,6 +126,18 @@ def render(setup: ChatSetup, messages: Sequence[Message]) -> list[int]:
     )
 
 
+def render_reply(messages: Sequence[Message]) -> list[tuple[list[int], bool]]:
+    """Tokens of each message of a turn that follows `render`, and whether the model is who writes them.
+
+    A tool's result, which it doesn't write, may stand between a call and what follows.
+    """
+    rendered = [encoding().render(_library_message(message)) for message in messages]
+    rendered[0] = rendered[0][2:]  # the prompt ends with `<|start|>assistant`
+    if messages[-1].channel == "final":
+        rendered[-1][-1] = RETURN
+    return [(tokens, m.role == "assistant") for tokens, m in zip(rendered, messages, strict=True)]
+
+
 def drop_finished_analysis(messages: Sequence[Message]) -> list[Message]:
     """Leave out the analysis of every turn whose final answer stands.
 

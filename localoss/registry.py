@@ -4,6 +4,7 @@ import difflib
 import os
 import re
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,7 @@ from quant.layout import JOURNAL, MANIFEST
 from quant.published import config_json
 
 MODELS_FILE = "models.toml"
+DEMO = "demo"  # the model that comes with localoss
 REPOSITORY = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)
 _NAME = re.compile(r"\w[\w.-]{0,95}", re.ASCII)
 # models.toml's word for a dimension -> config.json's.
@@ -61,7 +63,6 @@ class KnownModel:
         published = {_DIMENSIONS[key]: value for key, value in self.dimensions.items()}
         content = config_json(published | {"rope_theta": ROPE_THETA}, _ROPE, mxfp4=True)
         return parse_config(parse_json(content), f"{MODELS_FILE}: {self.name}")
-
 
 @cache
 def known_models() -> dict[str, KnownModel]:
@@ -149,13 +150,18 @@ def canonical_name(name: str) -> str:
     return next((known.name for known in known_models().values() if known.repository == name), name)
 
 
-def find_model(name: str) -> Path:
+def find_model(name: str, tell: Callable[[str], None] = lambda line: None) -> Path:
     """The folder of `name`, which is an installed model's name or a path.
 
+    The demo model is installed by its first use; `tell` gets a line before that takes a second or two.
     Raises: ModelError that says what is missing, with the nearest name.
     """
     if not name.strip():
         raise ModelError("no model was named: give a model folder or a name")
+    if name == DEMO:
+        from localoss.demo.install import install  # only now: it brings Numba
+
+        install(models_folder() / DEMO, tell)
     if canonical_name(name) in installed_models():
         folder = store_folder(canonical_name(name))
         if not (folder / MANIFEST).exists() and (folder / JOURNAL).exists():

@@ -55,16 +55,18 @@ def convert(
     dtypes: Dtypes | None = None,
     force: bool = False,
     progress: Progress | None = None,
+    name: str | None = None,
 ) -> Summary:
     """Convert the checkpoint `source`, a folder or a GGUF file, to a model directory `out`.
 
     An interrupted conversion goes on where it stopped. `force` replaces another model in `out`, never
-    anything else. `progress(done_bytes, total_bytes)` counts bytes of the model directory. Memory stays
-    under 2 GB at any model size. Raises: QuantError.
+    anything else. `progress(done_bytes, total_bytes)` counts bytes of the model directory. `name` is what the
+    manifest calls the checkpoint, else its own name. Memory stays under 2 GB at any model size.
+    Raises: QuantError.
     """
     started_s = time.monotonic()
     with open_source(source) as checkpoint:
-        wanted = _wanted(checkpoint, dtypes or Dtypes())
+        wanted = _wanted(checkpoint, dtypes or Dtypes(), name)
         files = _files(checkpoint.config, wanted.dtypes)
         with Target(out, wanted, checkpoint.paths) as target:
             there = target.prepare({name: file_bytes(specs) for name, specs in files.items()}, force)
@@ -88,10 +90,10 @@ def plan(source: Path, out: Path, dtypes: Dtypes | None = None, force: bool = Fa
         return Plan(files, to_write_bytes, read_bytes, target.free_bytes(), expected_s)
 
 
-def _wanted(checkpoint: Source, dtypes: Dtypes) -> Manifest:
+def _wanted(checkpoint: Source, dtypes: Dtypes, name: str | None = None) -> Manifest:
     """The manifest to be, without files."""
     _check_experts(checkpoint, dtypes)
-    return Manifest(_origin_of(checkpoint), dtypes, _localoss_version())
+    return Manifest(origin_of(checkpoint, name), dtypes, _localoss_version())
 
 
 def _sizes(checkpoint: Source, files: dict[str, dict[str, TensorSpec]]) -> dict[str, int]:
@@ -153,13 +155,14 @@ def _check_experts(checkpoint: Source, dtypes: Dtypes) -> None:
         )
 
 
-def _origin_of(checkpoint: Source) -> Origin:
+def origin_of(checkpoint: Source, name: str | None = None) -> Origin:
+    """What a manifest tells of `checkpoint`; reads the start of each tensor. Raises: QuantError."""
     config_sha256 = hashlib.sha256(checkpoint.small_files["config.json"]).hexdigest()
     fingerprint = hashlib.sha256(config_sha256.encode())
-    for name, (_, info) in sorted(checkpoint.files.tensors.items()):
-        fingerprint.update(f"{name} {info.dtype} {info.shape}\n".encode())
-        fingerprint.update(checkpoint.files.read_start(name, SAMPLE_BYTES))
-    return Origin(checkpoint.name, config_sha256, fingerprint.hexdigest())
+    for tensor, (_, info) in sorted(checkpoint.files.tensors.items()):
+        fingerprint.update(f"{tensor} {info.dtype} {info.shape}\n".encode())
+        fingerprint.update(checkpoint.files.read_start(tensor, SAMPLE_BYTES))
+    return Origin(name or checkpoint.name, config_sha256, fingerprint.hexdigest())
 
 
 def _localoss_version() -> str:

@@ -9,7 +9,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from quant.errors import QuantError
+from quant.errors import BusyError, QuantError
 
 LOCK_FILE = "localoss.lock"  # on Windows only, where a folder itself cannot be locked
 BUSY = "another localoss quantize is writing there; wait for it, or name another folder"
@@ -76,7 +76,7 @@ def disk_error(error: OSError, path: Path) -> QuantError:
 def locked(folder: Path, busy: str = BUSY) -> Iterator[None]:
     """Keep other converters out of `folder`. The lock dies with the process, however that ends.
 
-    Raises: QuantError, which says `busy`, if another process has it.
+    Raises: BusyError, which says `busy`, if another process has it.
     """
     try:
         descriptor = _open_lock(folder)
@@ -85,7 +85,7 @@ def locked(folder: Path, busy: str = BUSY) -> Iterator[None]:
         return
     try:
         if not _take_lock(descriptor):
-            raise QuantError(f"{folder}: {busy}")
+            raise BusyError(f"{folder}: {busy}")
         yield
     finally:
         os.close(descriptor)

@@ -14,3 +14,7 @@ class QuantError(Exception):
         if len(text) <= MOST_CHARACTERS:
             return text
         return f"{text[: MOST_CHARACTERS // 2]} … {text[-MOST_CHARACTERS // 2 :]}"
+
+
+class BusyError(QuantError):
+    """Another process writes the same folder."""

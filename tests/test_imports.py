@@ -16,6 +16,7 @@ LAYERS = [
     {"localoss.settings"},
     {"quant"},
     {"localoss.kernels"},
+    {"localoss.demo.install"},
     {"localoss.registry"},
     {"localoss.store"},
     {"localoss.cache", "localoss.rope", "localoss.sampler", "localoss.weights"},

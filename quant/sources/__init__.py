@@ -9,6 +9,7 @@ from quant.sources.base import Blocks, Source
 from quant.sources.gguf import GgufSource
 from quant.sources.huggingface import HuggingFaceSource
 from quant.sources.original import OriginalSource, is_original
+from quant.sources.reduced import TOKEN_IDS, ReducedSource
 
 __all__ = ["Blocks", "Source", "open_source"]
 
@@ -38,6 +39,8 @@ def _reader(path: Path) -> Source:
         raise QuantError(f"{path}: converted already; localoss run and chat take it as it is")
     if is_original(path):
         return OriginalSource(path)
+    if (path / TOKEN_IDS).exists():
+        return ReducedSource(path)
     if not any(path.glob("*.safetensors*")):
         ggufs = sorted(path.glob("*.gguf"))
         if len(ggufs) == 1:

@@ -10,7 +10,7 @@ from quant.errors import QuantError
 from quant.formats import Weights
 from quant.json_file import MOST_BYTES
 from quant.layout import CONFIG_FILES
-from quant.published import block_shapes, dense_shapes, experts_prefix, float_shapes
+from quant.published import Shape, block_shapes, dense_shapes, experts_prefix, float_shapes
 from quant.sources.base import FLOATS, Blocks, Source
 
 
@@ -29,8 +29,8 @@ class HuggingFaceSource(Source):
         return experts_prefix(0) + "gate_up_proj" not in self.files.tensors
 
     def require_tensors(self) -> None:
-        for name, shape in float_shapes(self.config).items():
-            self.files.require(name, FLOATS, shape)
+        for name in float_shapes(self.config):
+            self.files.require(name, FLOATS, self.stored_shape(name))
         for layer in range(self.config.layers):
             if self.has_mxfp4_experts:
                 for name, shape in block_shapes(self.config, layer).items():
@@ -38,6 +38,10 @@ class HuggingFaceSource(Source):
             else:
                 for name, shape in dense_shapes(self.config, layer).items():
                     self.files.require(name, FLOATS, shape)
+
+    def stored_shape(self, name: str) -> Shape:
+        """The shape that tensor `name` has in its file."""
+        return self.shape(name)
 
     def locate(self, name: str) -> tuple[str, int]:
         return name, 0

@@ -183,6 +183,18 @@ def find_model(name: str, tell: Callable[[str], None] = lambda line: None) -> Pa
     raise ModelError(unknown(name, [*installed_models(), *known_models()]))
 
 
+def default_model() -> str:
+    """The model to open when none is named: the only one that is installed, or the demo model.
+
+    Raises: ModelError that names them if several are installed.
+    """
+    others = [name for name in installed_models() if name != DEMO]
+    complete = [name for name in others if (store_folder(name) / MANIFEST).exists()]
+    if len(complete) > 1:
+        raise ModelError(f"several models are installed, say which to open: {', '.join(complete)}")
+    return complete[0] if complete else DEMO
+
+
 def find_installed(name: str) -> tuple[str, Path]:
     """Name and folder of an installed model, complete or not. Raises: ModelError with the nearest name."""
     canonical = canonical_name(name)

@@ -172,7 +172,6 @@ def test_a_foreign_vocabulary(engine, localoss_cli):
         (["run", "no/such/folder", "Hi"], ["no/such/folder"]),
         (["run", "", "Hi"], ["no model"]),
         (["run", __file__, "Hi"], ["is a file"]),
-        (["chat"], ["localoss chat FOLDER", "quantize"]),
         (["rnu", "tiny"], ["'rnu'", "'run'"]),
     ],
 )

@@ -9,6 +9,7 @@ import typer
 
 from localoss.cli.loading import load_model
 from localoss.cli.options import ModelName, Threads
+from localoss.cli.terminal import say
 from localoss.errors import UsageError
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def bench(
     from quant.config import read_config
 
     context = max(depth + prompt_tokens + gen_tokens, 2 * _PROFILED_TOKENS) + 1
-    most = read_config(find_model(model) / "config.json").context
+    most = read_config(find_model(model, say) / "config.json").context
     if context > most:
         raise UsageError(f"{context:,} tokens in all; the model's context is {most:,}: ask for fewer")
     start = time.perf_counter()

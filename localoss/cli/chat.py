@@ -37,21 +37,23 @@ def chat(
     context: options.Context = 8192,
     threads: options.Threads = None,
 ) -> None:
-    """Talk with a model; /help lists what can be typed besides text."""
-    if not model:
-        raise UsageError(
-            "no model was named: localoss chat FOLDER, one that `localoss quantize CHECKPOINT FOLDER` made"
-        )
+    """Talk with a model; /help lists what can be typed besides text.
+
+    Without MODEL, the one that is installed, or the demo model that comes with localoss.
+    """
     from localoss.chat.conversation import Conversation
     from localoss.chat.harmony import ChatSetup, check_vocabulary
     from localoss.chat.turn import Sampling
-    from localoss.cli.loading import load_model
+    from localoss.cli.loading import introduction, load_model
+    from localoss.registry import default_model
 
     sampling = Sampling(temperature, top_p, top_k, min_p, seed, max_tokens)
     conversation = Conversation(ChatSetup(effort.value, options.instructions(system, system_file)))
+    model = model or default_model()
     folder, engine = load_model(model, context_tokens=context, threads=threads)
     check_vocabulary(engine.config.vocab)
-    greeting = f"{folder.resolve().name} · context {engine.context_tokens:,} tokens · effort {effort.value}"
+    greeting = "".join(f"{line}\n" for line in [introduction(model)] if line)
+    greeting += f"{folder.resolve().name} · context {engine.context_tokens:,} tokens · effort {effort.value}"
     Chat(engine, conversation, sampling, hide_thinking).hold(f"{greeting} · /help for help")
 
 

@@ -3,10 +3,20 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from localoss.cli.terminal import StatusLine
+from localoss.cli.terminal import StatusLine, say
 
 if TYPE_CHECKING:
     from localoss.engine import Engine
+
+
+def introduction(model: str) -> str | None:
+    """What to say before a conversation with `model`; None for a model that needs no explaining."""
+    from localoss.registry import DEMO, known_models
+
+    if model != DEMO:
+        return None
+    description = known_models()[DEMO].description
+    return f"This is {DEMO}, {description}. For a real one: localoss pull gpt-oss-20b"
 
 
 def load_model(name: str, **options: Any) -> tuple[Path, "Engine"]:
@@ -14,7 +24,7 @@ def load_model(name: str, **options: Any) -> tuple[Path, "Engine"]:
     import localoss
     from localoss.registry import find_model
 
-    folder = find_model(name)
+    folder = find_model(name, say)
     line = StatusLine()
     try:
         return folder, localoss.load(

@@ -64,6 +64,7 @@ class KnownModel:
         content = config_json(published | {"rope_theta": ROPE_THETA}, _ROPE, mxfp4=True)
         return parse_config(parse_json(content), f"{MODELS_FILE}: {self.name}")
 
+
 @cache
 def known_models() -> dict[str, KnownModel]:
     """The models of models.toml, then those of the user's own file, which may replace some.

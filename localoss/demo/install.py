@@ -9,8 +9,8 @@ from localoss.errors import ModelError
 from quant import disk
 from quant.convert import convert, origin_of
 from quant.errors import BusyError, QuantError
-from quant.layout import MANIFEST
-from quant.manifest import PARTIAL, Dtypes, Manifest, Origin, parse_manifest, read_manifest
+from quant.layout import JOURNAL, MANIFEST
+from quant.manifest import Dtypes, Manifest, Origin, parse_manifest, read_manifest
 from quant.sources import open_source
 
 NAME = "demo"
@@ -43,7 +43,7 @@ def install(folder: Path, tell: Callable[[str], None]) -> None:
 
 def _is_installed(folder: Path, origin: Origin) -> bool:
     """Raises: ModelError for another model, which nobody asked to replace."""
-    for name in (MANIFEST, PARTIAL):
+    for name in (MANIFEST, JOURNAL):
         there = _manifest(parse_manifest, folder / name)
         if there and there.source.name != NAME:
             raise ModelError(

@@ -24,7 +24,8 @@ def load(
 ) -> "Engine":
     """Load a model: a name in the store, or a model directory that `localoss quantize` made.
 
-    threads: by default one per core. kv_dtype: "f16" or "f32". activations: "int8", fast, or "f32", exact
+    threads: by default one per core. kv_dtype: "f16", "f32", or "int8", half of
+    f16's memory. activations: "int8", fast, or "f32", exact
     and slower. memory_limit: bytes that weights, KV cache and buffers together may take. chunk_tokens: how
     many tokens prefill runs at once. compiling: told the name of each kernel that is being compiled, which
     happens once per machine and takes half a minute.

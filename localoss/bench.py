@@ -44,6 +44,7 @@ class Benchmark:
     peak_rss_bytes: int
     anonymous_bytes: int | None  # not of files: Python, kernels, buffers, what the KV cache holds; at the end
     weights_bytes: int
+    kv_dtype: str
     kv_cache_bytes: int
     scratch_bytes: int
     dtypes: dict[str, str]
@@ -87,6 +88,7 @@ def run_benchmark(
         peak_rss_bytes=peak_rss_bytes(),
         anonymous_bytes=anonymous_bytes(),
         weights_bytes=engine.weights.nbytes,
+        kv_dtype=engine.kv_dtype,
         kv_cache_bytes=kv_cache_bytes(
             engine.config, engine.context_tokens, engine.chunk_tokens, engine.kv_dtype
         ),

@@ -7,16 +7,33 @@ from localoss.kernels.attention import KEYS_AT_ONCE
 from quant.config import ModelConfig
 from quant.layout import round_up
 
-KV_DTYPES = {"f16": np.uint16, "f32": np.float32}  # float16 as its bits: Numba has no half type
+# What a number is kept as; float16 as its bits: Numba has no half type.
+KV_DTYPES: dict[str, type[np.generic]] = {"f16": np.uint16, "f32": np.float32, "int8": np.int8}
+Array = NDArray[np.generic]
 
 
 class LayerCache:
-    """keys (K, S/8, head_dim, 8) and values (K, S, head_dim) for S slots; position p has slot p % S."""
+    """`arrays`: keys (K, S/8, head_dim, 8), values (K, S, head_dim), and the float32 scales of each, (K, S)
+    for int8 and (K, 0) for others. S slots; position p has slot p % S.
+    """
 
     def __init__(self, config: ModelConfig, slots: int, kv_dtype: str):
-        heads, dim = config.kv_heads, config.head_dim
-        self.keys: NDArray[np.generic] = np.zeros((heads, slots // 8, dim, 8), KV_DTYPES[kv_dtype])
-        self.values: NDArray[np.generic] = np.zeros((heads, slots, dim), KV_DTYPES[kv_dtype])
+        heads, dim, dtype = config.kv_heads, config.head_dim, KV_DTYPES[kv_dtype]
+        scaled = slots if kv_dtype == "int8" else 0
+        self.arrays: tuple[Array, Array, Array, Array] = (
+            np.zeros((heads, slots // 8, dim, 8), dtype),
+            np.zeros((heads, slots, dim), dtype),
+            np.zeros((heads, scaled), np.float32),
+            np.zeros((heads, scaled), np.float32),
+        )
+        self.slots = slots
+        self.nbytes = sum(array.nbytes for array in self.arrays)
+
+    def at(self, slots: slice) -> list[Array]:
+        """Views of what all arrays hold in `slots`, whose ends are multiples of 8: to copy, save, restore."""
+        keys, values, key_scales, value_scales = self.arrays
+        eighths = slice(slots.start // 8, slots.stop // 8)
+        return [keys[:, eighths], values[:, slots], key_scales[:, slots], value_scales[:, slots]]
 
 
 class KVCache:
@@ -45,5 +62,5 @@ def layer_slots(config: ModelConfig, context_tokens: int, chunk_tokens: int) -> 
 
 def kv_cache_bytes(config: ModelConfig, context_tokens: int, chunk_tokens: int, kv_dtype: str) -> int:
     """Bytes of a KVCache."""
-    item = np.dtype(KV_DTYPES[kv_dtype]).itemsize
-    return sum(layer_slots(config, context_tokens, chunk_tokens)) * 2 * config.kv_rows * item
+    head = config.head_dim * np.dtype(KV_DTYPES[kv_dtype]).itemsize + (4 if kv_dtype == "int8" else 0)
+    return sum(layer_slots(config, context_tokens, chunk_tokens)) * 2 * config.kv_heads * head

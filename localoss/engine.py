@@ -73,7 +73,7 @@ class Engine:
         if activations not in ("int8", "f32"):
             raise UsageError(f"activations is {activations!r}; use int8 (fast) or f32 (exact, slower)")
         if kv_dtype not in KV_DTYPES:
-            raise UsageError(f"kv_dtype is {kv_dtype!r}; use {' or '.join(KV_DTYPES)}")
+            raise UsageError(f"kv_dtype is {kv_dtype!r}; use f16, f32 or int8")
         if chunk_tokens < 1:
             raise UsageError(f"chunk_tokens is {chunk_tokens}; use 1 or more")
         self.dtypes = read_manifest(folder).dtypes

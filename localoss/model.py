@@ -167,13 +167,11 @@ class Model:
         out = b.blocks[: tokens * self.config.q_rows].reshape(-1, tokens, 32)
         first = 0
         for chunk, (cos, sin) in zip(chunks, angles, strict=True):
-            cache = chunk.cache.layers[index]
             kernels.attend(
                 out,
                 first,
                 b.qkv[first : first + len(chunk.tokens)],
-                cache.keys,
-                cache.values,
+                chunk.cache.layers[index].arrays,
                 cos,
                 sin,
                 layer.sinks,

@@ -95,9 +95,7 @@ class Clock:
 
         def call(*arguments: Any) -> Any:
             entered = time.perf_counter()
-            matrix = next(
-                (self._matrices[a] for a in arguments if isinstance(a, tuple) and a in self._matrices), ""
-            )
+            matrix = next((self._matrices[a] for a in arguments if _is_tiles(a) and a in self._matrices), "")
             label = f"{name} {matrix}".strip()
             start = time.perf_counter()
             result = kernel(*arguments)
@@ -136,6 +134,10 @@ def _homes() -> list[ModuleType]:
 
 def _jitted(value: Any) -> bool:
     return hasattr(value, "py_func")
+
+
+def _is_tiles(value: Any) -> bool:
+    return isinstance(value, tuple) and all(isinstance(part, int) for part in value)
 
 
 def _matrix_names(weights: Weights) -> dict[tuple[int, ...], str]:

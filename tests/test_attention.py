@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from tiled import address, from_blocks
 
+from localoss.cache import LayerCache
 from localoss.kernels.attention import attention, rotate_and_store, scratch_floats
 
 THREADS = 2
@@ -34,14 +35,10 @@ class Conversation:
     """A cache, and what was written to it so far as the cache keeps it: keys, values (n, K, head_dim)."""
 
     def __init__(self, shape, dtype, seed=0):
-        self.shape, self.rng = shape, np.random.RandomState(seed)
+        self.shape, self.dtype, self.rng = shape, dtype, np.random.RandomState(seed)
         k, d = shape.kv_heads, shape.head_dim
-        self.kept = np.float16 if dtype == "f16" else np.float32
-        bits = np.uint16 if dtype == "f16" else np.float32
-        self.keys, self.values = (
-            np.zeros((k, shape.slots // 8, d, 8), bits),
-            np.zeros((k, shape.slots, d), bits),
-        )
+        self.cache = LayerCache(shape, shape.slots, dtype)
+        self.keys, self.values, *_ = self.cache.arrays
         self.sinks = self.rng.standard_normal(shape.heads).astype(np.float32) * 2
         self.written_keys = self.written_values = np.zeros((0, k, d))
         self.scratch = np.empty((THREADS, scratch_floats(shape.heads_per_key, d)), np.float32)
@@ -54,7 +51,7 @@ class Conversation:
         before = qkv.astype(np.float64)
         angles = self.rng.uniform(0, 7, (tokens, d // 2)).astype(np.float32)
         cos, sin = np.cos(angles), np.sin(angles)
-        rotate_and_store(qkv.reshape(tokens, -1), self.keys, self.values, cos, sin, position, heads)
+        rotate_and_store(qkv.reshape(tokens, -1), self.cache.arrays, cos, sin, position, heads)
         self._check_stored(qkv, before, cos, sin)
 
         out = np.full((heads * d // 32, tokens + 2 * GUARD, 32), np.nan, np.float32)
@@ -63,8 +60,7 @@ class Conversation:
             out,
             GUARD,
             qkv.reshape(tokens, -1),
-            self.keys,
-            self.values,
+            self.cache.arrays,
             self.sinks,
             position,
             shape.window,
@@ -83,13 +79,29 @@ class Conversation:
         rotated = np.concatenate([even * cos - odd * sin, odd * cos + even * sin], axis=-1)
         np.testing.assert_allclose(qkv[:, : -shape.kv_heads], rotated, rtol=1e-6, atol=1e-6)
         np.testing.assert_array_equal(qkv[:, -shape.kv_heads :], before[:, -shape.kv_heads :])
-        slots = np.arange(first, first + tokens) % shape.slots
-        keys = self.keys.view(self.kept)[:, slots // 8, :, slots % 8]  # (tokens, K, d)
-        values = self.values.view(self.kept)[:, slots].swapaxes(0, 1)
-        np.testing.assert_array_equal(keys, qkv[:, heads : -shape.kv_heads].astype(self.kept))
-        np.testing.assert_array_equal(values, qkv[:, -shape.kv_heads :].astype(self.kept))
+        keys, values = self._kept(np.arange(first, first + tokens) % shape.slots)
+        self._check_rounded(keys, qkv[:, heads : -shape.kv_heads])
+        self._check_rounded(values, qkv[:, -shape.kv_heads :])
         self.written_keys = np.concatenate([self.written_keys, keys])
         self.written_values = np.concatenate([self.written_values, values])
+
+    def _kept(self, slots):
+        """Keys and values (n, K, d) that the cache holds in `slots`, as the numbers they stand for."""
+        keys, values = self.keys[:, slots // 8, :, slots % 8], self.values[:, slots].swapaxes(0, 1)
+        if self.dtype == "int8":
+            scales = [scales[:, slots].T[:, :, None] for scales in self.cache.arrays[2:]]
+            return keys.astype(np.float64) * scales[0], values.astype(np.float64) * scales[1]
+        kept = np.float16 if self.dtype == "f16" else np.float32
+        return keys.view(kept), values.view(kept)
+
+    def _check_rounded(self, kept, numbers):
+        """`kept` is `numbers` (n, K, d) rounded, int8 to the nearest of 255 steps across the head."""
+        if self.dtype == "int8":
+            step = np.abs(numbers).max(axis=-1, keepdims=True) / 127
+            assert (np.abs(kept - numbers) <= 0.50002 * step).all()
+            np.testing.assert_allclose(np.abs(kept).max(axis=-1, keepdims=True), 127 * step, rtol=1e-6)
+        else:
+            np.testing.assert_array_equal(kept, numbers.astype(kept.dtype))
 
     def _attend(self, queries, position):
         window, shared_by = self.shape.window, self.shape.heads_per_key
@@ -108,7 +120,7 @@ class Conversation:
 CHUNKS = [1, 1, 7, 8, 13, 64, 50, 1, 1, 37, 9, 64, 2]  # 258 positions
 
 
-@pytest.mark.parametrize("dtype", ["f16", "f32"])
+@pytest.mark.parametrize("dtype", ["f16", "f32", "int8"])
 @pytest.mark.parametrize(
     "shape",
     [
@@ -154,6 +166,17 @@ def test_a_lost_position_is_not_seen():
     np.testing.assert_allclose(got, expected, rtol=2e-6, atol=2e-6)
 
 
+def test_what_int8_costs():
+    """Keys and values of whatever size, a head of zeros among them: the error stays in proportion."""
+    conversation = Conversation(Shape(3, 2, 64, slots=320), "int8")
+    exact = Conversation(Shape(3, 2, 64, slots=320), "f32")
+    for scale in (0.0, 1e-3, 0.1, 1.0):
+        for tokens in (1, 60):
+            got, _ = conversation.run(tokens, scale)
+            expected, _ = exact.run(tokens, scale)
+            assert np.abs(got - expected).max() <= 0.02 * scale
+
+
 def test_float16_is_rounded_to_nearest_even():
     """Every float16, every number halfway between two, and their float32 neighbours; subnormals included."""
     halves = np.arange(0x7C00).astype(np.uint16).view(np.float16).astype(np.float32)
@@ -168,9 +191,10 @@ def test_float16_is_rounded_to_nearest_even():
     qkv = np.zeros((tokens, 3, 8), np.float32)
     qkv[:, 1] = qkv[:, 2] = numbers
     slots = -(-tokens // 64) * 64
-    keys, values = np.zeros((1, slots // 8, 8, 8), np.uint16), np.zeros((1, slots, 8), np.uint16)
+    cache = LayerCache(Shape(kv_heads=1, heads_per_key=1, head_dim=8, slots=slots), slots, "f16").arrays
+    keys, values, *_ = cache
     still = np.ones((tokens, 4), np.float32), np.zeros((tokens, 4), np.float32)
-    rotate_and_store(qkv.reshape(tokens, -1), keys, values, *still, 0, 1)
+    rotate_and_store(qkv.reshape(tokens, -1), cache, *still, 0, 1)
     with np.errstate(over="ignore"):
         expected = numbers.astype(np.float16)
     np.testing.assert_array_equal(values[0, :tokens].view(np.float16), expected)

@@ -48,17 +48,39 @@ def test_slots(context, chunk, slots):
     assert layer_slots(config_with(), context, chunk) == slots
 
 
-@pytest.mark.parametrize("kv_dtype", ["f16", "f32"])
+@pytest.mark.parametrize("kv_dtype", ["f16", "f32", "int8"])
 @pytest.mark.parametrize("context", [1, 64, 777])
 def test_bytes_are_those_of_the_arrays(context, kv_dtype):
     config = config_with()
     cache = KVCache(config, context, 32, kv_dtype)
-    arrays = [array for layer in cache.layers for array in (layer.keys, layer.values)]
+    arrays = [array for layer in cache.layers for array in layer.arrays]
     assert kv_cache_bytes(config, context, 32, kv_dtype) == sum(array.nbytes for array in arrays)
     for layer, slots in zip(cache.layers, layer_slots(config, context, 32), strict=True):
-        assert layer.keys.shape == (2, slots // 8, 40, 8)
-        assert layer.values.shape == (2, slots, 40)
-        assert layer.keys.itemsize == {"f16": 2, "f32": 4}[kv_dtype]
+        keys, values, *scales = layer.arrays
+        assert keys.shape == (2, slots // 8, 40, 8)
+        assert values.shape == (2, slots, 40)
+        assert keys.itemsize == {"f16": 2, "f32": 4, "int8": 1}[kv_dtype]
+        assert [s.shape for s in scales] == 2 * [(2, slots if kv_dtype == "int8" else 0)]
+
+
+def test_int8_halves_the_cache():
+    """Of gpt-oss's heads of 64: 64 bytes and a scale of 4, for 128."""
+    config = ModelConfig(**(vars(config_with()) | {"head_dim": 64}))
+    assert kv_cache_bytes(config, 4096, 32, "int8") == 68 / 128 * kv_cache_bytes(config, 4096, 32, "f16")
+
+
+def test_the_views_of_some_slots():
+    layer = KVCache(config_with(), 128, 32, "int8").layers[1]
+    whole = [array.copy() for array in layer.arrays]
+    for view in layer.at(slice(8, 24)):
+        view[:] = 1
+    keys, values, *scales = layer.arrays
+    assert (keys[:, 1:3] == 1).all() and (values[:, 8:24] == 1).all()
+    assert all((array[:, 8:24] == 1).all() for array in scales)
+    layer.at(slice(8, 24))[0][:] = 0
+    for view in layer.at(slice(8, 24)):
+        view[:] = 0
+    assert all((array == before).all() for array, before in zip(layer.arrays, whole, strict=True))
 
 
 def test_rings_hold_a_window_behind_a_chunk():

@@ -90,7 +90,7 @@ def test_run_passes_its_options_on(engine, localoss_cli, tmp_path):
     assert "# Instructions\n\nSpeak Latin.<|end|>" in prompt_text(engine)
 
 
-def test_run_passes_context_and_threads_to_load(monkeypatch, localoss_cli, home):
+def test_run_passes_what_the_engine_is_made_with_to_load(monkeypatch, localoss_cli, home):
     asked = {}
 
     def load(folder, **options):
@@ -98,9 +98,10 @@ def test_run_passes_context_and_threads_to_load(monkeypatch, localoss_cli, home)
         return ScriptedEngine()
 
     monkeypatch.setattr(localoss, "load", load, raising=False)
-    localoss_cli("run", "tiny", "Hi", "--context", "512", "--threads", "3")
+    localoss_cli("run", "tiny", "Hi", "--context", "512", "--threads", "3", "--kv-dtype", "int8")
     asked.pop("compiling")
-    assert asked == {"context_tokens": 512, "threads": 3, "folder": home / "models" / "tiny"}
+    folder = home / "models" / "tiny"
+    assert asked == {"context_tokens": 512, "threads": 3, "kv_dtype": "int8", "folder": folder}
 
 
 def test_run_json(engine, localoss_cli):

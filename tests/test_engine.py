@@ -76,7 +76,7 @@ class CancelAfter:
 # Logits
 
 
-@pytest.mark.parametrize("kv_dtype", ["f16", "f32"])
+@pytest.mark.parametrize("kv_dtype", ["f16", "f32", "int8"])
 def test_chunking_does_not_change_the_logits(load, kv_dtype):
     tokens = random_tokens(150)
     options = dict(activations="f32", kv_dtype=kv_dtype)
@@ -303,7 +303,7 @@ def test_bad_positions(engine, positions):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(kv_dtype="int8"), "kv_dtype is 'int8'; use f16 or f32"),
+        (dict(kv_dtype="q8"), "kv_dtype is 'q8'; use f16, f32 or int8"),
         (dict(activations="f16"), "activations is 'f16'; use int8"),
         (dict(threads=0), "threads is 0; this machine can run 1 to"),
         (dict(threads=10_000), "threads is 10000; this machine can run 1 to"),
@@ -338,7 +338,7 @@ def test_memory_bytes_are_those_of_the_arrays(load, model, options):
     files = sorted(Path(model("short")).glob("*.safetensors"))
     weights = sum(info.size for path in files for info in read_header(path)[0].values())
     buffers = [array for array in vars(engine.model.buffers).values() if isinstance(array, np.ndarray)]
-    cache = [array for layer in engine.sequence().cache.layers for array in (layer.keys, layer.values)]
+    cache = [array for layer in engine.sequence().cache.layers for array in layer.arrays]
     assert engine.memory_bytes == weights + sum(array.nbytes for array in [*buffers, *cache])
     load(**options, memory_limit=engine.memory_bytes)
     with pytest.raises(UsageError):

@@ -22,7 +22,7 @@ from traced import compile_for, trace
 
 from localoss import settings
 from localoss.errors import UsageError
-from localoss.kernels import isa, products
+from localoss.kernels import attention, isa, products
 from quant.tiles import to_tiles
 
 # What every_operation reads and writes.
@@ -44,6 +44,7 @@ RESULT = np.dtype(
         ("fp4_dots", np.int32, 8),
         ("int4_dots", np.int32, 8),
         ("int8_dots", np.int32, 8),
+        ("i8_loaded", np.float32, 8),
         ("f16_loaded", np.float32, 8),
         ("f32_stored", np.float16, 8),
     ]
@@ -68,6 +69,8 @@ def every_operation(t, record, result):
             t.store(result + at(RESULT, f"{name}_decoded"), w)
         dots = dot(record + at(RECORD, x), w, correction(w))
         t.store(result + at(RESULT, f"{name}_dots"), [dots])
+    bytes_loaded = t.traced(attention.load_i8x8)(record + at(RECORD, "int8"))
+    t.store(result + at(RESULT, "i8_loaded"), [bytes_loaded])
     t.store(result + at(RESULT, "f16_loaded"), [t.isa.load_f16(record + at(RECORD, "f16"))])
     floats = t.traced(products.load_f32x8)(record + at(RECORD, "f32"))
     t.isa.store_f16(result + at(RESULT, "f32_stored"), floats)
@@ -130,6 +133,8 @@ def assert_results(results, numbers):
     for name in ("fp4", "int4"):
         decoded = weights[name].reshape(COUNT, 8, 8, 4).transpose(0, 2, 1, 3)
         np.testing.assert_array_equal(results[f"{name}_decoded"], decoded, err_msg=name)
+    tile = to_tiles(numbers["int8"].astype(np.int8).reshape(COUNT * 8, 32), "int8").reshape(COUNT, -1)
+    np.testing.assert_array_equal(results["i8_loaded"], tile.view(np.int8)[:, :8])
     loaded, stored = results["f16_loaded"], results["f32_stored"]
     np.testing.assert_array_equal(loaded.view(np.int32), numbers["f16"].astype(np.float32).view(np.int32))
     with np.errstate(over="ignore"):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from localoss.cli.loading import load_model
-from localoss.cli.options import ModelName, Threads
+from localoss.cli.options import KVDtype, KVDtypeOption, ModelName, Threads
 from localoss.cli.terminal import say
 from localoss.errors import UsageError
 
@@ -26,6 +26,7 @@ def bench(
     gen_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate.")] = 64,
     depth: Annotated[int, typer.Option(min=0, help="Tokens of context before the prompt.")] = 0,
     repetitions: Annotated[int, typer.Option(min=1, help="How often; speeds are means.")] = 1,
+    kv_dtype: KVDtypeOption = KVDtype.f16,
     threads: Threads = None,
     profile: Annotated[bool, typer.Option("--profile", help="Show where the time goes.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
@@ -45,7 +46,7 @@ def bench(
     if context > most:
         raise UsageError(f"{context:,} tokens in all; the model's context is {most:,}: ask for fewer")
     start = time.perf_counter()
-    folder, engine = load_model(model, context_tokens=context, threads=threads)
+    folder, engine = load_model(model, context_tokens=context, threads=threads, kv_dtype=kv_dtype.value)
     load_s = time.perf_counter() - start
 
     from localoss import profile as profiling

@@ -35,6 +35,7 @@ def chat(
     min_p: options.MinP = 0.0,
     seed: options.Seed = None,
     context: options.Context = 8192,
+    kv_dtype: options.KVDtypeOption = options.KVDtype.f16,
     threads: options.Threads = None,
 ) -> None:
     """Talk with a model; /help lists what can be typed besides text.
@@ -50,7 +51,7 @@ def chat(
     sampling = Sampling(temperature, top_p, top_k, min_p, seed, max_tokens)
     conversation = Conversation(ChatSetup(effort.value, options.instructions(system, system_file)))
     model = model or default_model()
-    folder, engine = load_model(model, context_tokens=context, threads=threads)
+    folder, engine = load_model(model, context_tokens=context, threads=threads, kv_dtype=kv_dtype.value)
     check_vocabulary(engine.config.vocab)
     greeting = "".join(f"{line}\n" for line in [introduction(model)] if line)
     greeting += f"{folder.resolve().name} · context {engine.context_tokens:,} tokens · effort {effort.value}"

@@ -17,6 +17,14 @@ class Effort(StrEnum):
     high = "high"
 
 
+class KVDtype(StrEnum):
+    """What the KV cache's numbers are kept as."""
+
+    f16 = "f16"
+    f32 = "f32"
+    int8 = "int8"
+
+
 _MODEL_HELP = "A model folder, or the name of an installed model."
 _TOP_P_HELP = "Draw from the likeliest tokens that make up this share."
 _MIN_P_HELP = "Leave out tokens less likely than this share of the likeliest."
@@ -57,6 +65,9 @@ Seed = Annotated[int | None, typer.Option(metavar="N", min=0, help="The same see
 
 Context = Annotated[int, typer.Option(metavar="TOKENS", min=1, help="Room for prompt and answer.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Report as JSON on stdout.")]
+KVDtypeOption = Annotated[
+    KVDtype, typer.Option("--kv-dtype", help="Numbers of the KV cache; int8 takes half the memory.")
+]
 Threads = Annotated[
     int | None, typer.Option(metavar="N", min=1, help="CPU threads; one per core if not given.")
 ]

@@ -45,6 +45,7 @@ def run(
     min_p: options.MinP = 0.0,
     seed: options.Seed = None,
     context: options.Context = 8192,
+    kv_dtype: options.KVDtypeOption = options.KVDtype.f16,
     threads: options.Threads = None,
 ) -> None:
     """Answer one prompt.
@@ -65,7 +66,7 @@ def run(
         harmony.encode_raw(text) if setup is None else harmony.render(setup, [harmony.Message("user", text)])
     )
     started = time.perf_counter()
-    folder, engine = load_model(model, context_tokens=context, threads=threads)
+    folder, engine = load_model(model, context_tokens=context, threads=threads, kv_dtype=kv_dtype.value)
     load_s = time.perf_counter() - started
 
     turn = Turn(engine, tokens, setup, sampling)

@@ -1,9 +1,10 @@
 """Rotary embedding, the KV cache's layout, and attention with sinks and a sliding window.
 
-The cache of one layer: keys (K, S/8, head_dim, 8) and values (K, S, head_dim) for S slots, float16 bits
-(uint16) or float32; position p has the slot p % S, S a multiple of KEYS_AT_ONCE. Keys lie 8 positions to a
-vector, so that scores need no sums across lanes. Parameters named after buffers are addresses, unless their
-description says "array".
+The cache of one layer is four arrays: keys (K, S/8, head_dim, 8), values (K, S, head_dim), and the scales of
+each, for S slots; position p has the slot p % S, S a multiple of KEYS_AT_ONCE. Numbers are float32, float16
+bits (uint16), or int8 with a float32 scale per head and slot, (K, S); the other two have scales (K, 0). Keys
+lie 8 positions to a vector, so that scores need no sums across lanes. Parameters named after buffers are
+addresses, unless their description says "array".
 """
 
 import numpy as np
@@ -14,6 +15,7 @@ from localoss.kernels import isa
 from localoss.kernels.activations import SERIAL_TOKENS
 from localoss.kernels.isa.common import force_inline
 from localoss.kernels.simd import (
+    absolute,
     add,
     broadcast_f32,
     exp,
@@ -21,16 +23,20 @@ from localoss.kernels.simd import (
     fma,
     jit,
     load_f32x8,
+    load_i8x8,
     max_lanes,
     maximum,
     mul,
     parallel,
+    round_even,
     splat_f32,
     store_f32,
     store_f32x8,
+    store_i8x8,
     store_i64,
     sub,
     sum_lanes,
+    to_bytes,
     zero,
 )
 
@@ -52,6 +58,8 @@ def _load_values(cache, address):
 def _overload_load(cache, address):
     if cache.dtype == types.uint16:
         return lambda cache, address: isa.load_f16(address)
+    if cache.dtype == types.int8:
+        return lambda cache, address: load_i8x8(address)
     return lambda cache, address: load_f32x8(address)
 
 
@@ -63,7 +71,48 @@ def _store_values(cache, address, value):
 def _overload_store(cache, address, value):
     if cache.dtype == types.uint16:
         return lambda cache, address, value: isa.store_f16(address, value)
+    if cache.dtype == types.int8:
+        return lambda cache, address, value: store_i8x8(address, to_bytes(round_even(value), np.int32(0)))
     return lambda cache, address, value: store_f32x8(address, value)
+
+
+def _keep_scale(cache, scales, k, slot, numbers, head_dim):
+    """What to multiply a head's numbers, head_dim f32 at address `numbers`, by before storing them.
+
+    Its reciprocal becomes scales[k, slot]: max|number| / 127 where `cache` is int8.
+    """
+
+
+@overload(_keep_scale, jit_options={"forceinline": True})
+def _overload_scale(cache, scales, k, slot, numbers, head_dim):
+    def scale(cache, scales, k, slot, numbers, head_dim):
+        top = zero()
+        for i in range(0, head_dim, 8):
+            top = maximum(top, absolute(load_f32x8(numbers + 4 * i)))
+        largest = max_lanes(top)
+        scales[k, slot] = largest / np.float32(127.0)
+        return np.float32(127.0) / largest if largest > np.float32(1e-30) else np.float32(0.0)
+
+    if cache.dtype == types.int8:
+        return scale
+    return lambda cache, scales, k, slot, numbers, head_dim: np.float32(1.0)
+
+
+def _multiply_columns(cache, scores, scales, k, slot, count):
+    """scores[:, i] *= scales[k, slot + i] for i < count, where `cache` has scales. Arrays."""
+
+
+@overload(_multiply_columns)
+def _overload_columns(cache, scores, scales, k, slot, count):
+    def multiply(cache, scores, scales, k, slot, count):
+        for row in range(len(scores)):
+            for i in range(0, count, 8):
+                here = scores[row, i:].ctypes.data
+                store_f32x8(here, mul(load_f32x8(here), load_f32x8(scales[k, slot + i :].ctypes.data)))
+
+    if cache.dtype == types.int8:
+        return multiply
+    return lambda cache, scores, scales, k, slot, count: None
 
 
 @jit
@@ -77,37 +126,42 @@ def _rotate(row, cos, sin, head_dim):
 
 
 @jit
-def _rotate_and_store_token(qkv, keys, values, cos, sin, t, slot, heads):
+def _store_head(row, numbers, scales, k, slot):
+    """Write a head's numbers, an array of f32, to `row` (head_dim,) in the cache's dtype."""
+    factor = splat_f32(_keep_scale(row, scales, k, slot, numbers.ctypes.data, len(row)))
+    for i in range(0, len(row), 8):
+        _store_values(row, row[i:].ctypes.data, mul(load_f32x8(numbers[i:].ctypes.data), factor))
+
+
+@jit
+def _rotate_and_store_token(qkv, cache, cos, sin, t, slot, heads):
+    keys, values, key_scales, value_scales = cache
     kv_heads, _, head_dim = values.shape
     for head in range(heads + kv_heads):
         _rotate(qkv[t, head * head_dim : (head + 1) * head_dim], cos[t], sin[t], head_dim)
     for k in range(kv_heads):
         row = values[k, slot]
-        key = qkv[t, (heads + k) * head_dim :]
-        value = qkv[t, (heads + kv_heads + k) * head_dim :]
-        for i in range(0, head_dim, 8):  # the key's numbers in the cache's dtype, on the way to their lane
-            _store_values(values, row[i:].ctypes.data, load_f32x8(key[i:].ctypes.data))
+        _store_head(row, qkv[t, (heads + k) * head_dim :], key_scales, k, slot)  # on the way to their lane
         for i in range(head_dim):
             keys[k, slot // 8, i, slot % 8] = row[i]
-        for i in range(0, head_dim, 8):
-            _store_values(values, row[i:].ctypes.data, load_f32x8(value[i:].ctypes.data))
+        _store_head(row, qkv[t, (heads + kv_heads + k) * head_dim :], value_scales, k, slot)
 
 
 @parallel
-def rotate_and_store(qkv, keys, values, cos, sin, position, heads):
+def rotate_and_store(qkv, cache, cos, sin, position, heads):
     """Rotate queries and keys in place, and write keys and values to the cache.
 
-    Arrays: qkv (T, (heads + 2K) * head_dim) f32, of positions `position`, position + 1, …; keys, values:
-    the layer's cache; cos, sin (T, head_dim/2) f32, YaRN's concentration included.
+    Arrays: qkv (T, (heads + 2K) * head_dim) f32, of positions `position`, position + 1, …; cache: the
+    layer's four arrays; cos, sin (T, head_dim/2) f32, YaRN's concentration included.
     """
-    slots = values.shape[1]
+    slots = cache[1].shape[1]
     if len(qkv) <= SERIAL_TOKENS:
         for t in range(len(qkv)):
-            _rotate_and_store_token(qkv, keys, values, cos, sin, t, (position + t) % slots, heads)
+            _rotate_and_store_token(qkv, cache, cos, sin, t, (position + t) % slots, heads)
     else:
         for i in prange(len(qkv)):
             t = np.int64(i)
-            _rotate_and_store_token(qkv, keys, values, cos, sin, t, (position + t) % slots, heads)
+            _rotate_and_store_token(qkv, cache, cos, sin, t, (position + t) % slots, heads)
 
 
 @force_inline
@@ -203,11 +257,12 @@ def _add_values(results, scores, values, k, slot, count):
 
 
 @jit
-def _attend_block(out, out_first, qkv, keys, values, sinks, position, first, tokens, window, k, scratch):
+def _attend_block(out, out_first, qkv, cache, sinks, position, first, tokens, window, k, scratch):
     """Attention of query rows first … first + tokens - 1, for the heads that share key/value head `k`.
 
     Source: online softmax, https://arxiv.org/abs/1805.02867; a sink is one more score with no value.
     """
+    keys, values, key_scales, value_scales = cache
     kv_heads, slots, head_dim = values.shape
     group = len(sinks) // kv_heads
     rows = (tokens * group + 7) // 8 * 8
@@ -231,7 +286,9 @@ def _attend_block(out, out_first, qkv, keys, values, sinks, position, first, tok
     lowest = max(begin - window + 1, 0) if window else 0
     for base in range(lowest // KEYS_AT_ONCE * KEYS_AT_ONCE, end, KEYS_AT_ONCE):
         count = min((end - base + 7) // 8 * 8, KEYS_AT_ONCE)
-        _score_keys(scores, queries, keys, k, base % slots, count)
+        slot = base % slots
+        _score_keys(scores, queries, keys, k, slot, count)
+        _multiply_columns(keys, scores, key_scales, k, slot, count)
         for row in range(tokens * group):
             here = begin + row // group
             low = max(here - window + 1 - base, 0) if window else 0
@@ -245,7 +302,8 @@ def _attend_block(out, out_first, qkv, keys, values, sinks, position, first, tok
                 state[0, row],
                 state[1, row],
             )
-        _add_values(results, scores, values, k, base % slots, count)
+        _multiply_columns(values, scores, value_scales, k, slot, count)
+        _add_values(results, scores, values, k, slot, count)
 
     for row in range(tokens * group):
         column = (k * group + row % group) * head_dim
@@ -255,16 +313,16 @@ def _attend_block(out, out_first, qkv, keys, values, sinks, position, first, tok
 
 
 @parallel
-def attention(out, out_first, qkv, keys, values, sinks, position, window, scratch, counter):
+def attention(out, out_first, qkv, cache, sinks, position, window, scratch, counter):
     """Write each query's attention over its sequence's cache to `out`, block by block.
 
     Arrays: out (H * head_dim / 32, ≥ out_first + T, 32) f32, of which tokens out_first, … are overwritten;
     qkv (T, (H + 2K) * head_dim) f32 with rotated queries, of positions `position`, position + 1, …, already
-    in the cache; keys, values: the layer's cache; sinks (H,) f32; scratch (threads, scratch_floats()) f32;
+    in the cache; cache: the layer's four arrays; sinks (H,) f32; scratch (threads, scratch_floats()) f32;
     counter: the address of an i64. window: 0 for full attention. Sums in f32.
     Oracle: tests/naive.py.
     """
-    kv_heads = values.shape[0]
+    kv_heads = cache[1].shape[0]
     tokens = len(qkv)
     blocks = (tokens + TOKENS_AT_ONCE - 1) // TOKENS_AT_ONCE
     store_i64(counter, 0)
@@ -279,8 +337,7 @@ def attention(out, out_first, qkv, keys, values, sinks, position, window, scratc
                 out,
                 out_first,
                 qkv,
-                keys,
-                values,
+                cache,
                 sinks,
                 position,
                 first,

@@ -36,10 +36,10 @@ def norm_and_multiply(out, x, weight, eps, tiles, tokens, work):
 
 
 @jit
-def attend(out, out_first, qkv, keys, values, cos, sin, sinks, position, window, scratch, counter):
+def attend(out, out_first, qkv, cache, cos, sin, sinks, position, window, scratch, counter):
     """Rotate and store the new positions of one sequence, then attend. Parameters: see attention.py."""
-    rotate_and_store(qkv, keys, values, cos, sin, position, len(sinks))
-    attention(out, out_first, qkv, keys, values, sinks, position, window, scratch, counter)
+    rotate_and_store(qkv, cache, cos, sin, position, len(sinks))
+    attention(out, out_first, qkv, cache, sinks, position, window, scratch, counter)
 
 
 @jit

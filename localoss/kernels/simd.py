@@ -125,6 +125,13 @@ load_i8x32, load_i32x8, load_f32x8 = _load_op(i8x32), _load_op(i32x8), _load_op(
 store_f32x8, store_i8x8, store_i8x32 = _store_op(f32x8), _store_op(i8x8), _store_op(i8x32)
 
 
+@op(f32x8, types.intp)
+def load_i8x8(b, address):
+    """8 signed bytes as float32."""
+    whole = b.sext(b.load(pointer(b, address, i8x8.llvm), align=1), i32x8.llvm)
+    return b.sitofp(whole, f32x8.llvm)
+
+
 @op(i8x32, types.intp)
 def broadcast_4_bytes(b, address):
     """The 4 bytes at `address` in each of the 8 lanes of 32 bits."""

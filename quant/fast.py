@@ -49,7 +49,9 @@ def tile_int8(weights: Weights) -> tuple[U8, F16]:
     words, shift = words_of(weights)
     scales = scales_to_tiles(best_int_scales(words, shift, int8_scales, INT8))
     tiles = np.empty((groups, blocks, TILE_BYTES["int8"]), np.uint8)
-    _tile_int8(words.reshape(groups, TILE_ROWS, blocks, GROUP), shift, _divisors(scales), tiles.view(np.int8))
+    _tile_int8(
+        words.reshape(groups, TILE_ROWS, blocks, GROUP), shift, _divisors(scales), tiles.view(np.uint32)
+    )
     return tiles, scales
 
 
@@ -117,50 +119,52 @@ def _divisors(scales: F16) -> NDArray[np.float32]:
     return divisors
 
 
-@numba.njit(inline="always")
-def _code(word: Any, shift: int, divisor: Any) -> Any:
-    """A weight's code before clipping, float32: value / divisor to nearest, ties to even."""
-    return np.rint(bits_of(word, shift).view(np.float32) / divisor)
+@numba.njit(inline="always", error_model="numpy")
+def _encode_group(words: Any, shift: int, divisor: Any, lowest: int, highest: int, codes: Any) -> None:
+    """codes (32,) i8: `words` (32,) / divisor, to nearest, ties to even, cut to lowest…highest."""
+    for column in range(32):
+        code = np.rint(bits_of(words[column], shift).view(np.float32) / divisor)
+        codes[column] = np.int8(min(max(code, np.float32(lowest)), np.float32(highest)))
 
 
 @jit
 def _tile_int8(words: Any, shift: int, divisors: Any, out: Any) -> None:
-    """out (G, B, 256) i8 tiles of `words` (G, 8, B, 32) with `divisors` (G, B, 8) f32."""
+    """out (G, B, 64) u32 tiles of `words` (G, 8, B, 32) with `divisors` (G, B, 8) f32."""
+    codes = np.empty((8, 32), np.int8)
+    fours = codes.view(np.uint32)
     for group in range(words.shape[0]):
         for block in range(words.shape[2]):
             for row in range(8):
-                for column in range(32):
-                    code = _code(words[group, row, block, column], shift, divisors[group, block, row])
-                    code = min(max(code, np.float32(-127)), np.float32(127))
-                    out[group, block, 32 * (column >> 2) + 4 * row + (column & 3)] = np.int8(code)
+                divisor = divisors[group, block, row]
+                _encode_group(words[group, row, block], shift, divisor, -127, 127, codes[row])
+            for four in range(8):
+                for row in range(8):
+                    out[group, block, 8 * four + row] = fours[row, four]
 
 
 @jit
 def _encode_int8(words: Any, shift: int, divisors: Any, out: Any) -> None:
     """out (R, B, 32) i8 codes of `words` (R, B, 32) with `divisors` (R, B) f32."""
+    codes = np.empty(32, np.int8)  # of its own: the compiler needn't fear that it overlaps `words`
     for row in range(words.shape[0]):
         for block in range(words.shape[1]):
-            for column in range(32):
-                code = _code(words[row, block, column], shift, divisors[row, block])
-                code = min(max(code, np.float32(-127)), np.float32(127))
-                out[row, block, column] = np.int8(code)
+            _encode_group(words[row, block], shift, divisors[row, block], -127, 127, codes)
+            out[row, block] = codes
 
 
 @jit
 def _tile_int4(words: Any, shift: int, divisors: Any, out: Any) -> None:
     """out (G, B, 128) u8 tiles of `words` (G, 8, B, 32) with `divisors` (G, B, 8) f32."""
+    codes = np.empty(32, np.int8)
     for group in range(words.shape[0]):
         for block in range(words.shape[2]):
             for row in range(8):
                 divisor = divisors[group, block, row]
+                _encode_group(words[group, row, block], shift, divisor, -8, 7, codes)
                 for j in range(4):
                     for i in range(4):
-                        low = _code(words[group, row, block, 8 * j + i], shift, divisor)
-                        high = _code(words[group, row, block, 8 * j + 4 + i], shift, divisor)
-                        low = min(max(low, np.float32(-8)), np.float32(7))
-                        high = min(max(high, np.float32(-8)), np.float32(7))
-                        byte = (np.int32(low) & 15) | ((np.int32(high) & 15) << 4)
-                        out[group, block, 32 * j + 4 * row + i] = byte
+                        low, high = np.int32(codes[8 * j + i]), np.int32(codes[8 * j + 4 + i])
+                        out[group, block, 32 * j + 4 * row + i] = (low & 15) | ((high & 15) << 4)
 
 
 @numba.njit(inline="always")
@@ -178,13 +182,14 @@ def _fp4_code(word: Any, shift: int, unit: Any) -> Any:
 @jit
 def _encode_mxfp4(words: Any, shift: int, scales: Any, out: Any) -> None:
     """out (R, B, 16) u8 published blocks of `words` (R, B, 32) with `scales` (R, B) u8."""
+    codes = np.empty(32, np.int32)
     for row in range(words.shape[0]):
         for block in range(words.shape[1]):
             unit = np.float32(2.0) ** np.float32(127 - np.int32(scales[row, block]))
+            for column in range(32):
+                codes[column] = _fp4_code(words[row, block, column], shift, unit)
             for i in range(16):
-                low = _fp4_code(words[row, block, 2 * i], shift, unit)
-                high = _fp4_code(words[row, block, 2 * i + 1], shift, unit)
-                out[row, block, i] = low | (high << 4)
+                out[row, block, i] = codes[2 * i] | (codes[2 * i + 1] << 4)
 
 
 @jit

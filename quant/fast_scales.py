@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from quant.formats import (
     F16,
     F32,
+    GROUP,
     MXFP4_STEPS,
     SEARCHED_F16,
     SURELY_LESS,
@@ -28,14 +29,20 @@ _FIRST_F16, _LAST_F16 = SEARCHED_F16
 _WHOLE = np.float32(1.5 * 2**23)  # added and taken away, it rounds as np.rint does, and in vectors
 
 
-def best_int_scales(words: NDArray[Any], shift: int, rule: Callable[[F32], F16], form: IntFormat) -> F16:
+def best_int_scales(
+    words: NDArray[Any],
+    shift: int,
+    rule: Callable[[F32], F16],
+    form: IntFormat,
+    moments: F32 | None = None,
+) -> F16:
     """formats.search_int_scales from the scales that `rule` gives `words` (R, C): (R, C/32)."""
     groups = in_groups(words)
     scales = rule(_group_extremes(words, shift))
-    steps = np.array(form.steps, np.int32)
-    _search_int(
-        groups, shift, steps, np.float32(form.lowest), np.float32(form.highest), scales.view(np.uint16)
-    )
+    steps, lowest, highest = np.array(form.steps, np.int32), np.float32(form.lowest), np.float32(form.highest)
+    weights = np.ones(words.shape[1], np.float32) if moments is None else moments
+    by_column = np.ascontiguousarray(weights.reshape(-1, GROUP).T)
+    _search_int(groups, by_column, shift, steps, lowest, highest, scales.view(np.uint16))
     return scales
 
 
@@ -68,78 +75,141 @@ def _extreme_bits(words: Any, shift: int, out: Any) -> None:
 
 
 @jit
-def _search_int(words: Any, shift: int, steps: Any, lowest: Any, highest: Any, scales: Any) -> None:
-    """Put the best of the scales tried into `scales` (R, B) u16, float16 bits, of `words` (R, B, 32)."""
-    values, squares = np.empty(32, np.float32), np.empty(32, np.float32)
+def _search_int(
+    words: Any, moments: Any, shift: int, steps: Any, lowest: Any, highest: Any, scales: Any
+) -> None:
+    """Put the best of the scales tried into `scales` (R, B) u16, float16 bits, of `words` (R, B, 32).
+
+    moments (32, B) f32 weigh the squared errors. A row's groups lie beside each other in vectors: loops over
+    one group's 32 numbers end in scalars, and took twice as long.
+    """
+    count = words.shape[1]
+    values, eighths = np.empty((32, count), np.float32), np.empty((8, count), np.float32)
+    quarters, error = np.empty((4, count), np.float32), np.empty(count, np.float32)
+    least, tried, first = np.empty_like(error), np.empty_like(error), np.empty(count, np.uint16)
     for row in range(words.shape[0]):
-        for block in range(words.shape[1]):
-            first = np.int32(scales[row, block])
-            if _FIRST_F16 <= (first & 0x7FFF) <= _LAST_F16:
-                for column in range(32):
-                    values[column] = bits_of(words[row, block, column], shift).view(np.float32)
-                least = _int_error(values, squares, first, lowest, highest)
-                for step in steps:
-                    error = _int_error(values, squares, first + step, lowest, highest)
-                    if error < least * SURELY_LESS:
-                        least = error
-                        scales[row, block] = first + step
+        for block in range(count):
+            first[block] = scales[row, block]
+            for column in range(32):
+                values[column, block] = bits_of(words[row, block, column], shift).view(np.float32)
+        _int_scales(first, np.int32(0), tried)
+        _int_errors(values, moments, tried, lowest, highest, eighths, quarters, least)
+        for step in steps:
+            _int_scales(first, step, tried)
+            _int_errors(values, moments, tried, lowest, highest, eighths, quarters, error)
+            _take_better(first, step, error, least, scales[row])
 
 
-@numba.njit(inline="always")
-def _int_error(values: Any, squares: Any, scale_bits: Any, lowest: Any, highest: Any) -> Any:
-    """The squared error, f32, of `values` (32,) f32 at a float16 scale that is a normal number."""
-    scale = np.uint32(((scale_bits & 0x8000) << 16) | (((scale_bits & 0x7FFF) << 13) + 0x38000000))
-    scale = scale.view(np.float32)
-    for column in range(32):
-        code = (values[column] / scale + _WHOLE) - _WHOLE
-        code = min(max(code, lowest), highest)
-        error = values[column] - code * scale
-        squares[column] = error * error
-    return _sum(squares)
+@jit
+def _int_scales(bits: Any, step: Any, out: Any) -> None:
+    """out (B,) f32: the float16 scales `bits` (B,) u16, `step` steps away; they are normal numbers."""
+    for block in range(len(out)):
+        stepped = np.int32(bits[block]) + step
+        scale = np.uint32(((stepped & 0x8000) << 16) | (((stepped & 0x7FFF) << 13) + 0x38000000))
+        out[block] = scale.view(np.float32)
+
+
+@jit
+def _int_errors(
+    values: Any, moments: Any, scales: Any, lowest: Any, highest: Any, eighths: Any, quarters: Any, out: Any
+) -> None:
+    """out (B,) f32: weighed squared errors of `values` (32, B) at `scales` (B,), in formats._sums's order."""
+    for i in range(8):
+        _add_four(
+            (values[i], values[16 + i], values[8 + i], values[24 + i]),
+            (moments[i], moments[16 + i], moments[8 + i], moments[24 + i]),
+            scales,
+            lowest,
+            highest,
+            eighths[i],
+        )
+    _add_eighths(eighths, quarters, out)
+
+
+@jit
+def _add_eighths(eighths: Any, quarters: Any, out: Any) -> None:
+    """out (B,) f32: the sum of `eighths` (8, B), halves upon halves; `quarters` (4, B) is scratch."""
+    for i in range(4):
+        for block in range(len(out)):
+            quarters[i, block] = eighths[i, block] + eighths[4 + i, block]
+    for block in range(len(out)):
+        out[block] = (quarters[0, block] + quarters[2, block]) + (quarters[1, block] + quarters[3, block])
+
+
+@jit
+def _add_four(values: Any, moments: Any, scales: Any, lowest: Any, highest: Any, out: Any) -> None:
+    """out (B,) f32: the errors of four columns, each (B,), added up in pairs."""
+    (a, b, c, d), (ma, mb, mc, md) = values, moments
+    for block in range(len(out)):
+        scale = scales[block]
+        first = _int_error(a[block], ma[block], scale, lowest, highest)
+        first += _int_error(b[block], mb[block], scale, lowest, highest)
+        second = _int_error(c[block], mc[block], scale, lowest, highest)
+        second += _int_error(d[block], md[block], scale, lowest, highest)
+        out[block] = first + second
+
+
+@numba.njit(inline="always", error_model="numpy")
+def _int_error(value: Any, moment: Any, scale: Any, lowest: Any, highest: Any) -> Any:
+    """moment * (value - its rounding)**2, all f32."""
+    code = (value / scale + _WHOLE) - _WHOLE
+    error = value - min(max(code, lowest), highest) * scale
+    return moment * (error * error)
+
+
+@jit
+def _take_better(first: Any, step: Any, error: Any, least: Any, scales: Any) -> None:
+    """Where `error` (B,) is surely less than `least` (B,): note it, and the scale in `scales` (B,) u16."""
+    for block in range(len(least)):
+        bits = np.int32(first[block])
+        if _FIRST_F16 <= (bits & 0x7FFF) <= _LAST_F16 and error[block] < least[block] * SURELY_LESS:
+            least[block] = error[block]
+            scales[block] = bits + step
 
 
 @jit
 def _search_mxfp4(words: Any, shift: int, steps: Any, scales: Any) -> None:
-    """Put the best of the scales tried into `scales` (R, B) u8 of `words` (R, B, 32)."""
-    magnitudes, squares = np.empty(32, np.float32), np.empty(32, np.float32)
+    """Put the best of the scales tried into `scales` (R, B) u8 of `words` (R, B, 32); see _search_int."""
+    count = words.shape[1]
+    magnitudes, eighths = np.empty((32, count), np.float32), np.empty((8, count), np.float32)
+    quarters, error = np.empty((4, count), np.float32), np.empty(count, np.float32)
+    least, first = np.empty_like(error), np.empty(count, np.int32)
     for row in range(words.shape[0]):
-        for block in range(words.shape[1]):
-            first = np.int32(scales[row, block])
-            unit = np.float32(2.0) ** np.float32(127 - first)
+        for block in range(count):
+            first[block] = scales[row, block]
+            unit = np.float32(2.0) ** np.float32(127 - first[block])
             for column in range(32):
                 bits = np.uint32(bits_of(words[row, block, column], shift) & np.uint32(0x7FFFFFFF))
-                magnitudes[column] = bits.view(np.float32) * unit
-            least = _fp4_error(magnitudes, squares, np.float32(1))
-            for step in steps:
-                if first + step >= 0:
-                    error = _fp4_error(magnitudes, squares, np.float32(2.0) ** np.float32(step))
-                    if error < least * SURELY_LESS:
-                        least = error
-                        scales[row, block] = first + step
+                magnitudes[column, block] = bits.view(np.float32) * unit
+        _fp4_errors(magnitudes, np.float32(1), eighths, quarters, least)
+        for step in steps:
+            _fp4_errors(magnitudes, np.float32(2.0) ** np.float32(step), eighths, quarters, error)
+            for block in range(count):
+                if first[block] + step >= 0 and error[block] < least[block] * SURELY_LESS:
+                    least[block] = error[block]
+                    scales[row, block] = first[block] + step
 
 
-@numba.njit(inline="always")
-def _fp4_error(magnitudes: Any, squares: Any, factor: Any) -> Any:
-    """The squared error, f32, of `magnitudes` (32,) f32 rounded to FP4's values times `factor`."""
-    half, one, two = np.float32(0.5), np.float32(1), np.float32(2)
-    for column in range(32):
-        x = magnitudes[column] / factor
-        value = half * np.float32(x > np.float32(0.25)) + half * np.float32(x >= np.float32(0.75))
-        value += half * np.float32(x > np.float32(1.25)) + half * np.float32(x >= np.float32(1.75))
-        value += one * np.float32(x > np.float32(2.5)) + one * np.float32(x >= np.float32(3.5))
-        value += two * np.float32(x > np.float32(5))
-        error = magnitudes[column] - value * factor
-        squares[column] = error * error
-    return _sum(squares)
-
-
-@numba.njit(inline="always")
-def _sum(squares: Any) -> Any:
-    """formats._sums of 32 numbers, in place; written out, as LLVM makes vectors of it then."""
-    for i in range(16):
-        squares[i] += squares[16 + i]
+@jit
+def _fp4_errors(magnitudes: Any, factor: Any, eighths: Any, quarters: Any, out: Any) -> None:
+    """out (B,) f32: the squared errors of `magnitudes` (32, B) rounded to FP4's values times `factor`."""
     for i in range(8):
-        squares[i] += squares[8 + i]
-    for i in range(4):
-        squares[i] += squares[4 + i]
-    return (squares[0] + squares[2]) + (squares[1] + squares[3])
+        a, b, c, d = magnitudes[i], magnitudes[16 + i], magnitudes[8 + i], magnitudes[24 + i]
+        eighth = eighths[i]
+        for block in range(len(out)):
+            first = _fp4_error(a[block], factor) + _fp4_error(b[block], factor)
+            eighth[block] = first + (_fp4_error(c[block], factor) + _fp4_error(d[block], factor))
+    _add_eighths(eighths, quarters, out)
+
+
+@numba.njit(inline="always", error_model="numpy")
+def _fp4_error(magnitude: Any, factor: Any) -> Any:
+    """(magnitude - the nearest of FP4's values times `factor`)**2, all f32; `factor` is a power of two."""
+    half, one, two = np.float32(0.5), np.float32(1), np.float32(2)
+    x = magnitude / factor
+    value = half * np.float32(x > np.float32(0.25)) + half * np.float32(x >= np.float32(0.75))
+    value += half * np.float32(x > np.float32(1.25)) + half * np.float32(x >= np.float32(1.75))
+    value += one * np.float32(x > np.float32(2.5)) + one * np.float32(x >= np.float32(3.5))
+    value += two * np.float32(x > np.float32(5))
+    error = magnitude - value * factor
+    return error * error

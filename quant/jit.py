@@ -13,12 +13,12 @@ from quant.formats import Weights
 def jit(function: Callable[..., None]) -> Callable[..., None]:
     """Numba's jit, cached on disk where a folder for that can be written.
 
-    On one thread: it keeps ahead of the disk, and the writer's threads have the other cores.
+    Division by zero gives infinity as NumPy's does: a check for it would keep loops out of vectors.
     """
     try:
-        return numba.njit(nogil=True, cache=True)(function)
+        return numba.njit(nogil=True, cache=True, error_model="numpy")(function)
     except RuntimeError:  # no place for the cache: compile once a process
-        return numba.njit(nogil=True)(function)
+        return numba.njit(nogil=True, error_model="numpy")(function)
 
 
 def words_of(weights: Weights) -> tuple[NDArray[Any], int]:

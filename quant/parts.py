@@ -3,7 +3,8 @@
 Published names are Hugging Face's; shapes below are those of docs/format.md.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,23 +12,32 @@ from numpy.typing import NDArray
 
 from quant import fast
 from quant.errors import QuantError
-from quant.formats import E8M0_NAN, U8, Weights, decode_mxfp4, f32_to_bf16, unpack_blocks
+from quant.formats import E8M0_NAN, F32, U8, Weights, decode_mxfp4, f32_to_bf16, unpack_blocks
 from quant.layout import TILE_COLUMNS, TILE_ROWS, ExpertRun, expert_run, round_up
 from quant.manifest import Dtypes
-from quant.published import EMBEDDING, FINAL_NORM, UNEMBEDDING, experts_prefix, layer_prefix
+from quant.pipeline import in_order
+from quant.published import (
+    EMBEDDING,
+    EXPERT_MATRICES,
+    FINAL_NORM,
+    UNEMBEDDING,
+    experts_prefix,
+    layer_prefix,
+)
 from quant.sources import Blocks, Source
 from quant.tiles import scales_to_tiles
 
 SLICE_BYTES = 16 << 20  # of a source tensor, read at once
 Part = tuple[str, NDArray[Any]]  # tensor of the model directory, its next entries
+Coded = tuple[NDArray[Any], NDArray[Any] | None]  # codes, and scales where the format has them
 
 
 def layer_parts(source: Source, layer: int, dtypes: Dtypes) -> Iterator[Part]:
     """The tensors of one layer's file, in the order of layout.layer_specs."""
     prefix = layer_prefix(layer)
     attention = prefix + "self_attn."
-    for expert in range(source.config.experts):
-        yield "experts", _expert(source, layer, expert, dtypes.experts)
+    for run in in_order(_expert_runs(source, layer, dtypes.experts)):
+        yield "experts", run
     yield from _matrices(
         source,
         {
@@ -57,12 +67,12 @@ def vocabulary_parts(source: Source, dtypes: Dtypes) -> Iterator[Part]:
             unembedding_scales.append(part)
         else:
             yield part
-    for weights in _slices(source, EMBEDDING, pad=False):
-        if dtypes.embedding == "bf16":
-            yield "embedding.codes", weights if weights.dtype == np.uint16 else f32_to_bf16(weights)
-        else:
-            codes, scales = _named(EMBEDDING, fast.encode_int8_rows, weights)
-            yield "embedding.codes", codes
+    slices = _slices(source, EMBEDDING, pad=False)
+    for codes, scales in in_order(
+        partial(_named, EMBEDDING, _ROWS[dtypes.embedding], weights) for weights in slices
+    ):
+        yield "embedding.codes", codes
+        if scales is not None:
             embedding_scales.append(("embedding.scales", scales))
     yield "final_norm", source.vector(FINAL_NORM)
     yield from unembedding_scales
@@ -72,19 +82,37 @@ def vocabulary_parts(source: Source, dtypes: Dtypes) -> Iterator[Part]:
 def _matrices(source: Source, matrices: dict[str, tuple[list[str], str]]) -> Iterator[Part]:
     """Tiles of all `matrices` (name: source tensors, one below the other, and dtype), then their scales."""
     later: list[Part] = []
-    for name, (tensors, dtype) in matrices.items():
-        for tensor in tensors:
-            for weights in _slices(source, tensor):
-                if dtype == "bf16":
-                    yield f"{name}.codes", fast.tile_bf16(weights)
-                else:
-                    codes, scales = _named(tensor, _TILE[dtype], weights)
-                    yield f"{name}.codes", codes
-                    later.append((f"{name}.scales", scales))
+    work = (
+        partial(_part, name, tensor, _TILES[dtype], weights)
+        for name, (tensors, dtype) in matrices.items()
+        for tensor in tensors
+        for weights in _slices(source, tensor)
+    )
+    for name, (codes, scales) in in_order(work):
+        yield f"{name}.codes", codes
+        if scales is not None:
+            later.append((f"{name}.scales", scales))
     yield from later
 
 
-_TILE = {"int8": fast.tile_int8, "int4": fast.tile_int4}
+def _part(name: str, tensor: str, encode: Callable[[Weights], Coded], weights: Weights) -> tuple[str, Coded]:
+    return name, _named(tensor, encode, weights)
+
+
+def _bits(weights: Weights) -> Coded:
+    return weights if weights.dtype == np.uint16 else f32_to_bf16(weights), None
+
+
+def _bf16_tiles(weights: Weights) -> Coded:
+    return fast.tile_bf16(weights), None
+
+
+_ROWS: dict[str, Callable[[Weights], Coded]] = {"int8": fast.encode_int8_rows, "bf16": _bits}
+_TILES: dict[str, Callable[[Weights], Coded]] = {
+    "int8": fast.tile_int8,
+    "int4": fast.tile_int4,
+    "bf16": _bf16_tiles,
+}
 
 
 def _slices(source: Source, name: str, pad: bool = True) -> Iterator[Weights]:
@@ -97,17 +125,25 @@ def _slices(source: Source, name: str, pad: bool = True) -> Iterator[Weights]:
         yield np.pad(weights, ((0, missing), (0, 0))) if missing else weights
 
 
-def _expert(source: Source, layer: int, expert: int, dtype: str) -> U8:
-    """One expert's run, (run.size,) u8. Raises: QuantError for a scale or a weight that is NaN."""
+def _expert_runs(source: Source, layer: int, dtype: str) -> Iterator[Callable[[], U8]]:
+    """The work that gives each expert's run, its weights read already."""
     run = expert_run(source.config, dtype)
+    for expert in range(source.config.experts):
+        parts = [
+            (name, source.expert(layer, name, expert), source.expert_bias(layer, name, expert))
+            for name in EXPERT_MATRICES
+        ]
+        yield partial(_expert_run, run, f"{experts_prefix(layer)}%s, expert {expert}", parts, dtype)
+
+
+def _expert_run(run: ExpertRun, where: str, parts: list[tuple[str, Blocks | Weights, F32]], dtype: str) -> U8:
+    """One expert's run, (run.size,) u8. Raises: QuantError for a scale or a weight that is NaN."""
     out = np.zeros(run.size, np.uint8)
-    for name, (codes_at, scales_at, bias_at) in _places(run).items():
-        tensor = f"{experts_prefix(layer)}{name}, expert {expert}"
-        matrix = source.expert(layer, name, expert)
-        codes, scales = _expert_tiles(tensor, matrix, dtype)
-        bias = source.expert_bias(layer, name, expert)
-        for at, array in ((codes_at, codes), (scales_at, scales), (bias_at, bias)):
-            out[at : at + array.nbytes] = array.reshape(-1).view(np.uint8)
+    for name, matrix, bias in parts:
+        codes, scales = _expert_tiles(where % name, matrix, dtype)
+        for at, array in zip(_places(run)[name], (codes, scales, bias), strict=True):
+            if array is not None:
+                out[at : at + array.nbytes] = array.reshape(-1).view(np.uint8)
     return out
 
 
@@ -119,13 +155,11 @@ def _places(run: ExpertRun) -> dict[str, tuple[int, int, int]]:
     }
 
 
-def _expert_tiles(name: str, matrix: Blocks | Weights, dtype: str) -> tuple[U8, NDArray[Any]]:
+def _expert_tiles(name: str, matrix: Blocks | Weights, dtype: str) -> Coded:
     """Tiles and tiled scales of an expert's matrix: MXFP4 is permuted, floats are rounded or kept."""
     if dtype != "mxfp4":
         weights = _decoded(name, matrix) if isinstance(matrix, Blocks) else matrix
-        if dtype == "bf16":
-            return fast.tile_bf16(weights), np.empty(0, np.uint8)
-        return _named(name, fast.tile_int4, weights)
+        return _named(name, _TILES[dtype], weights)
     if not isinstance(matrix, Blocks):
         matrix = Blocks(*_named(name, fast.encode_mxfp4_blocks, matrix))
     _check_scales(name, matrix)

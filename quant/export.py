@@ -1,7 +1,7 @@
 """A model directory back in Hugging Face's layout: MXFP4 experts bit for bit, the rest in bfloat16."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from quant.published import (
 )
 from quant.sources import Blocks, Source
 from quant.sources.model import ModelSource
-from quant.writer import Writer, spec_bytes
+from quant.writer import Writer, header_of, spec_bytes
 
 ROWS = 4096  # of a matrix, decoded at once
 Progress = Callable[[int, int], None]
@@ -55,7 +55,8 @@ def export(model: Path, out: Path, progress: Progress | None = None) -> int:
 
         with Writer(advance) as writer:
             for name, specs in shards.items():
-                writer.write(out / name, _shard(source, specs))
+                header = header_of(specs, metadata={"format": "pt"}, alignment=8)
+                writer.write_tensors(out / name, specs, _parts(source, specs), header)
             weight_map = {tensor: name for name, specs in shards.items() for tensor in specs}
             index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
             writer.write(out / INDEX_FILE, [_json(index)])
@@ -89,20 +90,11 @@ def _shards(source: Source) -> dict[str, Specs]:
     return {f"model-{i:05d}-of-{last:05d}.safetensors": specs for i, specs in enumerate(groups)}
 
 
-def _shard(source: Source, specs: Specs) -> Iterator[Any]:
-    """The bytes of a safetensors file with the tensors of `specs`, in pieces."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for name, spec in specs.items():
-        end = offset + spec_bytes(spec)
-        header[name] = {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    yield len(text).to_bytes(8, "little") + text
-    for name in specs:
+def _parts(source: Source, names: Iterable[str]) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Each of the tensors `names` in slices, C-order."""
+    for name in names:
         for piece in _pieces(source, name):
-            yield np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data
+            yield name, np.ascontiguousarray(piece)
 
 
 def _pieces(source: Source, name: str) -> Iterator[NDArray[Any]]:

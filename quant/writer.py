@@ -19,6 +19,7 @@ from quant.layout import FORMAT_VERSION, PAGE, TensorSpec, round_up
 from quant.manifest import FileEntry
 
 PART = ".part"
+OURS = {"localoss_format": str(FORMAT_VERSION)}  # metadata of a model directory's files
 PARTS_IN_FLIGHT = 4  # arrays that wait to be hashed and written; bounds memory
 
 
@@ -26,16 +27,16 @@ def spec_bytes(spec: TensorSpec) -> int:
     return prod(spec.shape) * DTYPE_BYTES[spec.dtype]
 
 
-def header_of(specs: dict[str, TensorSpec]) -> bytes:
-    """The safetensors header of `specs` in order, padded with spaces so that data starts on a page."""
-    header: dict[str, Any] = {"__metadata__": {"localoss_format": str(FORMAT_VERSION)}}
+def header_of(specs: dict[str, TensorSpec], metadata: dict[str, str] = OURS, alignment: int = PAGE) -> bytes:
+    """The safetensors header of `specs` in order, padded with spaces so that data starts on `alignment`."""
+    header: dict[str, Any] = {"__metadata__": metadata}
     offset = 0
     for name, spec in specs.items():
         end = offset + spec_bytes(spec)
         header[name] = {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
-    text = text.ljust(round_up(8 + len(text), PAGE) - 8)
+    text = text.ljust(round_up(8 + len(text), alignment) - 8)
     return len(text).to_bytes(8, "little") + text
 
 
@@ -63,15 +64,19 @@ class Writer:
         self._disk.shutdown(cancel_futures=True)
 
     def write_tensors(
-        self, path: Path, specs: dict[str, TensorSpec], parts: Iterable[tuple[str, NDArray[Any]]]
+        self,
+        path: Path,
+        specs: dict[str, TensorSpec],
+        parts: Iterable[tuple[str, NDArray[Any]]],
+        header: bytes | None = None,
     ) -> FileEntry:
         """Write safetensors file `path` from `parts`: tensors in the order of `specs`, each in any slices.
 
-        Raises: QuantError if the disk is full or refuses.
+        `header`: another than header_of(specs). Raises: QuantError if the disk is full or refuses.
         """
 
         def chunks() -> Iterable[Any]:
-            yield header_of(specs)
+            yield header or header_of(specs)
             left = {name: spec_bytes(spec) for name, spec in specs.items()}
             for name, part in parts:
                 if name != next(key for key, size in left.items() if size) or part.nbytes > left[name]:

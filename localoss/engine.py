@@ -16,6 +16,7 @@ from quant.config import ModelConfig, read_config
 from quant.manifest import read_manifest
 
 STOP_IDS = (200002, 200012)  # harmony's return and call
+_JUDGED_AT_ONCE = 16  # rows of logits that are held at once: 800 KB each
 
 Mask = Callable[[], NDArray[np.uint8] | None]
 Progress = Callable[[int, int], None]  # tokens done, tokens in all
@@ -152,6 +153,7 @@ class Engine:
         sequence: Sequence | None = None,
         stop_ids: Seq[int] = STOP_IDS,
         mask: Mask | None = None,
+        top_logprobs: int = 0,
         progress: Progress | None = None,
         cancelled: Callable[[], bool] | None = None,
     ) -> Iterator[Token]:
@@ -159,6 +161,7 @@ class Engine:
 
         Ends after a token of `stop_ids`, which it gives too, or `max_tokens` tokens. `mask` is asked before
         each token which are allowed, None for all. A `seed` restarts the sequence's random state.
+        `top_logprobs` is how many of the likeliest tokens each token comes with.
         Raises: UsageError; ContextFullError if `tokens` don't fit, or once the context is full; Cancelled.
         """
         options = SamplingOptions(temperature, top_k, top_p, min_p)
@@ -171,12 +174,38 @@ class Engine:
         logits = self.prefill(sequence, tokens, progress, cancelled)
         made = 0
         while max_tokens is None or made < max_tokens:
-            token = self._sampler.choose(logits, options, sequence.random, mask() if mask else None)
+            allowed = mask() if mask else None
+            token = self._sampler.choose(logits, options, sequence.random, allowed, top_logprobs)
             yield token
             made += 1
             if token.id in stop_ids or made == max_tokens:
                 return
             logits = self.model.logits(self._run(sequence, [token.id], cancelled), self._row)[0]
+
+    def judge(
+        self,
+        tokens: Seq[int],
+        top_logprobs: int = 0,
+        *,
+        sequence: Sequence | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> Iterator[Token]:
+        """Each of `tokens` after the first with its logprob given those before it, run from the start.
+
+        `sequence` holds `tokens` afterwards, and nothing else.
+        Raises: UsageError, ContextFullError, Cancelled.
+        """
+        self._check_tokens(tokens)
+        sequence = sequence or self.sequence()
+        sequence.reuse([])
+        for first in range(0, len(tokens), self.chunk_tokens):
+            x = self._run(sequence, tokens[first : first + self.chunk_tokens], cancelled)
+            following = tokens[first + 1 : first + 1 + len(x)]
+            for row in range(0, len(following), _JUDGED_AT_ONCE):
+                next_tokens = following[row : row + _JUDGED_AT_ONCE]
+                logits = self.model.logits(x[row : row + len(next_tokens)])
+                for token, its_logits in zip(next_tokens, logits, strict=True):
+                    yield self._sampler.judge(its_logits, token, top_logprobs)
 
     def _run(
         self, sequence: Sequence, tokens: Seq[int], cancelled: Callable[[], bool] | None = None

@@ -11,10 +11,14 @@ from localoss.kernels import sampling as kernels
 
 @dataclass(frozen=True)
 class Token:
-    """A sampled token. logprob: ln of its probability under the model, before sampling options and mask."""
+    """A sampled token. logprob: ln of its probability under the model, before sampling options and mask.
+
+    top: ids and logprobs of the likeliest tokens, the likeliest first, where they were asked for.
+    """
 
     id: int
     logprob: float
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,22 +60,33 @@ class Sampler:
         options: SamplingOptions,
         random: np.random.Generator,
         mask: NDArray[np.uint8] | None = None,
+        top_logprobs: int = 0,
     ) -> Token:
         """Choose one of `logits` (V,) f32; `mask` (V,) is nonzero where a token is allowed.
 
+        top_logprobs: how many of the likeliest tokens to give with it.
         Raises: LocalossError if the mask allows nothing or the logits hold NaN.
         """
         work = self._logits
-        work[: self._vocab] = logits
-        log_total = kernels.log_sum_exp(work)
-        if not np.isfinite(log_total):
-            raise LocalossError("the model's output is not finite; check its files with `localoss verify`")
+        log_total = self._load(logits)
         if mask is not None:
             work[: self._vocab][np.asarray(mask) == 0] = -np.inf
         chosen = self._choose(work, options, random)
         if work[chosen] == -np.inf:
             raise LocalossError("the constraint allows no token; this is a bug in the mask")
-        return Token(chosen, float(logits[chosen] - log_total))
+        return _token(chosen, logits, log_total, top_logprobs)
+
+    def judge(self, logits: NDArray[np.float32], token: int, top_logprobs: int = 0) -> Token:
+        """Give `token` with its logprob under `logits` (V,) f32. Raises: LocalossError for NaN."""
+        return _token(token, logits, self._load(logits), top_logprobs)
+
+    def _load(self, logits: NDArray[np.float32]) -> float:
+        """Copy `logits` into the working buffer, and give ln of the sum of their exponentials."""
+        self._logits[: self._vocab] = logits
+        log_total = float(kernels.log_sum_exp(self._logits))
+        if not np.isfinite(log_total):
+            raise LocalossError("the model's output is not finite; check its files with `localoss verify`")
+        return log_total
 
     def _choose(
         self, logits: NDArray[np.float32], options: SamplingOptions, random: np.random.Generator
@@ -87,3 +102,10 @@ class Sampler:
         if options.min_p:
             kernels.drop_below(weights, np.float32(options.min_p))
         return int(kernels.draw(weights, random.random()))
+
+
+def _token(token: int, logits: NDArray[np.float32], log_total: float, top: int) -> Token:
+    likeliest = np.argpartition(logits, -top)[-top:] if top else np.empty(0, np.intp)
+    likeliest = likeliest[np.argsort(-logits[likeliest], kind="stable")]
+    ranked = tuple((int(i), float(logits[i] - log_total)) for i in likeliest)
+    return Token(token, float(logits[token] - log_total), ranked)

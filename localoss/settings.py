@@ -57,6 +57,11 @@ def debug() -> bool:
     return value in _ON
 
 
+def api_key() -> str | None:
+    """LOCALOSS_API_KEY: what clients of `localoss serve` must send."""
+    return os.environ.get("LOCALOSS_API_KEY") or None
+
+
 def color() -> bool:
     """Whether a terminal may be sent styles: not with NO_COLOR (https://no-color.org), nor to a dumb one."""
     return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

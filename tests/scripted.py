@@ -28,6 +28,7 @@ class ScriptedEngine:
     vocab: int = harmony.VOCABULARY_TOKENS
     context_tokens: int = 8192
     token_s: float = 0.0
+    top: tuple = ((0, -0.5), (1, -1.0))  # the likeliest tokens, at every place
     prompts: list[list[int]] = field(default_factory=list)
     sequences: list[Any] = field(default_factory=list)
     options: dict[str, Any] = field(default_factory=dict)
@@ -54,7 +55,7 @@ class ScriptedEngine:
                 raise ContextFullError(f"{position} of {self.context_tokens} tokens")
             allowed = mask() if mask else None
             assert allowed is None or allowed[token], f"token {token} is masked"
-            yield SimpleNamespace(id=token, logprob=-0.5)
+            yield SimpleNamespace(id=token, logprob=-0.5, top=self.top[: options["top_logprobs"]])
             if token in stop_ids:
                 return
 

@@ -85,7 +85,8 @@ def test_run_passes_its_options_on(engine, localoss_cli, tmp_path):
     system = str(tmp_path / "system.txt")
     code, *_ = localoss_cli("run", "tiny", "Hi", "--effort", "high", "--system-file", system, *drawing)
     assert code == 0
-    assert engine.options == {"temperature": 0.3, "top_p": 0.9, "top_k": 17, "min_p": 0.05, "seed": 11}
+    sampling = {"temperature": 0.3, "top_p": 0.9, "top_k": 17, "min_p": 0.05, "seed": 11}
+    assert engine.options == sampling | {"top_logprobs": 0}
     assert "Reasoning: high" in prompt_text(engine)
     assert "# Instructions\n\nSpeak Latin.<|end|>" in prompt_text(engine)
 

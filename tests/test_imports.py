@@ -26,6 +26,7 @@ LAYERS = [
     {"localoss"},
     {"localoss.chat"},
     {"localoss.demo"},
+    {"localoss.server"},
     {"localoss.cli"},
     {"localoss.__main__"},
 ]
@@ -35,6 +36,13 @@ HOMES = {
     "rich": {"localoss.cli"},
     "prompt_toolkit": {"localoss.cli"},
     "openai_harmony": {"localoss.chat"},
+    "llguidance": {"localoss.chat"},
+    "fastapi": {"localoss.server"},
+    "starlette": {"localoss.server"},
+    "uvicorn": {"localoss.server"},
+    "pydantic": {"localoss.server"},
+    "prometheus_client": {"localoss.server"},
+    "openai": set(),
     "numba": {"localoss.kernels", "quant"},
     "llvmlite": {"localoss.kernels", "quant"},
     "pytest": set(),
@@ -132,6 +140,7 @@ def test_help_imports_nothing_heavy(arguments):
     code, modules = json.loads(done.stdout.splitlines()[-1])
     assert code == 0, done.stderr
     heavy = {"numpy", "numba", "huggingface_hub", "openai_harmony", "safetensors", "psutil", "prompt_toolkit"}
+    heavy |= {"fastapi", "uvicorn", "llguidance"}
     assert not heavy.intersection(modules)
 
 

@@ -6,16 +6,27 @@ are few enough to write them all down as a trie of token ids, which the sampler 
 
 import functools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from localoss.chat import harmony
+from localoss.chat.grammar import Body
 from localoss.chat.harmony import CALL, END, RETURN, START, TEXT_TOKENS, ChatSetup
+from localoss.chat.rules import AnswerRules
 
-# A step maps an allowed token to the next step, and the one that opens a message to that message's end token.
-_Step: TypeAlias = "dict[int, _Step | int]"
+
+class _Form(NamedTuple):
+    """A header: its text, the token that ends its message, and what the body is: a channel or a recipient."""
+
+    text: str
+    ending: int
+    body: str
+
+
+# A step maps an allowed token to the next step, and the one that opens a message to the header's form.
+_Step: TypeAlias = "dict[int, _Step | _Form]"
 
 _BUILTIN_RECIPIENTS = {
     "python": ("python",),
@@ -31,15 +42,18 @@ class HeaderAutomaton:
     >>> for token in engine.generate(tokens, mask=automaton.mask):
     ...     automaton.advance(token.id)
 
-    It begins after the prompt's `<|start|>assistant`.
+    It begins after the prompt's `<|start|>assistant`. `rules` narrow it further, and hold bodies to grammars.
     Raises: ModelError for a vocabulary that isn't gpt-oss's.
     """
 
-    def __init__(self, vocab_tokens: int, setup: ChatSetup) -> None:
+    def __init__(self, vocab_tokens: int, setup: ChatSetup, rules: AnswerRules | None = None) -> None:
         harmony.check_vocabulary(vocab_tokens)
-        self._root = _header_trie(_forms(setup))
+        self._rules = rules or AnswerRules()
+        self._forms = _forms(setup, self._rules)
+        self._root = _header_trie(self._forms)
         self._step: _Step | None = self._root  # None inside a message and after the turn's end
         self._ending: int | None = None  # the end token of the open message
+        self._body: Body | None = None  # what holds the open message to a grammar
         self._final_only = False
         self._header_mask = np.zeros(vocab_tokens, np.uint8)
         self._allowed: list[int] = []  # the ids set in _header_mask
@@ -52,6 +66,8 @@ class HeaderAutomaton:
             return None
         if self._final_only and self._ending == END:
             return self._only([END])
+        if self._body is not None:
+            return self._body.mask(self._ending)
         return _body_mask(len(self._header_mask), self._ending)
 
     def advance(self, token: int) -> None:
@@ -60,24 +76,35 @@ class HeaderAutomaton:
             if token not in self._step:
                 raise ValueError(f"token {token} cannot stand in this header")
             following = self._step[token]
-            if isinstance(following, int):
-                self._step, self._ending = None, following
+            if isinstance(following, _Form):
+                self._open(following)
             else:
                 self._step = following
         elif token == self._ending:
-            self._ending = None
+            self._ending = self._body = None
             if token == END:  # a thought or a preamble: the turn goes on with another message
                 self._step = {START: {_assistant_token(): self._root}}
         elif self._ending is None or token >= TEXT_TOKENS:
             raise ValueError(f"token {token} cannot stand in this message")
+        elif self._body is not None:
+            self._body.advance(token)
 
     def force_final(self) -> None:
-        """End an open thought and let nothing but the final answer begin: the end of a thinking budget."""
+        """End an open thought and let nothing but the final answer begin: the end of a thinking budget.
+
+        Where the rules ask for a call, nothing but that.
+        """
         self._final_only = True
         at_root = self._step is self._root
-        self._root = _header_trie((("<|channel|>final<|message|>", RETURN),))
+        last = CALL if self._rules.must_call else RETURN
+        self._root = _header_trie(tuple(form for form in self._forms if form.ending == last))
         if at_root:
             self._step = self._root
+
+    def _open(self, form: _Form) -> None:
+        self._step, self._ending = None, form.ending
+        grammar = self._rules.grammar_of(form.body)
+        self._body = grammar.begin(len(self._header_mask)) if grammar else None
 
     def _only(self, ids: Iterable[int]) -> npt.NDArray[np.uint8]:
         self._header_mask[self._allowed] = 0
@@ -86,38 +113,48 @@ class HeaderAutomaton:
         return self._header_mask
 
 
-def _forms(setup: ChatSetup) -> tuple[tuple[str, int], ...]:
-    return tuple(_header_forms([f.name for f in setup.functions], setup.builtin_tools))
+def _forms(setup: ChatSetup, rules: AnswerRules) -> tuple[_Form, ...]:
+    functions = [f.name for f in setup.functions if rules.functions is None or f.name in rules.functions]
+    tools = setup.builtin_tools if rules.functions is None else ()
+    forms = [*_plain_forms(), *_call_forms(functions, tools)]
+    if rules.must_call:
+        forms = [form for form in forms if form.body != "final"]
+    if not rules.preambles:
+        forms = [form for form in forms if form.body != "commentary"]
+    return tuple(forms)
 
 
-def _header_forms(functions: Sequence[str], builtin_tools: Sequence[str]) -> Iterator[tuple[str, int]]:
-    """Every header that may follow `<|start|>assistant`, with the token that ends its message.
+def _plain_forms() -> Iterator[_Form]:
+    yield _Form("<|channel|>analysis<|message|>", END, "analysis")
+    yield _Form("<|channel|>commentary<|message|>", END, "commentary")
+    yield _Form("<|channel|>final<|message|>", RETURN, "final")
+
+
+def _call_forms(functions: Sequence[str], builtin_tools: Sequence[str]) -> Iterator[_Form]:
+    """Every header of a call that may follow `<|start|>assistant`.
 
     A recipient stands after the role or after the channel: models write both.
     """
-    yield "<|channel|>analysis<|message|>", END
-    yield "<|channel|>commentary<|message|>", END
-    yield "<|channel|>final<|message|>", RETURN
-    for name in functions:
+    for name in (f"functions.{name}" for name in functions):
         for form in _JSON_FORMS:
-            yield f" to=functions.{name}<|channel|>commentary{form}<|message|>", CALL
-            yield f"<|channel|>commentary to=functions.{name}{form}<|message|>", CALL
+            yield _Form(f" to={name}<|channel|>commentary{form}<|message|>", CALL, name)
+            yield _Form(f"<|channel|>commentary to={name}{form}<|message|>", CALL, name)
     for tool in builtin_tools:
         for name in _BUILTIN_RECIPIENTS[tool]:
             for form in (*_JSON_FORMS, " code"):
-                yield f" to={name}<|channel|>analysis{form}<|message|>", CALL
-                yield f"<|channel|>analysis to={name}{form}<|message|>", CALL
+                yield _Form(f" to={name}<|channel|>analysis{form}<|message|>", CALL, name)
+                yield _Form(f"<|channel|>analysis to={name}{form}<|message|>", CALL, name)
 
 
 @functools.lru_cache(maxsize=64)
-def _header_trie(forms: tuple[tuple[str, int], ...]) -> _Step:
+def _header_trie(forms: tuple[_Form, ...]) -> _Step:
     root: _Step = {}
-    for text, ending in forms:
-        *path, last = harmony.encode_raw(text)
+    for form in forms:
+        *path, last = harmony.encode_raw(form.text)
         step = root
         for token in path:
             step = step.setdefault(token, {})  # type: ignore[assignment]
-        step[last] = ending
+        step[last] = form
     return root
 
 

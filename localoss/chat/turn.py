@@ -9,10 +9,12 @@ from localoss.chat import harmony
 from localoss.chat.harmony import ChatSetup, Message
 from localoss.chat.headers import HeaderAutomaton
 from localoss.chat.parser import Event, MessageEnd, StreamParser
+from localoss.chat.rules import AnswerRules
 from localoss.errors import Cancelled, ContextFullError, ModelError, UsageError
 
 if TYPE_CHECKING:
     from localoss.engine import Engine, Sequence
+    from localoss.sampler import Token
 
 _FINISHES = {harmony.RETURN: "return", harmony.CALL: "call", harmony.END: "end", harmony.END_OF_TEXT: "end"}
 _CHAT_STOPS = (harmony.RETURN, harmony.CALL)
@@ -28,6 +30,7 @@ class Sampling:
     min_p: float = 0.0
     seed: int | None = None
     max_tokens: int | None = None
+    top_logprobs: int = 0  # how many of the likeliest tokens each token comes with
 
 
 @dataclass
@@ -35,6 +38,7 @@ class Turn:
     """One answer to `prompt`, the tokens of the whole conversation. Iterate `events`, then read the rest.
 
     setup: what the prompt was rendered with, or None for a raw prompt, whose answer is plain text.
+    rules: what holds for this answer alone. observe: told each token before what it brings about is given.
     messages: what was said so far. finish: return, call, end, length, context or cancelled.
     """
 
@@ -43,6 +47,8 @@ class Turn:
     setup: ChatSetup | None
     sampling: Sampling = field(default_factory=Sampling)
     sequence: "Sequence | None" = None
+    rules: AnswerRules | None = None
+    observe: "Callable[[Token], None] | None" = None
     messages: list[Message] = field(default_factory=list)
     finish: str = "length"
     prefilled_tokens: int = 0  # of the prompt: the rest was in the sequence's cache already
@@ -63,8 +69,10 @@ class Turn:
         parser = StreamParser(in_message=self.setup is None)
         try:
             for token in self._tokens(progress, cancelled):
-                self.finish = _FINISHES.get(token, "length")
-                yield from self._note(parser.push(token))
+                self.finish = _FINISHES.get(token.id, "length")
+                if self.observe:
+                    self.observe(token)
+                yield from self._note(parser.push(token.id))
         except Cancelled:
             self.finish = "cancelled"
         except ContextFullError:
@@ -106,11 +114,11 @@ class Turn:
 
     def _tokens(
         self, progress: Callable[[int, int], None] | None, cancelled: Callable[[], bool] | None
-    ) -> Iterator[int]:
-        """Token ids from the engine, held to harmony's headers and timed."""
+    ) -> "Iterator[Token]":
+        """Tokens from the engine, held to harmony's headers and timed."""
         automaton = None
         if self.setup is not None:
-            automaton = HeaderAutomaton(self.engine.config.vocab, self.setup)
+            automaton = HeaderAutomaton(self.engine.config.vocab, self.setup, self.rules)
         started = first = time.perf_counter()
         for token in self.engine.generate(
             self.prompt,
@@ -123,6 +131,7 @@ class Turn:
             sequence=self.sequence,
             stop_ids=_CHAT_STOPS if automaton else tuple(_FINISHES),
             mask=automaton.mask if automaton else None,
+            top_logprobs=self.sampling.top_logprobs,
             progress=self._counting(progress),
             cancelled=cancelled,
         ):
@@ -133,7 +142,7 @@ class Turn:
             self.decode_s = now - first
             if automaton:
                 automaton.advance(token.id)
-            yield token.id
+            yield token
 
     def _counting(self, progress: Callable[[int, int], None] | None) -> Callable[[int, int], None]:
         cached_tokens: int | None = None

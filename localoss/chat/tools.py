@@ -1,0 +1,85 @@
+"""Function calling: definitions as OpenAI writes them, calls, results, and the thinking between them."""
+
+import secrets
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from localoss.chat.harmony import Function, Message
+from localoss.errors import UsageError
+
+_PREFIX = "functions."
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A call that the model wrote to its end. arguments: JSON text. id: names the call in its result."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+def parse_function(definition: Mapping[str, Any]) -> tuple[Function, bool]:
+    """The function of a tool definition, and whether it is strict.
+
+    Takes chat completions' form {"type": "function", "function": {"name": …}} and responses' flat form.
+    Raises: UsageError that says what is wrong.
+    """
+    if not isinstance(definition, Mapping) or definition.get("type", "function") != "function":
+        kind = definition.get("type") if isinstance(definition, Mapping) else definition
+        raise UsageError(f'tool type {kind!r} isn\'t supported; use "function"')
+    inner = definition.get("function", definition)
+    if not isinstance(inner, Mapping) or not isinstance(inner.get("name"), str):
+        raise UsageError("a tool of type function needs a name")
+    parameters, description = inner.get("parameters"), inner.get("description")
+    if parameters is not None and not isinstance(parameters, Mapping):
+        raise UsageError(f"function {inner['name']!r}: parameters must be a JSON schema, an object")
+    if description is not None and not isinstance(description, str):
+        raise UsageError(f"function {inner['name']!r}: description must be text")
+    function = Function(inner["name"], description or "", dict(parameters) if parameters else None)
+    return function, bool(inner.get("strict"))
+
+
+def call_of(message: Message) -> ToolCall:
+    """The call that `message`, which has a recipient, makes; with an id of its own."""
+    assert message.recipient
+    name = message.recipient.removeprefix(_PREFIX)
+    return ToolCall(f"call_{secrets.token_hex(12)}", name, message.text)
+
+
+def call_message(name: str, arguments: str) -> Message:
+    """A call as the model writes it."""
+    return Message("assistant", arguments, "commentary", _PREFIX + name, "json")
+
+
+def result_message(name: str, output: str) -> Message:
+    """A function's result, for the model to read."""
+    return Message("tool", output, "commentary", "assistant", name=_PREFIX + name)
+
+
+class Thoughts:
+    """What was thought and said before each call, by the call's id: clients don't send it back.
+
+    The least recently used of more than `capacity` calls are forgotten. Any thread may use it.
+    """
+
+    def __init__(self, capacity: int = 4096) -> None:
+        self._capacity = capacity
+        self._kept: OrderedDict[str, tuple[Message, ...]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def keep(self, call_id: str, messages: Sequence[Message]) -> None:
+        with self._lock:
+            self._kept[call_id] = tuple(messages)
+            while len(self._kept) > self._capacity:
+                self._kept.popitem(last=False)
+
+    def before(self, call_id: str) -> tuple[Message, ...] | None:
+        """The messages before the call; None for a call that isn't known."""
+        with self._lock:
+            if call_id in self._kept:
+                self._kept.move_to_end(call_id)
+            return self._kept.get(call_id)

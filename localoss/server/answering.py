@@ -1,0 +1,188 @@
+"""One answer of the model, as both APIs tell it: parts, calls and counts, made on the engine's thread."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from localoss.chat.harmony import TEXT_TOKENS, ChatSetup, Message, token_bytes
+from localoss.chat.parser import Event, MessageStart, TextDelta
+from localoss.chat.rules import AnswerRules
+from localoss.chat.stops import StopFinder
+from localoss.chat.tools import Thoughts, ToolCall, call_of
+from localoss.chat.turn import Sampling, Turn
+from localoss.engine import Engine
+from localoss.errors import Cancelled
+from localoss.sampler import Token
+from localoss.server.pool import SequencePool
+
+Part = Literal["thinking", "preamble", "answer"]
+_PARTS: dict[str, Part] = {"analysis": "thinking", "commentary": "preamble", "final": "answer"}
+_REASONS = {"return": "stop", "call": "tool_calls", "end": "stop", "length": "length", "context": "length"}
+
+
+@dataclass(frozen=True)
+class Question:
+    """All that an answer depends on. stops: what ends the final message, and isn't part of it."""
+
+    prompt: list[int]
+    setup: ChatSetup
+    rules: AnswerRules = field(default_factory=AnswerRules)
+    sampling: Sampling = field(default_factory=Sampling)
+    stops: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A part of the answer begins."""
+
+    part: Part
+
+
+@dataclass(frozen=True)
+class Text:
+    """More text of the open part; an answer's with its tokens. is_first: the part's first."""
+
+    part: Part
+    text: str
+    is_first: bool
+    tokens: tuple[Token, ...] = ()
+
+
+@dataclass(frozen=True)
+class Closed:
+    """The open part is over. is_whole: it came to its end, rather than being cut."""
+
+    part: Part
+    text: str
+    is_whole: bool
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens. cached: of the prompt, those that were in a KV cache already. reasoning: of the completion."""
+
+    prompt: int
+    cached: int
+    completion: int
+    reasoning: int
+
+
+@dataclass(frozen=True)
+class Done:
+    """The answer is over. reason: stop, length or tool_calls. messages: what the next turn's prompt holds."""
+
+    reason: str
+    usage: Usage
+    messages: tuple[Message, ...]
+    prefill_s: float
+    decode_s: float
+
+
+Piece = Opened | Text | Closed | ToolCall | Done
+
+
+class Answering:
+    """Makes the pieces of one answer."""
+
+    def __init__(self, engine: Engine, pool: SequencePool, thoughts: Thoughts, question: Question) -> None:
+        self._engine, self._pool, self._thoughts, self._question = engine, pool, thoughts, question
+        self._part: Part | None = None  # the open part; None in a header and in a call
+        self._text: list[str] = []
+        self._tokens: list[Token] = []  # of the open part, not given yet
+        self._reasoning = 0
+        self._stops = StopFinder(question.stops)
+        self._stopped = False
+
+    def work(self, cancelled: Callable[[], bool]) -> Iterator[Piece]:
+        """Generate. Raises: Cancelled, LocalossError."""
+        question = self._question
+        turn = Turn(
+            self._engine,
+            question.prompt,
+            question.setup,
+            question.sampling,
+            self._pool.take(question.prompt),
+            rules=question.rules,
+            observe=self._note,
+        )
+        for event in turn.events(cancelled=cancelled):
+            yield from self._pieces(event, turn.messages)
+            if self._stopped:
+                break
+        if turn.finish == "cancelled" and not self._stopped:
+            raise Cancelled("stopped")
+        yield self._done(turn)
+
+    def _note(self, token: Token) -> None:
+        if self._part == "thinking":
+            self._reasoning += token.id < TEXT_TOKENS
+        elif self._part == "answer" and token.id < TEXT_TOKENS:
+            self._tokens.append(token)
+
+    def _pieces(self, event: Event, before: list[Message]) -> Iterator[Piece]:
+        if isinstance(event, MessageStart):
+            if not event.recipient:
+                self._part = _PARTS[event.channel]
+                self._text.clear()
+                yield Opened(self._part)
+        elif isinstance(event, TextDelta):
+            if self._part:
+                yield from self._more(event.text)
+        elif self._part:
+            yield from self._close(event.ending != "cut")
+        elif event.ending == "call":  # a call that was cut is none
+            call = call_of(event.message)
+            self._thoughts.keep(call.id, before[:-1])
+            yield call
+
+    def _more(self, text: str) -> Iterator[Piece]:
+        assert self._part
+        if self._part == "answer" and self._question.stops:
+            text, self._stopped = self._stops.push(text)
+        if text:
+            yield self._give(text)
+        if self._stopped:
+            yield from self._close(True)
+
+    def _close(self, is_whole: bool) -> Iterator[Piece]:
+        assert self._part
+        if self._part == "answer" and not self._stopped and (rest := self._stops.finish()):
+            yield self._give(rest)
+        yield Closed(self._part, "".join(self._text), is_whole)
+        self._part = None
+
+    def _give(self, text: str) -> Text:
+        assert self._part
+        is_first = not self._text
+        self._text.append(text)
+        tokens, self._tokens = self._tokens, []
+        if self._stopped:
+            tokens = _tokens_within(text, tokens)
+        return Text(self._part, text, is_first, tuple(tokens))
+
+    def _done(self, turn: Turn) -> Done:
+        messages = [m for m in turn.messages if m.text or m.recipient]
+        reason = "stop" if self._stopped else _REASONS[turn.finish]
+        if self._stopped:
+            messages.append(Message("assistant", "".join(self._text), "final"))
+        elif reason == "length":
+            messages = [m for m in messages if not m.recipient]  # a call that was cut
+        prompt = len(turn.prompt)
+        return Done(
+            reason,
+            Usage(prompt, prompt - turn.prefilled_tokens, turn.generated_tokens, self._reasoning),
+            tuple(messages),
+            turn.prefill_s,
+            turn.decode_s,
+        )
+
+
+def _tokens_within(text: str, tokens: list[Token]) -> list[Token]:
+    """The first of `tokens`, as many as it takes to write `text`: the others wrote a stop sequence."""
+    left, within = len(text.encode()), []
+    for token in tokens:
+        if left <= 0:
+            break
+        left -= len(token_bytes(token.id))
+        within.append(token)
+    return within

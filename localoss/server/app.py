@@ -1,0 +1,98 @@
+"""The ASGI application: endpoints, guard and errors put together."""
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.responses import Response
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from localoss import __version__
+from localoss.server import chat_api, errors
+from localoss.server.guard import Guard
+from localoss.server.service import Service
+
+router = APIRouter()
+
+
+def build_app(
+    service: Service,
+    *,
+    hosts: Collection[str] | None,
+    api_key: str | None = None,
+    cors_origins: Sequence[str] = (),
+) -> FastAPI:
+    """The application on `service`. hosts: see Guard. cors_origins: web pages that may ask."""
+
+    app = FastAPI(
+        title="localoss",
+        version=__version__,
+        docs_url=None,  # Swagger's page would fetch its scripts from elsewhere
+        redoc_url=None,
+    )
+    app.state.service = service
+    errors.install(app)
+    for part in (router, chat_api.router):
+        app.include_router(part)
+    app.add_middleware(_Counted, service=service)
+    app.add_middleware(Guard, hosts=hosts, api_key=api_key)
+    if cors_origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=list(cors_origins), allow_methods=["*"], allow_headers=["*"]
+        )
+    return app
+
+
+@router.get("/health")
+async def health(request: Request) -> dict[str, str]:
+    """Whether the server answers; it does so once the model is loaded."""
+    return {"status": "ok"}
+
+
+@router.get("/metrics", response_class=Response)
+async def metrics(request: Request) -> Response:
+    """Counters in Prometheus' format."""
+    service: Service = request.app.state.service
+    return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+@router.get("/v1/models")
+async def list_models(request: Request) -> dict[str, Any]:
+    """The models: there is one."""
+    return {"object": "list", "data": [_model(request.app.state.service)]}
+
+
+@router.get("/v1/models/{name:path}")
+async def get_model(name: str, request: Request) -> dict[str, Any]:
+    """One model."""
+    service: Service = request.app.state.service
+    service.check_model(name)
+    return _model(service)
+
+
+def _model(service: Service) -> dict[str, Any]:
+    return {
+        "id": service.model,
+        "object": "model",
+        "created": service.created,
+        "owned_by": "localoss",
+        "context_length": service.engine.context_tokens,
+    }
+
+
+class _Counted:
+    """ASGI middleware that counts requests by path and status."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app, self._requests = app, service.metrics.requests
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def counting(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                route = scope.get("route")
+                path = getattr(route, "path", "other")  # the template, so that names don't multiply
+                self._requests.labels(path, str(message["status"])).inc()
+            await send(message)
+
+        await self._app(scope, receive, counting if scope["type"] == "http" else send)

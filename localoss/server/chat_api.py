@@ -1,0 +1,222 @@
+"""/v1/chat/completions."""
+
+import secrets
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from localoss.chat.harmony import ChatSetup
+from localoss.chat.tools import ToolCall
+from localoss.server.answering import Done, Question, Text, Usage
+from localoss.server.chat_prompts import (
+    JSON_OBJECT,
+    Format,
+    convert_messages,
+    parse_functions,
+    rules_for,
+)
+from localoss.server.chat_schemas import NEUTRAL, ChatRequest, NamedTool, ResponseFormat
+from localoss.server.errors import ApiError
+from localoss.server.logprobs import chat_logprobs
+from localoss.server.schemas import refuse_unless, stops_of
+from localoss.server.service import (
+    Service,
+    client_of,
+    event_stream,
+    pieces_of,
+    sampling_of,
+    unless_gone,
+)
+
+router = APIRouter()
+
+
+@router.post("/v1/chat/completions", summary="Create a chat completion")
+async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
+    service: Service = request.app.state.service
+    refuse_unless(body, NEUTRAL)
+    service.check_model(body.model)
+    questions = await _questions(service, body)
+    client = client_of(request, body)
+    first = service.ask(questions[0], client)
+    completion = _Completion(service, body, client)
+    if body.stream:
+        return event_stream(completion.chunks(questions, first), named=False, last="[DONE]")
+    return await unless_gone(request, completion.whole(questions, first))
+
+
+async def _questions(service: Service, body: ChatRequest) -> list[Question]:
+    """One question for each choice. Raises: ApiError."""
+    definitions = [tool.model_dump(exclude_none=True) for tool in body.tools or []]
+    functions, strict = parse_functions(definitions)
+    wanted = _format(body.response_format)
+    choice = body.tool_choice
+    choice_name = choice.function.name if isinstance(choice, NamedTool) else choice
+    rules = rules_for(functions, strict, choice_name, wanted)
+    instructions, messages = convert_messages(body.messages, service.thoughts)
+    if wanted:
+        instructions = "\n\n".join(filter(None, [instructions, wanted.instructions]))
+    setup = ChatSetup(body.reasoning_effort or "medium", instructions, functions)
+    prompt = await service.prompt(setup, messages)
+    limit = body.max_completion_tokens or body.max_tokens
+    top = (body.top_logprobs or 0) if body.logprobs else 0
+    return [
+        Question(
+            prompt,
+            setup,
+            rules,
+            replace(sampling_of(body, limit, body.seed, index), top_logprobs=top),
+            stops_of(body.stop),
+        )
+        for index in range(body.n or 1)
+    ]
+
+
+def _format(wanted: ResponseFormat | None) -> Format | None:
+    if wanted is None or wanted.type == "text":
+        return None
+    if wanted.type == "json_object":
+        return JSON_OBJECT
+    given = wanted.json_schema
+    if given is None or given.schema_ is None:
+        raise ApiError(
+            "response_format of type json_schema needs json_schema.schema", param="response_format"
+        )
+    return Format(given.schema_, given.name, given.description, bool(given.strict))
+
+
+class _Completion:
+    """One request's answer, in OpenAI's words."""
+
+    def __init__(self, service: Service, body: ChatRequest, client: str) -> None:
+        self._service, self._body, self._client = service, body, client
+        self._base = {
+            "id": f"chatcmpl-{secrets.token_hex(12)}",
+            "created": int(time.time()),
+            "model": service.model,
+        }
+
+    async def whole(self, questions: list[Question], first: Any) -> JSONResponse:
+        choices, usages = [], []
+        for index, question in enumerate(questions):
+            job = first if index == 0 else self._service.ask(question, self._client, follows=True)
+            message = _Message()
+            async for piece in job.items():
+                message.add(piece)
+                if isinstance(piece, Done):
+                    self._service.note(piece)
+                    usages.append(piece.usage)
+                    choices.append(message.choice(index, piece.reason, bool(self._body.logprobs)))
+        usage = _usage(usages)
+        return JSONResponse({**self._base, "object": "chat.completion", "choices": choices, "usage": usage})
+
+    async def chunks(self, questions: list[Question], first: Any) -> AsyncIterator[dict[str, Any] | None]:
+        """The chunks of a stream: a role, deltas, a finish reason; usage at the end if asked for."""
+        usages = []
+        for index, question in enumerate(questions):
+            job = first if index == 0 else self._service.ask(question, self._client, follows=True)
+            yield self._chunk(index, {"role": "assistant", "content": ""})
+            calls, joiner = 0, _Joiner()
+            async for piece in pieces_of(job):
+                if piece is None:
+                    yield None
+                elif isinstance(piece, Text):
+                    yield self._chunk(index, _text_delta(piece, joiner.text(piece)), piece=piece)
+                elif isinstance(piece, ToolCall):
+                    yield self._chunk(index, {"tool_calls": [{"index": calls, **_call(piece)}]})
+                    calls += 1
+                elif isinstance(piece, Done):
+                    self._service.note(piece)
+                    usages.append(piece.usage)
+                    yield self._chunk(index, {}, piece.reason)
+        options = self._body.stream_options
+        if options and options.include_usage:
+            yield {**self._base, "object": "chat.completion.chunk", "choices": [], "usage": _usage(usages)}
+
+    def _chunk(
+        self, index: int, delta: dict[str, Any], reason: str | None = None, piece: Text | None = None
+    ) -> dict[str, Any]:
+        choice: dict[str, Any] = {"index": index, "delta": delta, "finish_reason": reason, "logprobs": None}
+        if self._body.logprobs and piece and piece.tokens:
+            choice["logprobs"] = {"content": chat_logprobs(piece.tokens), "refusal": None}
+        return {**self._base, "object": "chat.completion.chunk", "choices": [choice]}
+
+
+class _Message:
+    """A choice's message as it gathers."""
+
+    def __init__(self) -> None:
+        self._texts = {True: "", False: ""}  # thinking, and all else
+        self._joiner = _Joiner()
+        self._calls: list[dict[str, Any]] = []
+        self._tokens: list[Any] = []
+
+    def add(self, piece: Any) -> None:
+        if isinstance(piece, Text):
+            self._texts[piece.part == "thinking"] += self._joiner.text(piece)
+            self._tokens += piece.tokens
+        elif isinstance(piece, ToolCall):
+            self._calls.append(_call(piece))
+
+    def choice(self, index: int, reason: str, with_logprobs: bool) -> dict[str, Any]:
+        thinking, content = self._texts[True], self._texts[False]
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": None if self._calls and not content else content,
+            "refusal": None,
+        }
+        if thinking:
+            message |= {"reasoning_content": thinking, "reasoning": thinking}
+        if self._calls:
+            message["tool_calls"] = self._calls
+        logprobs = {"content": chat_logprobs(self._tokens), "refusal": None} if with_logprobs else None
+        return {"index": index, "message": message, "finish_reason": reason, "logprobs": logprobs}
+
+
+class _Joiner:
+    """Sets an answer's parts off from each other where a response has one field for several."""
+
+    def __init__(self) -> None:
+        self._spoken: set[bool] = set()
+
+    def text(self, piece: Text) -> str:
+        """The piece's text, with an empty line before it if it begins another part of the same field."""
+        thinks = piece.part == "thinking"
+        begins = piece.is_first and thinks in self._spoken
+        self._spoken.add(thinks)
+        return "\n\n" + piece.text if begins else piece.text
+
+
+def _text_delta(piece: Text, text: str) -> dict[str, Any]:
+    if piece.part == "thinking":
+        return {"reasoning_content": text, "reasoning": text}
+    return {"content": text}
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    return {
+        "id": call.id,
+        "type": "function",
+        "function": {"name": call.name, "arguments": call.arguments},
+    }
+
+
+def _usage(usages: list[Usage]) -> dict[str, Any]:
+    """The counts of all choices; they share one prompt."""
+    prompt, completion = usages[0].prompt, sum(usage.completion for usage in usages)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": usages[0].cached, "audio_tokens": 0},
+        "completion_tokens_details": {
+            "reasoning_tokens": sum(usage.reasoning for usage in usages),
+            "audio_tokens": 0,
+            "accepted_prediction_tokens": 0,
+            "rejected_prediction_tokens": 0,
+        },
+    }

@@ -1,0 +1,113 @@
+"""The body of /v1/chat/completions."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from localoss.server.schemas import (
+    MAX_CHOICES,
+    MAX_TOOLS,
+    MAX_TOP_LOGPROBS,
+    Effort,
+    FunctionDefinition,
+    JsonSchemaFormat,
+    Known,
+    Sampled,
+    Seed,
+    Stop,
+    StreamOptions,
+    Tolerant,
+)
+
+
+class ContentPart(Tolerant):
+    type: str
+    text: str | None = None
+
+
+class CalledFunction(Tolerant):
+    name: str
+    arguments: str
+
+
+class SentCall(Tolerant):
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class ChatMessage(Tolerant):
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[ContentPart] | None = None
+    tool_calls: list[SentCall] | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+
+
+class Tool(Tolerant):
+    type: Literal["function"]
+    function: FunctionDefinition
+
+
+class NamedFunction(Tolerant):
+    name: str
+
+
+class NamedTool(Tolerant):
+    type: Literal["function"]
+    function: NamedFunction
+
+
+class ResponseFormat(Known):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchemaFormat | None = None
+
+
+class ChatRequest(Sampled):
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    reasoning_effort: Effort | None = None
+    think_budget: Annotated[int | None, Field(ge=0)] = None
+    max_tokens: Annotated[int | None, Field(ge=1)] = None
+    max_completion_tokens: Annotated[int | None, Field(ge=1)] = None
+    n: Annotated[int | None, Field(ge=1, le=MAX_CHOICES)] = None
+    seed: Seed = None
+    stop: Stop = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int | None, Field(ge=0, le=MAX_TOP_LOGPROBS)] = None
+    stream_options: StreamOptions | None = None
+    tools: Annotated[list[Tool] | None, Field(max_length=MAX_TOOLS)] = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    response_format: ResponseFormat | None = None
+    # Without effect here: one call a turn is what harmony has, and nothing is billed, stored or moderated.
+    parallel_tool_calls: bool | None = None
+    metadata: dict[str, Any] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    verbosity: str | None = None
+    # Not supported: refused unless they ask for nothing.
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    modalities: list[str] | None = None
+    audio: dict[str, Any] | None = None
+    prediction: dict[str, Any] | None = None
+    web_search_options: dict[str, Any] | None = None
+    functions: list[dict[str, Any]] | None = None
+    function_call: Any = None
+
+
+NEUTRAL: dict[str, list[Any]] = {
+    "frequency_penalty": [0],
+    "presence_penalty": [0],
+    "logit_bias": [{}],
+    "modalities": [["text"]],
+    "audio": [],
+    "prediction": [],
+    "web_search_options": [],
+    "functions": [[]],
+    "function_call": ["none"],
+}

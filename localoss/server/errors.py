@@ -1,0 +1,113 @@
+"""Errors as OpenAI's API shapes them: {"error": {"message", "type", "param", "code"}}."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from localoss.errors import ContextFullError, LocalossError, UsageError
+
+logger = logging.getLogger("localoss.server")
+
+_CODES = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}
+_MAX_MESSAGE_CHARS = 1000
+
+
+class ApiError(Exception):
+    """A request that isn't met: an HTTP status and what OpenAI's error object says."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        kind: str = "invalid_request_error",
+        code: str | None = None,
+        param: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.kind, self.code, self.param, self.headers = status, kind, code, param, headers
+
+    def body(self) -> dict[str, Any]:
+        message = " ".join(str(self).split())[:_MAX_MESSAGE_CHARS]
+        error = {"message": message, "type": self.kind, "param": self.param, "code": self.code}
+        return {"error": {key: _printable(value) for key, value in error.items()}}
+
+    def response(self) -> JSONResponse:
+        return JSONResponse(self.body(), self.status, self.headers)
+
+
+def context_length_error(prompt_tokens: int, asked_tokens: int | None, context_tokens: int) -> ApiError:
+    """What a prompt that doesn't fit gets, with the counts."""
+    answer = f" and {asked_tokens:,} tokens of answer" if asked_tokens else ""
+    return ApiError(
+        f"This model's maximum context length is {context_tokens:,} tokens; your messages have "
+        f"{prompt_tokens:,} tokens{answer}. Shorten them, or start the server with a larger --context.",
+        code="context_length_exceeded",
+        param="messages",
+    )
+
+
+def as_api_error(error: Exception) -> ApiError:
+    """The error that a client is told for any exception; what isn't the client's doing is logged."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, ContextFullError):
+        return ApiError(str(error), code="context_length_exceeded")
+    if isinstance(error, UsageError):
+        return ApiError(str(error))
+    logger.error("a request failed", exc_info=error)
+    told = str(error) if isinstance(error, LocalossError) else "the server failed; its log says why"
+    return ApiError(told, status=500, kind="server_error", code="server_error")
+
+
+def install(app: FastAPI) -> None:
+    """Have every error of `app` answered in OpenAI's shape."""
+
+    async def refuse_body(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        return _validation_error(error.errors()).response()
+
+    async def refuse(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        return ApiError(
+            str(error.detail),
+            status=error.status_code,
+            code=_CODES.get(error.status_code),
+            headers=dict(error.headers or {}),
+        ).response()
+
+    async def explain(request: Request, error: Exception) -> JSONResponse:
+        return as_api_error(error).response()
+
+    app.add_exception_handler(RequestValidationError, refuse_body)
+    app.add_exception_handler(HTTPException, refuse)
+    app.add_exception_handler(ApiError, explain)
+    app.add_exception_handler(LocalossError, explain)
+    app.add_exception_handler(Exception, explain)
+
+
+def _validation_error(errors: Sequence[dict[str, Any]]) -> ApiError:
+    """The first thing that pydantic found, in words."""
+    error = errors[0]
+    where = ".".join(str(part) for part in error["loc"] if part != "body")
+    if error["type"] == "json_invalid":
+        return ApiError(f"the body is no valid JSON: {error['ctx']['error']}", code="invalid_json")
+    if error["type"] == "extra_forbidden":
+        return ApiError(
+            f"Unrecognized request argument supplied: {where}", code="unknown_parameter", param=where
+        )
+    if where == "" or error["loc"] == ("body",):
+        return ApiError("the body must be a JSON object, sent as application/json", code="invalid_json")
+    code = "missing_required_parameter" if error["type"] == "missing" else "invalid_value"
+    return ApiError(f"{where}: {error['msg']}", code=code, param=where)
+
+
+def _printable(value: str | None) -> str | None:
+    # What a client sent may hold lone surrogates, which no response can carry.
+    return value and value.encode("utf-8", "replace").decode("utf-8")

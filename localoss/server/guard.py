@@ -1,0 +1,78 @@
+"""Who may ask at all: the Host header against DNS rebinding, the API key, the size of a body."""
+
+import hmac
+from collections.abc import Collection
+
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from localoss.server.errors import ApiError
+
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+MAX_BODY_BYTES = 16 * 1024 * 1024
+_TOO_LARGE = f"the body is larger than {MAX_BODY_BYTES:,} bytes"
+_OPEN_PATHS = ("/health",)  # tells nothing, and whoever watches over the server has no key
+
+
+class Guard:
+    """ASGI middleware. hosts: the Host names to answer to, None for any. api_key: None if there is none."""
+
+    def __init__(self, app: ASGIApp, hosts: Collection[str] | None, api_key: str | None) -> None:
+        self._app = app
+        self._hosts = None if hosts is None else {host.lower() for host in hosts}
+        self._api_key = None if api_key is None else api_key.encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and (error := self._refusal(scope)):
+            await error.response()(scope, receive, send)
+        else:
+            await self._app(scope, _limited(receive), send)
+
+    def _refusal(self, scope: Scope) -> ApiError | None:
+        headers = Headers(scope=scope)
+        if self._hosts is not None and _host_name(headers.get("host", "")) not in self._hosts:
+            return ApiError(
+                "the Host header names another host than this server's; start it with --host to serve there",
+                status=403,
+                code="forbidden_host",
+            )
+        if int(headers.get("content-length", "0")) > MAX_BODY_BYTES:
+            return _too_large()
+        if self._api_key is None or scope["path"] in _OPEN_PATHS or scope["method"] == "OPTIONS":
+            return None
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer" and hmac.compare_digest(key.strip().encode("latin-1"), self._api_key):
+            return None
+        return ApiError(
+            "Incorrect API key provided; send the server's as `Authorization: Bearer KEY`",
+            status=401,
+            code="invalid_api_key",
+            headers={"WWW-Authenticate": "Bearer"},
+        )
+
+
+def _limited(receive: Receive) -> Receive:
+    """`receive` for a body that may not say how long it is. Raises: HTTPException once it is too long."""
+    received = 0
+
+    async def receive_limited() -> Message:
+        nonlocal received
+        message = await receive()
+        received += len(message.get("body", b""))
+        if received > MAX_BODY_BYTES:
+            raise HTTPException(413, _TOO_LARGE)  # what FastAPI lets through while it reads a body
+        return message
+
+    return receive_limited
+
+
+def _too_large() -> ApiError:
+    return ApiError(_TOO_LARGE, status=413, code="request_too_large")
+
+
+def _host_name(host: str) -> str:
+    """The name in a Host header, without its port: `[::1]:80` is `::1`."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0].lower()
+    return host.partition(":")[0].lower()

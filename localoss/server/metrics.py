@@ -1,0 +1,55 @@
+"""What /metrics tells Prometheus."""
+
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+if TYPE_CHECKING:
+    from localoss.server.answering import Usage
+    from localoss.server.worker import Worker
+
+_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+_SPEEDS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+
+
+class Metrics:
+    """Counters of one server."""
+
+    def __init__(self, worker: "Worker") -> None:
+        self._registry = CollectorRegistry()
+        self.requests = Counter(
+            "localoss_requests", "Requests by path and status.", ["path", "status"], registry=self._registry
+        )
+        self._tokens = Counter("localoss_tokens", "Tokens by kind.", ["kind"], registry=self._registry)
+        self._prefill_s = Histogram(
+            "localoss_prefill_seconds",
+            "From the start of a prompt to the first token.",
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self._speed = Histogram(
+            "localoss_decode_tokens_per_second",
+            "Speed of an answer after its first token.",
+            buckets=_SPEEDS,
+            registry=self._registry,
+        )
+        waiting = Gauge("localoss_requests_waiting", "Answers that wait.", registry=self._registry)
+        waiting.set_function(lambda: worker.waiting)
+        running = Gauge("localoss_requests_running", "Answers in the making.", registry=self._registry)
+        running.set_function(lambda: worker.running)
+
+    def note(self, usage: "Usage", prefill_s: float, decode_s: float) -> None:
+        """Count an answer that is done."""
+        for kind, count in (
+            ("prompt", usage.prompt),
+            ("prompt_cached", usage.cached),
+            ("completion", usage.completion),
+            ("reasoning", usage.reasoning),
+        ):
+            self._tokens.labels(kind).inc(count)
+        self._prefill_s.observe(prefill_s)
+        if decode_s > 0:
+            self._speed.observe((usage.completion - 1) / decode_s)
+
+    def text(self) -> bytes:
+        return generate_latest(self._registry)

@@ -1,0 +1,92 @@
+"""From a loaded engine to a server that listens, until it is told to stop."""
+
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import uvicorn
+
+from localoss.chat import harmony
+from localoss.engine import Engine
+from localoss.errors import UsageError
+from localoss.server.app import build_app
+from localoss.server.guard import LOOPBACK
+from localoss.server.pool import SequencePool
+from localoss.server.service import Service
+from localoss.server.worker import Worker
+
+
+def open_socket(host: str, port: int) -> socket.socket:
+    """A socket bound to `host` and `port`. Raises: UsageError if it can't be had."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        bound = socket.socket(family, kind, protocol)
+    except (OSError, UnicodeError) as error:
+        raise UsageError(f"--host {host}: {getattr(error, 'strerror', None) or error}") from None
+    try:
+        if hasattr(socket, "SO_REUSEADDR") and not hasattr(signal, "CTRL_C_EVENT"):  # means theft on Windows
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError as error:
+        bound.close()
+        raise UsageError(
+            f"port {port} on {host} can't be had ({error.strerror}); choose another with --port"
+        ) from None
+    return bound
+
+
+def serve(
+    engine: Engine,
+    model: str,
+    bound: socket.socket,
+    *,
+    host: str,
+    api_key: str | None,
+    cors_origins: Sequence[str],
+    conversations: int,
+    queue: int,
+    listening: Callable[[str], None],
+) -> None:
+    """Serve until SIGTERM or Ctrl-C; then finish what runs, refuse what waits, and return.
+
+    listening: told the base URL once requests are taken.
+    """
+    harmony.encoding()  # half a second that the first request needn't wait for
+    worker = Worker(queue)
+    service = Service(engine, model, worker, SequencePool(engine, conversations))
+    hosts = {*LOOPBACK, host} if host in LOOPBACK else None  # elsewhere there is a key
+    app = build_app(service, hosts=hosts, api_key=api_key, cors_origins=cors_origins)
+    config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", server_header=False)
+    name = f"[{host}]" if ":" in host else host
+    url = f"http://{name}:{bound.getsockname()[1]}/v1"
+    # uvicorn raises the signal again once it is done, which would end the process by it.
+    before = {number: signal.signal(number, lambda *_: None) for number in _signals()}
+    try:
+        _Server(config, worker, lambda: listening(url)).run(sockets=[bound])
+    finally:
+        worker.stop()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _signals() -> list[int]:
+    return [signal.SIGINT, signal.SIGTERM]
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which says when it listens and when it goes down."""
+
+    def __init__(self, config: uvicorn.Config, worker: Worker, listening: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._worker, self._listening = worker, listening
+
+    async def startup(self, *arguments: Any, **options: Any) -> None:
+        await super().startup(*arguments, **options)
+        self._listening()
+
+    async def shutdown(self, *arguments: Any, **options: Any) -> None:
+        self._worker.refuse_waiting()
+        await super().shutdown(*arguments, **options)

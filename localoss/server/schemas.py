@@ -1,0 +1,76 @@
+"""What the requests of all endpoints have in common. OpenAI's names; its own reference describes them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from localoss.server.errors import ApiError
+
+Effort = Literal["low", "medium", "high"]
+Schema = dict[str, Any]
+MAX_STOPS, MAX_CHOICES, MAX_TOP_LOGPROBS, MAX_TOOLS = 16, 16, 20, 128
+
+
+class Known(BaseModel):
+    """An object all of whose fields are known: any other is refused, never dropped silently."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Tolerant(BaseModel):
+    """An object that clients send back with more fields than we need."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class Sampled(Known):
+    """How tokens are drawn. top_k, min_p and think_budget are ours."""
+
+    model: Annotated[str, Field(max_length=512, description="A name that /v1/models lists.")]
+    temperature: Annotated[float | None, Field(ge=0, le=2)] = None
+    top_p: Annotated[float | None, Field(gt=0, le=1)] = None
+    top_k: Annotated[int | None, Field(ge=0, le=1_000_000)] = None
+    min_p: Annotated[float | None, Field(ge=0, le=1)] = None
+    stream: bool | None = None
+    user: Annotated[str | None, Field(description="Requests of one user wait in one line.")] = None
+
+
+class StreamOptions(Known):
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+class FunctionDefinition(Tolerant):
+    name: str
+    description: str | None = None
+    parameters: Schema | None = None
+    strict: bool | None = None
+
+
+class JsonSchemaFormat(Tolerant):
+    name: Annotated[str, Field(max_length=64)] = "response"
+    description: str | None = None
+    schema_: Annotated[Schema | None, Field(alias="schema")] = None
+    strict: bool | None = None
+
+
+Stop = Annotated[
+    str | Annotated[list[str], Field(max_length=MAX_STOPS)] | None,
+    Field(description="Text that ends the answer, and isn't part of it."),
+]
+Seed = Annotated[int | None, Field(ge=-(2**63), lt=2**63)]
+
+
+def stops_of(stop: str | list[str] | None) -> tuple[str, ...]:
+    return tuple(text for text in ([stop] if isinstance(stop, str) else stop or []) if text)
+
+
+def refuse_unless(request: BaseModel, neutral: Mapping[str, Sequence[Any]]) -> None:
+    """Raises: ApiError for a field of `request` that isn't supported; `neutral` values ask for nothing."""
+    for name, values in neutral.items():
+        value = getattr(request, name)
+        if value is not None and value not in values:
+            raise ApiError(
+                f"{name} isn't supported by localoss; leave it out", code="unsupported_parameter", param=name
+            )

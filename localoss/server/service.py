@@ -1,0 +1,149 @@
+"""What all endpoints share: the engine and its queue, kept conversations, and how answers reach a client."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from fastapi import Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import StreamingResponse
+
+from localoss.chat import harmony
+from localoss.chat.harmony import ChatSetup, Message
+from localoss.chat.tools import Thoughts
+from localoss.chat.turn import Sampling
+from localoss.engine import Engine
+from localoss.server.answering import Answering, Done, Piece, Question
+from localoss.server.errors import ApiError, as_api_error, context_length_error
+from localoss.server.metrics import Metrics
+from localoss.server.pool import SequencePool
+from localoss.server.schemas import Sampled
+from localoss.server.worker import Job, Work, Worker
+
+_PING_AFTER_S = 10.0  # proxies and clients give up on a stream that says nothing
+_SEED_STEP = 1  # the choices of one request differ by it
+
+T = TypeVar("T")
+
+
+@dataclass
+class Service:
+    """One model behind the API."""
+
+    engine: Engine
+    model: str  # its name to clients
+    worker: Worker
+    pool: SequencePool
+    created: int = field(default_factory=lambda: int(time.time()))
+    thoughts: Thoughts = field(default_factory=Thoughts)
+
+    def __post_init__(self) -> None:
+        self.metrics = Metrics(self.worker)
+
+    def check_model(self, name: str) -> None:
+        """Raises: ApiError 404 unless `name` is the model's."""
+        if name != self.model:
+            raise ApiError(
+                f"The model `{name}` does not exist; this server has `{self.model}`",
+                status=404,
+                code="model_not_found",
+                param="model",
+            )
+
+    async def prompt(self, setup: ChatSetup, messages: list[Message]) -> list[int]:
+        """The tokens of a conversation. Raises: ApiError if it doesn't fit the context."""
+        tokens = await run_in_threadpool(harmony.render, setup, messages)
+        self.check_length(len(tokens))
+        return tokens
+
+    def check_length(self, tokens: int, asked: int | None = None) -> None:
+        """Raises: ApiError if a prompt of so many tokens leaves no room for an answer."""
+        if tokens >= self.engine.context_tokens:
+            raise context_length_error(tokens, asked, self.engine.context_tokens)
+
+    def ask(self, question: Question, client: str, follows: bool = False) -> Job:
+        """Queue a question. Raises: ApiError 429 or 503."""
+        return self.submit(
+            Answering(self.engine, self.pool, self.thoughts, question).work, client, follows=follows
+        )
+
+    def submit(self, work: Work, client: str, follows: bool = False) -> Job:
+        return self.worker.submit(Job(work, client, follows))
+
+    def note(self, done: Done) -> None:
+        self.metrics.note(done.usage, done.prefill_s, done.decode_s)
+
+
+def client_of(request: Request, body: Sampled) -> str:
+    """Whose line a request waits in: its user's, or its address's."""
+    return body.user or (request.client.host if request.client else "")
+
+
+def sampling_of(body: Sampled, max_tokens: int | None, seed: int | None, choice: int = 0) -> Sampling:
+    """How `body` wants tokens drawn, for one of its choices."""
+    defaults = Sampling()
+    return Sampling(
+        temperature=defaults.temperature if body.temperature is None else body.temperature,
+        top_p=defaults.top_p if body.top_p is None else body.top_p,
+        top_k=defaults.top_k if body.top_k is None else body.top_k,
+        min_p=defaults.min_p if body.min_p is None else body.min_p,
+        seed=None if seed is None else (seed + choice * _SEED_STEP) % 2**64,
+        max_tokens=max_tokens,
+    )
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Wait for `work`, which is cancelled as soon as the client goes away."""
+
+    async def watch() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    working, watching = asyncio.create_task(work), asyncio.create_task(watch())
+    try:
+        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ApiError("the client went away", status=499)
+        return working.result()
+    finally:
+        working.cancel()
+        watching.cancel()
+
+
+def event_stream(events: AsyncIterator[dict[str, Any] | None], *, named: bool, last: str | None) -> Any:
+    """Server-sent events; None is a sign of life. named: with event lines. last: what ends the stream."""
+
+    async def lines() -> AsyncIterator[str]:
+        try:
+            async for event in events:
+                if event is None:
+                    yield ": waiting\n\n"
+                else:
+                    name = f"event: {event['type']}\n" if named else ""
+                    yield f"{name}data: {dumps(event)}\n\n"
+        except Exception as error:
+            body = as_api_error(error).body()
+            flat = {"type": "error", **body["error"]}
+            yield f"event: error\ndata: {dumps(flat)}\n\n" if named else f"data: {dumps(body)}\n\n"
+        finally:
+            with suppress(RuntimeError):
+                await events.aclose()  # type: ignore[attr-defined]
+        if last is not None:
+            yield f"data: {last}\n\n"
+
+    return StreamingResponse(lines(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+
+
+def pieces_of(job: Job) -> AsyncIterator[Piece | None]:
+    """The job's pieces, with None now and then while there is nothing."""
+    return job.items(idle_s=_PING_AFTER_S)
+
+
+def dumps(value: Any) -> str:
+    """Compact JSON that UTF-8 can carry: text of a model or client may hold lone surrogates."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return text.encode("utf-8", "replace").decode("utf-8")

@@ -1,0 +1,64 @@
+"""A server of localoss in a thread of the test, with real sockets, on any engine."""
+
+import contextlib
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import httpx2
+import openai
+import uvicorn
+
+from localoss.server.app import build_app
+from localoss.server.guard import LOOPBACK
+from localoss.server.pool import SequencePool
+from localoss.server.service import Service
+from localoss.server.worker import Worker
+
+MODEL = "tiny"
+
+
+@dataclass
+class Live:
+    """A running server."""
+
+    service: Service
+    url: str
+
+    def client(self, **options: Any) -> openai.OpenAI:
+        return openai.OpenAI(base_url=self.url + "/v1", api_key="none", max_retries=0, timeout=60, **options)
+
+    def post(self, path: str, body: Any, **options: Any) -> httpx2.Response:
+        return httpx2.post(self.url + path, json=body, timeout=60, **options)
+
+    def get(self, path: str, **options: Any) -> httpx2.Response:
+        return httpx2.get(self.url + path, timeout=60, **options)
+
+    def wait_until(self, condition: Any, seconds: float = 20.0) -> None:
+        """Wait for something that the server does by itself; fails if it doesn't happen."""
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end, "it didn't happen"
+            time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def live(engine: Any, *, queue: int = 64, conversations: int = 4, **options: Any):
+    """Serve `engine` while the context lasts; options are build_app's."""
+    worker = Worker(queue)
+    service = Service(engine, MODEL, worker, SequencePool(engine, conversations))
+    app = build_app(service, **{"hosts": LOOPBACK} | options)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", access_log=False, lifespan="off"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive(), "the server didn't start"
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield Live(service, f"http://127.0.0.1:{port}")
+    finally:
+        server.should_exit = server.force_exit = True
+        thread.join(timeout=30)
+        worker.stop()

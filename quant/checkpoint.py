@@ -59,20 +59,28 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], int]:
         raise QuantError(f"{path}: missing; download it again") from None
     except OSError as error:
         raise QuantError(f"{path}: cannot be read ({error.strerror})") from None
+    return parse_header(path, text, file_bytes), 8 + header_bytes
+
+
+def parse_header(path: Path, text: bytes, file_bytes: int) -> dict[str, TensorInfo]:
+    """The tensors that `text` tells of, the header of a safetensors file `path` of `file_bytes` bytes.
+
+    Raises: QuantError for a malformed header, or one that a file of this size cannot have.
+    """
     try:
         header = parse_json(text)
     except ValueError as error:
         raise QuantError(f"{path}: its header is not JSON ({error}); {DAMAGED}") from None
     if not isinstance(header, dict):
         raise QuantError(f"{path}: its header is not a JSON object; {DAMAGED}")
-    data_start = 8 + header_bytes
+    data_start = 8 + len(text)
     tensors = {
         name: _tensor_info(f"{path}: {name}", entry, data_start)
         for name, entry in header.items()
         if name != "__metadata__"
     }
     _check_extent(path, tensors, data_start, file_bytes)
-    return tensors, data_start
+    return tensors
 
 
 def _tensor_info(where: str, entry: Any, data_start: int) -> TensorInfo:
@@ -102,6 +110,20 @@ def _check_extent(path: Path, tensors: dict[str, TensorInfo], data_start: int, f
         raise QuantError(f"{path}: truncated, {file_bytes:,} of {end:,} bytes; download it again")
     if end < file_bytes:
         raise QuantError(f"{path}: {file_bytes - end:,} bytes more than its header tells; {DAMAGED}")
+
+
+def parse_weight_map(where: Path, value: Any) -> dict[str, str]:
+    """Tensor -> shard, of `value`, the JSON of the index in file `where`. No shard is anything like a path.
+
+    Raises: QuantError.
+    """
+    weight_map = value.get("weight_map") if isinstance(value, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise QuantError(f"{where}: no weight_map; {DAMAGED}")
+    for shard in weight_map.values():
+        if not _is_shard(shard):
+            raise QuantError(f"{where}: {shard!r} does not name a file in the same folder; {DAMAGED}")
+    return weight_map
 
 
 def _is_shard(name: Any) -> bool:
@@ -209,13 +231,8 @@ class Checkpoint(TensorFiles):
             raise QuantError(f"{index}: cannot be read ({error.strerror})") from None
         except ValueError as error:
             raise QuantError(f"{index}: not JSON ({error}); {DAMAGED}") from None
-        weight_map = value.get("weight_map") if isinstance(value, dict) else None
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise QuantError(f"{index}: no weight_map; {DAMAGED}")
         shards: dict[str, Mapping[str, TensorInfo]] = {}
-        for name, shard in weight_map.items():
-            if not _is_shard(shard):
-                raise QuantError(f"{index}: {shard!r} does not name a file in the same folder; {DAMAGED}")
+        for name, shard in parse_weight_map(index, value).items():
             path = self.folder / shard
             if shard not in shards:
                 shards[shard] = read_header(path)[0]

@@ -3,7 +3,6 @@
 Published MXFP4 is permuted into tiles and never rounded again; the rest becomes what the caller asks for.
 """
 
-import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +19,6 @@ from quant.sources import Source, open_source
 from quant.target import Target
 from quant.writer import Writer, file_bytes
 
-SAMPLE_BYTES = 4096  # of each tensor's start, for the fingerprint
 Progress = Callable[[int, int], None]
 
 
@@ -64,13 +62,25 @@ def convert(
     manifest calls the checkpoint, else its own name. Memory stays under 2 GB at any model size.
     Raises: QuantError.
     """
-    started_s = time.monotonic()
     with open_source(source) as checkpoint:
-        wanted = _wanted(checkpoint, dtypes or Dtypes(), name)
-        files = _files(checkpoint.config, wanted.dtypes)
-        with Target(out, wanted, checkpoint.paths) as target:
-            there = target.prepare({name: file_bytes(specs) for name, specs in files.items()}, force)
-            written_bytes = 0 if there else _write_files(checkpoint, files, target, progress)
+        return convert_source(checkpoint, out, dtypes, force, progress, name)
+
+
+def convert_source(
+    checkpoint: Source,
+    out: Path,
+    dtypes: Dtypes | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+    name: str | None = None,
+) -> Summary:
+    """`convert` for a checkpoint that is open already. Raises: QuantError."""
+    started_s = time.monotonic()
+    wanted = _wanted(checkpoint, dtypes or Dtypes(), name)
+    files = _files(checkpoint.config, wanted.dtypes)
+    with Target(out, wanted, checkpoint.stamps) as target:
+        there = target.prepare({name: file_bytes(specs) for name, specs in files.items()}, force)
+        written_bytes = 0 if there else _write_files(checkpoint, files, target, progress)
     return Summary(target.manifest, there, written_bytes, time.monotonic() - started_s)
 
 
@@ -78,8 +88,8 @@ def plan(source: Path, out: Path, dtypes: Dtypes | None = None, force: bool = Fa
     """What `convert` would do with these arguments; `out` stays as it is. Raises: QuantError as convert."""
     with open_source(source) as checkpoint:
         wanted = _wanted(checkpoint, dtypes or Dtypes())
-        files = _sizes(checkpoint, _files(checkpoint.config, wanted.dtypes))
-        target = Target(out, wanted, checkpoint.paths)
+        files = output_bytes(checkpoint, wanted.dtypes)
+        target = Target(out, wanted, checkpoint.stamps)
         complete = target.look(force)
         left = {name: size for name, size in files.items() if name not in target.manifest.files}
         to_write_bytes = 0 if complete else sum(left.values())
@@ -96,10 +106,10 @@ def _wanted(checkpoint: Source, dtypes: Dtypes, name: str | None = None) -> Mani
     return Manifest(origin_of(checkpoint, name), dtypes, _localoss_version())
 
 
-def _sizes(checkpoint: Source, files: dict[str, dict[str, TensorSpec]]) -> dict[str, int]:
+def output_bytes(checkpoint: Source, dtypes: Dtypes) -> dict[str, int]:
     """Size in bytes of each file of the model directory but localoss.json, by name."""
     small = {name: len(content) for name, content in checkpoint.small_files.items()}
-    return small | {name: file_bytes(specs) for name, specs in files.items()}
+    return small | {name: file_bytes(specs) for name, specs in _files(checkpoint.config, dtypes).items()}
 
 
 def _files(config: ModelConfig, dtypes: Dtypes) -> dict[str, dict[str, TensorSpec]]:
@@ -119,7 +129,7 @@ def _write_files(
     """Write what `target` lacks, localoss.json last; gives the bytes written."""
     dtypes = target.manifest.dtypes
     small = checkpoint.small_files
-    sizes = _sizes(checkpoint, files)
+    sizes = output_bytes(checkpoint, dtypes)
     missing = [name for name in sizes if name not in target.manifest.files]
     to_write_bytes, total_bytes = sum(sizes[name] for name in missing), sum(sizes.values())
     done_bytes = total_bytes - to_write_bytes
@@ -132,7 +142,7 @@ def _write_files(
 
     advance(0)
     with Writer(advance) as writer:
-        for name in missing:
+        for name in checkpoint.arrange(missing):
             path = target.folder / name
             if name in small:
                 entry = writer.write(path, [small[name]])
@@ -156,13 +166,9 @@ def _check_experts(checkpoint: Source, dtypes: Dtypes) -> None:
 
 
 def origin_of(checkpoint: Source, name: str | None = None) -> Origin:
-    """What a manifest tells of `checkpoint`; reads the start of each tensor. Raises: QuantError."""
-    config_sha256 = hashlib.sha256(checkpoint.small_files["config.json"]).hexdigest()
-    fingerprint = hashlib.sha256(config_sha256.encode())
-    for tensor, (_, info) in sorted(checkpoint.files.tensors.items()):
-        fingerprint.update(f"{tensor} {info.dtype} {info.shape}\n".encode())
-        fingerprint.update(checkpoint.files.read_start(tensor, SAMPLE_BYTES))
-    return Origin(name or checkpoint.name, config_sha256, fingerprint.hexdigest())
+    """What a manifest tells of `checkpoint`; may read the start of each tensor. Raises: QuantError."""
+    fingerprint = checkpoint.fingerprint()
+    return Origin(name or checkpoint.name, checkpoint.config_sha256, fingerprint, checkpoint.revision)
 
 
 def _localoss_version() -> str:

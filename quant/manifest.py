@@ -39,12 +39,14 @@ class Dtypes:
 class Origin:
     """The checkpoint that a model directory was made from.
 
-    `fingerprint` is the sha256 of config.json and of every tensor's name, dtype, shape and first bytes.
+    `fingerprint` is the sha256 of config.json and of every tensor's name, dtype, shape and first bytes; of
+    a pulled one, of config.json and of its files' sha256. `revision` is the hub's commit of a pulled one.
     """
 
     name: str
     config_sha256: str
     fingerprint: str
+    revision: str | None = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,10 @@ class Manifest:
     def to_json(self, **more: Any) -> bytes:
         """The file's content, with the keys and values of `more` at its end."""
         first = {"format_version": self.format_version, "localoss_version": self.localoss_version}
-        return (json.dumps(first | asdict(self) | more, indent=2) + "\n").encode()
+        content = asdict(self)
+        if self.source.revision is None:
+            del content["source"]["revision"]
+        return (json.dumps(first | content | more, indent=2) + "\n").encode()
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -128,11 +133,16 @@ def _from_json(raw: dict[str, Any]) -> Manifest:
     if any(set(name) & set("/\\:") or name in ("", ".", "..") or not name.isprintable() for name in files):
         raise ValueError("a path instead of a name")
     return Manifest(
-        source=Origin(**{key: str(raw["source"][key]) for key in ("name", "config_sha256", "fingerprint")}),
+        source=_origin(raw["source"]),
         dtypes=Dtypes(**{key: raw["dtypes"][key] for key in CHOICES}),
         localoss_version=str(raw["localoss_version"]),
         files=files,
     )
+
+
+def _origin(raw: dict[str, Any]) -> Origin:
+    texts = {key: str(raw[key]) for key in ("name", "config_sha256", "fingerprint")}
+    return Origin(**texts, revision=str(raw["revision"]) if raw.get("revision") else None)
 
 
 def _natural(value: Any) -> int:

@@ -1,7 +1,9 @@
 """The output folder of a conversion: may it be written, what is there already, what is left to do."""
 
 import shutil
+from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +21,15 @@ NEW_JOURNAL = f"{JOURNAL}.new"
 class Target:
     """Keeps a journal of the files that are complete, so that a second run can go on.
 
-    The journal is the manifest so far, under the name localoss.json.part, and the `source_files`' sizes and
-    times. Use as a context manager: it locks the folder.
+    The journal is the manifest so far, under the name localoss.json.part, and `source_files`, the sizes and
+    times that `stamps` gives of the checkpoint's files. Use as a context manager: it locks the folder.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, source_files: list[Path]):
+    def __init__(self, folder: Path, manifest: Manifest, stamps: Callable[[], dict[str, list[int]]]):
         self.folder = folder
         self.manifest = manifest  # grows with every file
-        self._source_files = source_files
-        self._stamps = disk.stamps_of(source_files)
+        self._stamps_now = stamps
+        self._stamps = stamps()
         self._held = ExitStack()
 
     def __enter__(self) -> "Target":
@@ -71,7 +73,7 @@ class Target:
 
     def add(self, name: str, entry: FileEntry) -> None:
         """File `name` is complete and on disk. Raises: QuantError if the source changed meanwhile."""
-        for path in self._changed(disk.stamps_of(self._source_files)):
+        for path in self._changed(self._stamps_now()):
             raise QuantError(f"{path}: changed while it was converted; convert it again with --force")
         self.manifest = self.manifest.with_file(name, entry)
         try:
@@ -210,6 +212,23 @@ class Target:
         new = self.folder / NEW_JOURNAL
         disk.write_file(new, self.manifest.to_json(source_files=self._stamps))
         disk.replace(new, self.folder / JOURNAL)
+
+
+def reopen(folder: Path, manifest: Manifest, bad: set[str]) -> None:
+    """Make an interrupted conversion of a pulled model: one that lacks its files `bad`.
+
+    Raises: QuantError.
+    """
+    files = {name: entry for name, entry in manifest.files.items() if name not in bad}
+    there = replace(manifest, files=files)
+    try:
+        with disk.locked(folder):
+            disk.write_file(folder / NEW_JOURNAL, there.to_json(source_files={}))
+            disk.replace(folder / NEW_JOURNAL, folder / JOURNAL)
+            disk.remove(folder / MANIFEST)
+            disk.sync_folder(folder)
+    except OSError as error:
+        raise disk.disk_error(error, folder) from None
 
 
 def _is_ours(name: str) -> bool:

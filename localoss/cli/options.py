@@ -25,6 +25,23 @@ class KVDtype(StrEnum):
     int8 = "int8"
 
 
+class MatrixDtype(StrEnum):
+    int8 = "int8"
+    int4 = "int4"
+    bf16 = "bf16"
+
+
+class ExpertDtype(StrEnum):
+    mxfp4 = "mxfp4"
+    int4 = "int4"
+    bf16 = "bf16"
+
+
+class EmbeddingDtype(StrEnum):
+    int8 = "int8"
+    bf16 = "bf16"
+
+
 _MODEL_HELP = "A model folder, or the name of an installed model."
 _TOP_P_HELP = "Draw from the likeliest tokens that make up this share."
 _MIN_P_HELP = "Leave out tokens less likely than this share of the likeliest."
@@ -41,6 +58,14 @@ def _complete_model(incomplete: str) -> list[str]:
 
 
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL_HELP, autocompletion=_complete_model)]
+PullName = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME",
+        help="gpt-oss-20b, or a repository of the hub: owner/name.",
+        autocompletion=_complete_model,
+    ),
+]
 OptionalModelName = Annotated[
     str | None, typer.Argument(metavar="MODEL", help=_MODEL_HELP, autocompletion=_complete_model)
 ]
@@ -64,6 +89,11 @@ MinP = Annotated[float, typer.Option(metavar="P", min=0, max=1, help=_MIN_P_HELP
 Seed = Annotated[int | None, typer.Option(metavar="N", min=0, help="The same seed gives the same answer.")]
 
 Context = Annotated[int, typer.Option(metavar="TOKENS", min=1, help="Room for prompt and answer.")]
+Attention = Annotated[MatrixDtype, typer.Option(help="Format of the attention weights.")]
+Embedding = Annotated[EmbeddingDtype, typer.Option(help="Format of the embedding.")]
+Unembedding = Annotated[MatrixDtype, typer.Option(help="Format of the unembedding.")]
+Experts = Annotated[ExpertDtype, typer.Option(help="Format of experts that are not MXFP4 already.")]
+
 AsJson = Annotated[bool, typer.Option("--json", help="Report as JSON on stdout.")]
 KVDtypeOption = Annotated[
     KVDtype, typer.Option("--kv-dtype", help="Numbers of the KV cache; int8 takes half the memory.")

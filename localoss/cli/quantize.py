@@ -1,12 +1,21 @@
 """`localoss quantize`: a published checkpoint becomes a model directory."""
 
 import json
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from localoss.cli.options import (
+    AsJson,
+    Attention,
+    Embedding,
+    EmbeddingDtype,
+    ExpertDtype,
+    Experts,
+    MatrixDtype,
+    Unembedding,
+)
 from localoss.cli.progress import progress_shown
 from localoss.cli.quantize_report import (
     plan_json,
@@ -18,36 +27,15 @@ from localoss.cli.quantize_report import (
 )
 
 
-class MatrixDtype(StrEnum):
-    int8 = "int8"
-    int4 = "int4"
-    bf16 = "bf16"
-
-
-class ExpertDtype(StrEnum):
-    mxfp4 = "mxfp4"
-    int4 = "int4"
-    bf16 = "bf16"
-
-
-class EmbeddingDtype(StrEnum):
-    int8 = "int8"
-    bf16 = "bf16"
-
-
 def quantize(
     source: Annotated[
         Path, typer.Argument(metavar="SRC", help="A gpt-oss checkpoint: its folder, or a GGUF file.")
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the model: a new one.")],
-    attention: Annotated[
-        MatrixDtype, typer.Option(help="Format of the attention weights.")
-    ] = MatrixDtype.int8,
-    embedding: Annotated[EmbeddingDtype, typer.Option(help="Format of the embedding.")] = EmbeddingDtype.int8,
-    unembedding: Annotated[MatrixDtype, typer.Option(help="Format of the unembedding.")] = MatrixDtype.int8,
-    experts: Annotated[
-        ExpertDtype, typer.Option(help="Format of experts that are not MXFP4 already.")
-    ] = ExpertDtype.mxfp4,
+    attention: Attention = MatrixDtype.int8,
+    embedding: Embedding = EmbeddingDtype.int8,
+    unembedding: Unembedding = MatrixDtype.int8,
+    experts: Experts = ExpertDtype.mxfp4,
     force: Annotated[bool, typer.Option("--force", help="Replace another model in OUT.")] = False,
     with_report: Annotated[
         bool, typer.Option("--report", help="Measure what rounding did to each class of weights.")
@@ -55,7 +43,7 @@ def quantize(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say sizes and time, and write nothing.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Report as JSON on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Convert a published gpt-oss checkpoint into a model that localoss runs.
 

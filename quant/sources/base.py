@@ -1,18 +1,22 @@
 """What the converter asks of a checkpoint, in whatever layout it was published."""
 
+import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 
+from quant import disk
 from quant.checkpoint import TensorFiles
 from quant.config import ModelConfig
 from quant.formats import F32, U8, Weights, bf16_to_f32
 from quant.published import Shape, experts_prefix, float_shapes
 
 FLOATS = ("BF16", "F16", "F32")
+SAMPLE_BYTES = 4096  # of each tensor's start, for the fingerprint
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,10 @@ class Source(ABC):
     """A checkpoint of gpt-oss, its tensors under Hugging Face's names (quant/published.py).
 
     `small_files` are the configuration's files by name, as published or made: config.json at least.
+    `revision` is the hub's commit, for what was pulled from there.
     """
+
+    revision: str | None = None
 
     def __init__(self, files: TensorFiles, name: str, config: ModelConfig, small_files: dict[str, bytes]):
         self.files = files
@@ -57,6 +64,30 @@ class Source(ABC):
     def paths(self) -> list[Path]:
         """Every file that is read: a change in one of them is a change of the checkpoint."""
         return sorted({path for path, _ in self.files.tensors.values()})
+
+    def stamps(self) -> dict[str, list[int]]:
+        """What tells whether a file of the checkpoint changed, by its name. Raises: QuantError."""
+        return disk.stamps_of(self.paths)
+
+    def fingerprint(self) -> str:
+        """A sha256 that tells two checkpoints apart without reading all of them. Raises: QuantError."""
+        fingerprint = hashlib.sha256(self.config_sha256.encode())
+        for name, (_, info) in sorted(self.files.tensors.items()):
+            fingerprint.update(f"{name} {info.dtype} {info.shape}\n".encode())
+            fingerprint.update(self.files.read_start(name, SAMPLE_BYTES))
+        return fingerprint.hexdigest()
+
+    @property
+    def config_sha256(self) -> str:
+        return hashlib.sha256(self.small_files["config.json"]).hexdigest()
+
+    def arrange(self, outputs: list[str]) -> Iterator[str]:
+        """The files `outputs` of the model directory, each when its tensors can be read.
+
+        The caller has written a file for good when it asks for the next: a source whose files come one by
+        one then lets go of what no file needs any more.
+        """
+        yield from outputs
 
     def shape(self, name: str) -> Shape:
         return self._shapes[name]

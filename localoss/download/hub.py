@@ -1,0 +1,256 @@
+"""One repository on the Hugging Face hub, at one commit: what it holds, and ranges of its files.
+
+huggingface_hub knows the API, tokens, mirrors (HF_ENDPOINT) and proxies; ranges are requested here, since it
+keeps nothing of a transfer that was cut off.
+"""
+
+import hashlib
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from threading import Event, Lock
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_url
+from huggingface_hub.utils import build_hf_headers, get_session
+
+from localoss.download import failures
+from localoss.download.errors import DownloadError, GoneError, WrongFileError
+from localoss.download.failures import CutOffError, ExpiredError, Patience, StatusError
+from quant.checkpoint import TensorInfo, parse_header
+from quant.json_file import MOST_BYTES
+
+Result = TypeVar("Result")
+CHUNK_BYTES = 64 << 10
+HEADER_BYTES = 128 << 10  # asked for at once: gpt-oss-20b's headers have less
+CHECK_ENDPOINT = "check HF_ENDPOINT"
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file as the hub lists it: size in bytes; sha256 of large files, git's sha1 of small ones."""
+
+    name: str
+    size: int
+    sha256: str | None
+    git_sha1: str | None
+
+
+@dataclass
+class Piece:
+    """Bytes start:stop of a file, as far as they have come; grows in the thread that reads it."""
+
+    start: int
+    stop: int
+    data: bytearray = field(default_factory=bytearray)
+
+    @property
+    def missing_bytes(self) -> int:
+        return self.stop - self.start - len(self.data)
+
+
+class Hub:
+    """Repository `repository` of `revision`, a branch, tag or commit; `say` is told of every wait.
+
+    Any number of threads may read from it. Raises: DownloadError.
+    """
+
+    def __init__(
+        self,
+        repository: str,
+        revision: str | None = None,
+        *,
+        say: Callable[[str], None] = lambda text: None,
+        patience: Patience | None = None,
+    ):
+        self.repository = repository
+        self.endpoint = constants.ENDPOINT
+        self.host = urlsplit(self.endpoint).netloc
+        self.patience = patience or Patience()
+        self.cancelled = Event()  # set: every thread stops at its next byte
+        self.received_bytes = 0
+        self._say = say
+        self._quiet_until = 0.0
+        self._lock = Lock()
+        self._locations: dict[str, str] = {}
+        if urlsplit(self.endpoint).scheme not in ("http", "https") or not self.host:
+            raise DownloadError(f"HF_ENDPOINT is {self.endpoint!r}; give one like https://huggingface.co")
+        info = self._patiently(lambda: self._info(revision))
+        self.commit: str = info.sha
+        self.files = {entry.rfilename: _remote_file(entry) for entry in info.siblings or []}
+
+    def _info(self, revision: str | None) -> Any:
+        api = HfApi(endpoint=self.endpoint, library_name="localoss")
+        try:
+            info = api.model_info(
+                self.repository, revision=revision, files_metadata=True, timeout=self._timeout_s
+            )
+        except failures.FAILURES:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError):  # JSON of another shape, or none
+            raise DownloadError(f"{self.host} does not answer as the hub does; {CHECK_ENDPOINT}") from None
+        if not re.fullmatch(r"[0-9a-f]{40}", info.sha or ""):
+            raise DownloadError(f"{self.host} tells no commit of {self.repository}; {CHECK_ENDPOINT}")
+        return info
+
+    @property
+    def _timeout_s(self) -> float:
+        return max(self.patience.connect_s, self.patience.read_s)
+
+    # Whole files
+
+    def file(self, name: str) -> RemoteFile:
+        """The file `name`; size and checksum are asked for where the listing has none.
+
+        Raises: GoneError if the repository has none of that name.
+        """
+        listed = self.files.get(name)
+        if listed is None:
+            raise GoneError(f"{self.repository} has no {name}; its upload is incomplete, tell its owner")
+        if listed.size < 0 or not (listed.sha256 or listed.git_sha1):
+            metadata = self._patiently(lambda: self._metadata(name))
+            is_sha256 = re.fullmatch(r"[0-9a-f]{64}", metadata.etag or "")
+            size = listed.size if listed.size >= 0 else metadata.size
+            if size is None:
+                raise DownloadError(f"{self.host} does not tell the size of {name}; {CHECK_ENDPOINT}")
+            listed = replace(listed, size=size, sha256=metadata.etag if is_sha256 else None)
+            self.files[name] = listed
+        return listed
+
+    def small_file(self, name: str) -> bytes:
+        """The content of a configuration's file, checked against its checksum. Raises: DownloadError."""
+        file = self.file(name)
+        if file.size > MOST_BYTES:
+            raise WrongFileError(f"{self.repository}: {name} has {file.size:,} bytes, too many to be one")
+        content = self.read(name, 0, file.size)
+        sha256 = hashlib.sha256(content).hexdigest()
+        blob = hashlib.sha1(f"blob {len(content)}\0".encode() + content, usedforsecurity=False).hexdigest()
+        if (file.sha256 or sha256) != sha256 or (file.git_sha1 or blob) != blob:
+            raise WrongFileError(f"{self.repository}: {name} came damaged; try again, or {CHECK_ENDPOINT}")
+        return content
+
+    def header(self, name: str) -> dict[str, TensorInfo]:
+        """The tensors of safetensors file `name`, by a small request or two.
+
+        Raises: DownloadError, QuantError for a header that is malformed.
+        """
+        file = self.file(name)
+        start = self.read(name, 0, min(HEADER_BYTES, file.size))
+        header_bytes = int.from_bytes(start[:8], "little")
+        if file.size < 8 or header_bytes > min(MOST_BYTES, file.size - 8):
+            raise WrongFileError(f"{self.repository}: {name} is not safetensors")
+        if len(start) < 8 + header_bytes:
+            start += self.read(name, len(start), 8 + header_bytes)
+        return parse_header(Path(f"{self.repository}/{name}"), start[8 : 8 + header_bytes], file.size)
+
+    # Ranges
+
+    def read(self, name: str, start: int, stop: int) -> bytes:
+        """Bytes start:stop of file `name`. Raises: DownloadError."""
+        piece = Piece(start, stop)
+        self.fill(name, piece)
+        return bytes(piece.data)
+
+    def fill(self, name: str, piece: Piece) -> None:
+        """Read what `piece` of file `name` lacks, again and again if need be. Raises: DownloadError."""
+        if piece.missing_bytes:
+            self._patiently(lambda: self._request(name, piece), lambda: len(piece.data))
+
+    def _request(self, name: str, piece: Piece) -> None:
+        """One request for what is missing; what came before it broke off stays in `piece`."""
+        location = self._location(name)
+        first = piece.start + len(piece.data)
+        is_hub = urlsplit(location)[:2] == urlsplit(self.endpoint)[:2]
+        # A token is for the hub alone, not for the server that its files lie on.
+        headers = build_hf_headers(library_name="localoss", token=None if is_hub else False)
+        headers |= {"Accept-Encoding": "identity", "Range": f"bytes={first}-{piece.stop - 1}"}
+        with get_session().stream(
+            "GET", location, headers=headers, timeout=self.patience.timeout
+        ) as response:
+            if response.status_code in (401, 403, 404, 410):
+                self._locations.pop(name, None)  # a signed address that has expired, perhaps
+                raise ExpiredError
+            if response.status_code not in (200, 206):
+                raise StatusError(response.status_code, response.headers)
+            self._check_range(name, response, first)
+            for chunk in response.iter_raw(CHUNK_BYTES):
+                if self.cancelled.is_set():
+                    raise DownloadError("stopped")
+                piece.data += chunk[: piece.missing_bytes]
+                with self._lock:
+                    self.received_bytes += len(chunk)
+                if not piece.missing_bytes:
+                    return
+        raise CutOffError(f"{self.host} closed the connection too early")
+
+    def _check_range(self, name: str, response: Any, first: int) -> None:
+        if response.status_code == 200:
+            if first:
+                raise DownloadError(f"{self.host} ignores ranges, which pull needs; {CHECK_ENDPOINT}")
+            size = response.headers.get("content-length")
+        else:
+            span = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("content-range", ""))
+            if not span or int(span[1]) != first:
+                raise CutOffError(f"{self.host} sent another range than asked for")
+            size = span[2]
+        if size is not None and int(size) != self.files[name].size:
+            raise WrongFileError(
+                f"{self.repository}: {name} has {int(size):,} bytes where its listing says "
+                f"{self.files[name].size:,}; try again later, or {CHECK_ENDPOINT}"
+            )
+
+    def _location(self, name: str) -> str:
+        """Where the bytes of `name` are: an address that the hub redirects to, good for a while."""
+        with self._lock:
+            known = self._locations.get(name)
+        if known is None:
+            known = self._locations[name] = self._metadata(name).location
+        return known
+
+    def _metadata(self, name: str) -> Any:
+        return get_hf_file_metadata(
+            hf_hub_url(self.repository, name, revision=self.commit, endpoint=self.endpoint),
+            timeout=self._timeout_s,
+            library_name="localoss",
+            endpoint=self.endpoint,
+        )
+
+    # Trying again
+
+    def _patiently(self, action: Callable[[], Result], progressed: Callable[[], int] = lambda: 0) -> Result:
+        """`action()`, tried again after what may pass. Raises: DownloadError, with what to do."""
+        count, done = 0, progressed()
+        while True:
+            try:
+                return action()
+            except failures.FAILURES as error:
+                if progressed() > done:
+                    count, done = 0, progressed()
+                count += 1
+                wait_s = self.patience.wait_s(error, count)
+                if wait_s is None:
+                    page = f"{self.endpoint}/{self.repository}"
+                    raise failures.explained(error, self.host, self.repository, page) from None
+                what = failures.what_happened(error, self.host)
+            self._tell(f"{what}; trying again in {wait_s:.0f} s", wait_s)
+            if self.cancelled.wait(wait_s):
+                raise DownloadError("stopped")
+
+    def _tell(self, text: str, wait_s: float) -> None:
+        """Say why nothing comes, once for all the connections that fail together."""
+        with self._lock:
+            now_s = time.monotonic()
+            if not wait_s or now_s < self._quiet_until:
+                return
+            self._quiet_until = now_s + wait_s
+        self._say(text)
+
+
+def _remote_file(entry: Any) -> RemoteFile:
+    size = entry.size if entry.size is not None else -1
+    if entry.lfs:
+        return RemoteFile(entry.rfilename, size, entry.lfs.sha256, None)
+    return RemoteFile(entry.rfilename, size, None, entry.blob_id)

@@ -204,7 +204,7 @@ def test_a_second_converter_is_refused(tiny, whole, tmp_path):
     convert(tiny, out, progress=try_second)
     for done in refused:
         assert done.returncode == 1
-        assert "QuantError" in done.stderr and "another localoss quantize is writing there" in done.stderr
+        assert "BusyError" in done.stderr and "another localoss quantize is writing there" in done.stderr
     assert files_of(out) == whole
 
 

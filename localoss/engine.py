@@ -119,6 +119,27 @@ class Engine:
                     hidden[row] = x[position - first]
         return self.model.logits(hidden)
 
+    def stream_logits(
+        self,
+        tokens: Seq[int],
+        first: int = 0,
+        rows: int = 64,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> Iterator[F32Array]:
+        """Logits after each of tokens[first:] in order, up to `rows` (n, V) f32 at once, in a fresh cache.
+
+        Each is a view that the next one overwrites, so memory stays the same for any text.
+        Raises: as logits does; Cancelled.
+        """
+        self._check_tokens(tokens)
+        sequence = self.sequence()
+        out = np.empty((rows, self.weights.unembedding.rows), np.float32)
+        for start in range(0, len(tokens), self.chunk_tokens):
+            x = self._run(sequence, tokens[start : start + self.chunk_tokens], cancelled)
+            for row in range(max(first - start, 0), len(x), rows):
+                piece = x[row : row + rows]
+                yield self.model.logits(piece, out[: len(piece)])
+
     def prefill(
         self,
         sequence: Sequence,

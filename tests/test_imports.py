@@ -23,7 +23,7 @@ LAYERS = [
     {"localoss.cache", "localoss.rope", "localoss.sampler", "localoss.weights"},
     {"localoss.model"},
     {"localoss.engine", "localoss.warmup"},
-    {"localoss.bench", "localoss.profile", "localoss.start"},
+    {"localoss.bench", "localoss.evaluate", "localoss.profile", "localoss.start"},
     {"localoss"},
     {"localoss.chat"},
     {"localoss.demo"},

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from localoss import settings
-from localoss.cli import bench, chat, export, pull, quantize, run, serve, store
+from localoss.cli import bench, chat, eval, export, pull, quantize, run, serve, store
 from localoss.errors import LocalossError
 from quant.errors import QuantError
 
@@ -43,6 +43,7 @@ app.command()(serve.serve)
 app.command()(quantize.quantize)
 app.command()(export.export)
 app.command()(bench.bench)
+app.command("eval")(eval.evaluate)
 
 
 @app.command()

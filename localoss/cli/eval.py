@@ -1,0 +1,165 @@
+"""`localoss eval`: how well a model predicts a text, and how far its predictions are from another model's."""
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from localoss.cli.loading import load_model
+from localoss.cli.options import AsJson, ModelName, Threads
+from localoss.cli.terminal import StatusLine, interrupts, say
+from localoss.errors import UsageError
+
+if TYPE_CHECKING:
+    from localoss.evaluate import Scores
+
+_INTERRUPTED = 130
+
+
+def evaluate(
+    model: ModelName,
+    file: Annotated[
+        str | None, typer.Argument(metavar="FILE", help="A text, UTF-8; - for stdin. Not needed for demo.")
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(metavar="MODEL2", help="Compare predictions with this model's.")
+    ] = None,
+    context: Annotated[int, typer.Option(metavar="TOKENS", min=2, help="Length of a window.")] = 2048,
+    stride: Annotated[
+        int | None,
+        typer.Option(metavar="TOKENS", min=1, help="From one window to the next; half of it if not given."),
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(metavar="N", min=2, help="Look at the text's first N tokens.")
+    ] = None,
+    cases: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Held-out cases of each skill of the demo model.")
+    ] = 40,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a model's perplexity on a text, and with --against its divergence from another model.
+
+    A text that is longer than the context is read in windows; each token is scored once. Control tokens such
+    as <|start|> count as what they are. `localoss eval demo` without FILE has the demo model answer questions
+    that its training left out, in several number formats.
+    """
+    if file is None:
+        _evaluate_demo(model, against, cases, threads, as_json)
+        return
+    from localoss.chat.harmony import encode_raw
+    from localoss.evaluate import score_text
+
+    tokens = encode_raw(_read(file))[:max_tokens]
+    if len(tokens) < 2:
+        raise UsageError(f"{file}: too short, {len(tokens)} tokens; predicting one takes another before it")
+    names = [model, against] if against else [model]
+    context = min(context, len(tokens), *_longest_contexts(names, max(tokens)))
+    stride = stride or context // 2
+    engines = [load_model(name, context_tokens=context, threads=threads)[1] for name in names]
+    line = _ScoresLine(len(tokens) - 1)
+    with interrupts() as cancelled:
+        try:
+            scores = score_text(
+                engines[0], tokens, stride, *engines[1:], progress=line.count, cancelled=cancelled
+            )
+        finally:
+            line.clear()
+    scored = len(scores.nll)
+    if not scored:
+        raise typer.Exit(_INTERRUPTED)
+    report = {"model": model, "file": file, "tokens": len(tokens), "scored_tokens": scored}
+    report |= {"context": context, "stride": stride, **_measures(scores), "against": against}
+    typer.echo(json.dumps(report, indent=2) if as_json else _text(report))
+    if scored < len(tokens) - 1:
+        say("(stopped: this is the beginning of the text)")
+        raise typer.Exit(_INTERRUPTED)
+
+
+def _evaluate_demo(model: str, against: str | None, cases: int, threads: int | None, as_json: bool) -> None:
+    from localoss.registry import DEMO
+
+    if model != DEMO:
+        raise UsageError(f"which text? localoss eval {model} FILE, or - for stdin")
+    if against:
+        raise UsageError(f"--against needs a text: localoss eval {model} FILE --against {against}")
+    from localoss.cli.eval_demo import evaluate_demo
+
+    evaluate_demo(cases, threads, as_json)
+
+
+def _read(file: str) -> str:
+    """The text of a file, or of stdin for -. Raises: UsageError."""
+    try:
+        content = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+    except OSError as error:
+        raise UsageError(f"{file}: {error.strerror or error}") from None
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{file}: not UTF-8 text (byte {error.start:,}); convert it first") from None
+
+
+def _longest_contexts(names: list[str], highest: int) -> list[int]:
+    """The models' contexts. Raises: UsageError if they cannot be compared, or don't know token `highest`."""
+    from localoss.registry import find_model
+    from quant.config import read_config
+
+    configs = [read_config(find_model(name, say) / "config.json") for name in names]
+    vocabularies = [config.vocab for config in configs]
+    if len(set(vocabularies)) > 1:
+        known = " and ".join(f"{n:,} ({name})" for name, n in zip(names, vocabularies, strict=True))
+        raise UsageError(f"the models' vocabularies have {known} tokens: they cannot be compared")
+    if highest >= vocabularies[0]:
+        raise UsageError(
+            f"{names[0]}: a vocabulary of {vocabularies[0]:,} tokens is not gpt-oss's: it knows no text"
+        )
+    return [config.context for config in configs]
+
+
+class _ScoresLine(StatusLine):
+    """Says how much of a text was scored, and its perplexity so far."""
+
+    def __init__(self, total: int) -> None:
+        super().__init__()
+        self._total, self._done, self._nll = total, 0, 0.0
+
+    def count(self, scores: "Scores") -> None:
+        self._done += len(scores.nll)
+        self._nll += float(scores.nll.sum())
+        so_far = math.exp(self._nll / self._done)
+        self.show(f"{self._done:,} of {self._total:,} tokens, perplexity {so_far:.4g}")
+
+
+def _measures(scores: "Scores") -> dict[str, Any]:
+    measures = {
+        "nll": float(scores.nll.mean()),
+        "perplexity": scores.perplexity,
+        "perplexity_error": scores.perplexity_error,
+    }
+    if len(scores.kl):
+        measures |= {
+            "reference_perplexity": scores.reference_perplexity,
+            "mean_kl": scores.mean_kl,
+            "p99_kl": scores.p99_kl,
+            "top1_agreement": scores.top1_agreement,
+        }
+    return measures
+
+
+def _text(report: dict[str, Any]) -> str:
+    """The report in lines of words and numbers."""
+    spread = f"{report['perplexity']:.4f} ± {report['perplexity_error']:.4f}"
+    where = f"over {report['scored_tokens']:,} tokens in windows of {report['context']:,}"
+    lines = [f"perplexity     {spread} of {report['model']}, {where}, every {report['stride']:,}"]
+    if report["against"]:
+        lines += [
+            f"               {report['reference_perplexity']:.4f} of {report['against']}",
+            f"KL divergence  {report['mean_kl']:.5f} nats from {report['against']}, "
+            f"99th percentile {report['p99_kl']:.5f}",
+            f"same token     {report['top1_agreement']:.2%} of the time the likeliest of both",
+        ]
+    return "\n".join(lines)

@@ -75,5 +75,6 @@ def serve(
             cors_origins=cors_origin or (),
             conversations=conversations,
             queue=queue,
+            responses=settings.home() / "server" / "responses.sqlite3",
             listening=lambda url: say(f"{name} · {url} · Ctrl-C ends"),
         )

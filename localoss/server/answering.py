@@ -22,10 +22,13 @@ _REASONS = {"return": "stop", "call": "tool_calls", "end": "stop", "length": "le
 
 @dataclass(frozen=True)
 class Question:
-    """All that an answer depends on. stops: what ends the final message, and isn't part of it."""
+    """All that an answer depends on. stops: what ends the final message, and isn't part of it.
+
+    setup: what the prompt was rendered with; None for raw text, whose continuation is all answer.
+    """
 
     prompt: list[int]
-    setup: ChatSetup
+    setup: ChatSetup | None
     rules: AnswerRules = field(default_factory=AnswerRules)
     sampling: Sampling = field(default_factory=Sampling)
     stops: tuple[str, ...] = ()
@@ -86,7 +89,8 @@ class Answering:
 
     def __init__(self, engine: Engine, pool: SequencePool, thoughts: Thoughts, question: Question) -> None:
         self._engine, self._pool, self._thoughts, self._question = engine, pool, thoughts, question
-        self._part: Part | None = None  # the open part; None in a header and in a call
+        # The open part; None in a header and in a call.
+        self._part: Part | None = "answer" if question.setup is None else None
         self._text: list[str] = []
         self._tokens: list[Token] = []  # of the open part, not given yet
         self._reasoning = 0
@@ -167,6 +171,8 @@ class Answering:
             messages.append(Message("assistant", "".join(self._text), "final"))
         elif reason == "length":
             messages = [m for m in messages if not m.recipient]  # a call that was cut
+            if not any(m.channel == "final" for m in messages):
+                messages = [m for m in messages if m.channel != "analysis"]  # half a thought is no start
         prompt = len(turn.prompt)
         return Done(
             reason,

@@ -9,7 +9,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from localoss import __version__
-from localoss.server import chat_api, errors
+from localoss.server import chat_api, completions_api, errors, responses_api
 from localoss.server.guard import Guard
 from localoss.server.service import Service
 
@@ -33,7 +33,7 @@ def build_app(
     )
     app.state.service = service
     errors.install(app)
-    for part in (router, chat_api.router):
+    for part in (router, chat_api.router, responses_api.router, completions_api.router):
         app.include_router(part)
     app.add_middleware(_Counted, service=service)
     app.add_middleware(Guard, hosts=hosts, api_key=api_key)

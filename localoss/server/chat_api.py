@@ -18,6 +18,7 @@ from localoss.server.chat_prompts import (
     convert_messages,
     parse_functions,
     rules_for,
+    split_instructions,
 )
 from localoss.server.chat_schemas import NEUTRAL, ChatRequest, NamedTool, ResponseFormat
 from localoss.server.errors import ApiError
@@ -51,16 +52,15 @@ async def create_chat_completion(body: ChatRequest, request: Request) -> Respons
 
 async def _questions(service: Service, body: ChatRequest) -> list[Question]:
     """One question for each choice. Raises: ApiError."""
-    definitions = [tool.model_dump(exclude_none=True) for tool in body.tools or []]
-    functions, strict = parse_functions(definitions)
+    functions, strict = parse_functions(body.tools or [])
     wanted = _format(body.response_format)
     choice = body.tool_choice
     choice_name = choice.function.name if isinstance(choice, NamedTool) else choice
     rules = rules_for(functions, strict, choice_name, wanted)
-    instructions, messages = convert_messages(body.messages, service.thoughts)
+    instructions, messages = split_instructions(convert_messages(body.messages, service.thoughts))
     if wanted:
-        instructions = "\n\n".join(filter(None, [instructions, wanted.instructions]))
-    setup = ChatSetup(body.reasoning_effort or "medium", instructions, functions)
+        instructions.append(wanted.instructions)
+    setup = ChatSetup(body.reasoning_effort or "medium", "\n\n".join(instructions) or None, functions)
     prompt = await service.prompt(setup, messages)
     limit = body.max_completion_tokens or body.max_tokens
     top = (body.top_logprobs or 0) if body.logprobs else 0

@@ -12,6 +12,7 @@ from localoss.chat.tools import Thoughts, call_message, parse_function, result_m
 from localoss.errors import UsageError
 from localoss.server.chat_schemas import ChatMessage, ContentPart
 from localoss.server.errors import ApiError
+from localoss.server.json_text import printable
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Format:
     def instructions(self) -> str:
         """The section of the developer message that harmony has for it."""
         description = f"// {self.description}\n\n" if self.description else ""
-        return f"# Response Formats\n\n## {self.name}\n\n{description}{json.dumps(self.schema)}"
+        return f"# Response Formats\n\n## {self.name}\n\n{description}{json.dumps(printable(self.schema))}"
 
 
 JSON_OBJECT = Format(ANY_OBJECT, "json_object", "A JSON object")
@@ -36,7 +37,7 @@ JSON_OBJECT = Format(ANY_OBJECT, "json_object", "A JSON object")
 def parse_functions(definitions: Sequence[dict[str, Any]]) -> tuple[tuple[Function, ...], tuple[str, ...]]:
     """The functions of `tools`, and the names of the strict ones. Raises: ApiError."""
     try:
-        parsed = [parse_function(definition) for definition in definitions]
+        parsed = [parse_function(printable(definition)) for definition in definitions]
     except UsageError as error:
         raise ApiError(str(error), param="tools") from None
     functions = tuple(function for function, _ in parsed)
@@ -61,27 +62,28 @@ def rules_for(
     may = names if choice in (None, "auto", "required") else () if choice == "none" else (choice,)
     try:
         arguments = argument_grammars(functions, strict)
-        final = Grammar(wanted.schema, strict=wanted.strict) if wanted else None
+        final = Grammar(printable(wanted.schema), strict=wanted.strict) if wanted else None
     except UsageError as error:
         raise ApiError(str(error), code="invalid_json_schema") from None
     must_call = choice == "required" or choice in names
     return AnswerRules(may, must_call, preambles=wanted is None, final=final, arguments=arguments)
 
 
-def convert_messages(messages: Sequence[ChatMessage], thoughts: Thoughts) -> tuple[str | None, list[Message]]:
-    """The instructions, from the system and developer messages at the beginning, and the conversation.
-
-    Raises: ApiError for a message that the model can't read.
-    """
-    first = 0
-    while first < len(messages) and messages[first].role in ("system", "developer"):
-        first += 1
-    instructions = [text_of(m.content, f"messages.{i}") for i, m in enumerate(messages[:first])]
+def convert_messages(messages: Sequence[ChatMessage], thoughts: Thoughts) -> list[Message]:
+    """Harmony's messages for `messages`. Raises: ApiError for one that the model can't read."""
     converted: list[Message] = []
     names: dict[str, str] = {}  # of the functions called, by the call's id
-    for index, message in enumerate(messages[first:], first):
+    for index, message in enumerate(messages):
         converted += _convert(message, f"messages.{index}", names, thoughts)
-    return "\n\n".join(text for text in instructions if text) or None, converted
+    return converted
+
+
+def split_instructions(messages: Sequence[Message]) -> tuple[list[str], list[Message]]:
+    """The texts of the developer messages at the beginning, which harmony has in one, and the rest."""
+    first = 0
+    while first < len(messages) and messages[first].role == "developer":
+        first += 1
+    return [message.text for message in messages[:first] if message.text], list(messages[first:])
 
 
 def _convert(

@@ -6,10 +6,8 @@ from pydantic import Field
 
 from localoss.server.schemas import (
     MAX_CHOICES,
-    MAX_TOOLS,
     MAX_TOP_LOGPROBS,
     Effort,
-    FunctionDefinition,
     JsonSchemaFormat,
     Known,
     Sampled,
@@ -17,6 +15,7 @@ from localoss.server.schemas import (
     Stop,
     StreamOptions,
     Tolerant,
+    Tools,
 )
 
 
@@ -45,11 +44,6 @@ class ChatMessage(Tolerant):
     reasoning: str | None = None
 
 
-class Tool(Tolerant):
-    type: Literal["function"]
-    function: FunctionDefinition
-
-
 class NamedFunction(Tolerant):
     name: str
 
@@ -76,7 +70,7 @@ class ChatRequest(Sampled):
     logprobs: bool | None = None
     top_logprobs: Annotated[int | None, Field(ge=0, le=MAX_TOP_LOGPROBS)] = None
     stream_options: StreamOptions | None = None
-    tools: Annotated[list[Tool] | None, Field(max_length=MAX_TOOLS)] = None
+    tools: Tools = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     response_format: ResponseFormat | None = None
     # Without effect here: one call a turn is what harmony has, and nothing is billed, stored or moderated.

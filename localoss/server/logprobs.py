@@ -14,6 +14,15 @@ def token_text(token: int) -> str:
     return encoding().decode([token])
 
 
+def raw_token_text(token: int) -> str:
+    """As OpenAI's completions write a token: part of a character by its bytes."""
+    spelled = token_bytes(token) if token < TEXT_TOKENS else encoding().decode([token]).encode()
+    try:
+        return spelled.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in spelled)
+
+
 def chat_logprobs(tokens: Sequence[Token]) -> list[dict[str, Any]]:
     """`logprobs.content` of chat completions and responses."""
     return [

@@ -3,6 +3,7 @@
 import signal
 import socket
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -14,6 +15,7 @@ from localoss.server.app import build_app
 from localoss.server.guard import LOOPBACK
 from localoss.server.pool import SequencePool
 from localoss.server.service import Service
+from localoss.server.store import ResponseStore
 from localoss.server.worker import Worker
 
 
@@ -48,15 +50,17 @@ def serve(
     cors_origins: Sequence[str],
     conversations: int,
     queue: int,
+    responses: Path,
     listening: Callable[[str], None],
 ) -> None:
     """Serve until SIGTERM or Ctrl-C; then finish what runs, refuse what waits, and return.
 
+    responses: the file that stored responses are kept in.
     listening: told the base URL once requests are taken.
     """
     harmony.encoding()  # half a second that the first request needn't wait for
     worker = Worker(queue)
-    service = Service(engine, model, worker, SequencePool(engine, conversations))
+    service = Service(engine, model, worker, SequencePool(engine, conversations), ResponseStore(responses))
     hosts = {*LOOPBACK, host} if host in LOOPBACK else None  # elsewhere there is a key
     app = build_app(service, hosts=hosts, api_key=api_key, cors_origins=cors_origins)
     config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", server_header=False)
@@ -68,6 +72,7 @@ def serve(
         _Server(config, worker, lambda: listening(url)).run(sockets=[bound])
     finally:
         worker.stop()
+        service.store.close()
         for number, handler in before.items():
             signal.signal(number, handler)
 

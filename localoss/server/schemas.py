@@ -41,13 +41,6 @@ class StreamOptions(Known):
     include_obfuscation: bool | None = None
 
 
-class FunctionDefinition(Tolerant):
-    name: str
-    description: str | None = None
-    parameters: Schema | None = None
-    strict: bool | None = None
-
-
 class JsonSchemaFormat(Tolerant):
     name: Annotated[str, Field(max_length=64)] = "response"
     description: str | None = None
@@ -55,6 +48,10 @@ class JsonSchemaFormat(Tolerant):
     strict: bool | None = None
 
 
+Tools = Annotated[
+    list[dict[str, Any]] | None,
+    Field(max_length=MAX_TOOLS, description="Functions: name, description, parameters, strict."),
+]
 Stop = Annotated[
     str | Annotated[list[str], Field(max_length=MAX_STOPS)] | None,
     Field(description="Text that ends the answer, and isn't part of it."),

@@ -1,7 +1,6 @@
 """What all endpoints share: the engine and its queue, kept conversations, and how answers reach a client."""
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import suppress
@@ -19,9 +18,11 @@ from localoss.chat.turn import Sampling
 from localoss.engine import Engine
 from localoss.server.answering import Answering, Done, Piece, Question
 from localoss.server.errors import ApiError, as_api_error, context_length_error
+from localoss.server.json_text import dumps
 from localoss.server.metrics import Metrics
 from localoss.server.pool import SequencePool
 from localoss.server.schemas import Sampled
+from localoss.server.store import ResponseStore
 from localoss.server.worker import Job, Work, Worker
 
 _PING_AFTER_S = 10.0  # proxies and clients give up on a stream that says nothing
@@ -38,6 +39,7 @@ class Service:
     model: str  # its name to clients
     worker: Worker
     pool: SequencePool
+    store: ResponseStore = field(default_factory=lambda: ResponseStore(None))
     created: int = field(default_factory=lambda: int(time.time()))
     thoughts: Thoughts = field(default_factory=Thoughts)
 
@@ -141,9 +143,3 @@ def event_stream(events: AsyncIterator[dict[str, Any] | None], *, named: bool, l
 def pieces_of(job: Job) -> AsyncIterator[Piece | None]:
     """The job's pieces, with None now and then while there is nothing."""
     return job.items(idle_s=_PING_AFTER_S)
-
-
-def dumps(value: Any) -> str:
-    """Compact JSON that UTF-8 can carry: text of a model or client may hold lone surrogates."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return text.encode("utf-8", "replace").decode("utf-8")

@@ -1,0 +1,251 @@
+"""/v1/completions: raw text goes on, with the logprobs and the echo that evaluation harnesses ask for."""
+
+import codecs
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse, Response
+from pydantic import Field
+
+from localoss.chat import harmony
+from localoss.sampler import Token
+from localoss.server.answering import Answering, Done, Question, Text, Usage
+from localoss.server.errors import ApiError
+from localoss.server.logprobs import raw_token_text
+from localoss.server.schemas import (
+    MAX_CHOICES,
+    MAX_TOP_LOGPROBS,
+    Sampled,
+    Seed,
+    Stop,
+    StreamOptions,
+    refuse_unless,
+    stops_of,
+)
+from localoss.server.service import Service, client_of, event_stream, pieces_of, sampling_of, unless_gone
+from localoss.server.worker import Job
+
+router = APIRouter()
+
+_DEFAULT_MAX_TOKENS = 16  # OpenAI's
+_MAX_PROMPTS = 256
+TokenId = Annotated[int, Field(ge=0, lt=harmony.VOCABULARY_TOKENS)]
+Prompts = Annotated[list[str] | list[TokenId] | list[list[TokenId]], Field(max_length=1_000_000)]
+_NEUTRAL: dict[str, list[Any]] = {
+    "frequency_penalty": [0],
+    "presence_penalty": [0],
+    "logit_bias": [{}],
+    "suffix": [""],
+}
+
+
+class CompletionRequest(Sampled):
+    """The body of /v1/completions."""
+
+    prompt: str | Prompts
+    max_tokens: Annotated[int | None, Field(ge=0)] = None
+    n: Annotated[int | None, Field(ge=1, le=MAX_CHOICES)] = None
+    best_of: Annotated[int | None, Field(ge=1, le=MAX_CHOICES)] = None
+    echo: bool | None = None
+    logprobs: Annotated[int | None, Field(ge=0, le=MAX_TOP_LOGPROBS)] = None
+    seed: Seed = None
+    stop: Stop = None
+    stream_options: StreamOptions | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    suffix: str | None = None
+
+
+@router.post("/v1/completions", summary="Create a completion")
+async def create_completion(body: CompletionRequest, request: Request) -> Response:
+    service: Service = request.app.state.service
+    refuse_unless(body, _NEUTRAL)
+    if body.best_of not in (None, 1, body.n):
+        raise ApiError("best_of must be 1 or n: every choice is given", param="best_of")
+    service.check_model(body.model)
+    prompts = await run_in_threadpool(_token_lists, body.prompt)
+    for prompt in prompts:
+        service.check_length(len(prompt))
+    completion = _Completion(service, body, client_of(request, body), prompts)
+    first = completion.begin()
+    if body.stream:
+        return event_stream(completion.chunks(first), named=False, last="[DONE]")
+    return await unless_gone(request, completion.whole(first))
+
+
+def _token_lists(prompt: str | list[Any]) -> list[list[int]]:
+    """The tokens of each prompt. Raises: ApiError for too many."""
+    if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)):
+        prompt = [prompt]
+    if len(prompt) > _MAX_PROMPTS:
+        raise ApiError(f"{len(prompt)} prompts; send at most {_MAX_PROMPTS}", param="prompt")
+    tokens = [harmony.encode_raw(one) if isinstance(one, str) else list(one) for one in prompt]
+    return [one or [harmony.END_OF_TEXT] for one in tokens or [[]]]
+
+
+@dataclass(frozen=True)
+class _Echo:
+    """A token of the prompt, said back."""
+
+    token: Token
+
+
+class _Completion:
+    """One request's choices, made one after the other."""
+
+    def __init__(
+        self, service: Service, body: CompletionRequest, client: str, prompts: list[list[int]]
+    ) -> None:
+        self._service, self._body, self._client = service, body, client
+        self._limit = _DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+        self._questions = [
+            Question(prompt, None, sampling=self._sampling(index), stops=stops_of(body.stop))
+            for prompt in prompts
+            for index in range(body.n or 1)
+        ]
+        self._base = {
+            "id": f"cmpl-{secrets.token_hex(12)}",
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": service.model,
+        }
+        self._prompts = prompts
+
+    def begin(self) -> Job:
+        """Queue the first choice. Raises: ApiError 429 or 503."""
+        return self._submit(0)
+
+    async def whole(self, first: Job) -> JSONResponse:
+        choices: list[dict[str, Any]] = []
+        usages: list[Usage] = []
+        async for index, piece in self._pieces(first, None):
+            if index == len(choices):
+                choices.append({"index": index, "text": "", "finish_reason": "length", "logprobs": None})
+                gathered = _Gathered()
+            if isinstance(piece, Done):
+                choices[index]["finish_reason"] = piece.reason
+                usages.append(piece.usage)
+            else:
+                gathered.add(piece)
+                choices[index]["text"] = gathered.text
+                choices[index]["logprobs"] = gathered.logprobs if self._body.logprobs is not None else None
+        return JSONResponse({**self._base, "choices": choices, "usage": self._usage(usages)})
+
+    async def chunks(self, first: Job) -> AsyncIterator[dict[str, Any] | None]:
+        usages: list[Usage] = []
+        latest, gathered = -1, _Gathered()
+        async for index, piece in self._pieces(first, 10.0):
+            if index != latest:
+                latest, gathered = index, _Gathered()
+            if piece is None:
+                yield None
+            elif isinstance(piece, Done):
+                usages.append(piece.usage)
+                yield self._chunk(index, "", piece.reason, None)
+            else:
+                text, logprobs = gathered.add(piece)
+                yield self._chunk(index, text, None, logprobs if self._body.logprobs is not None else None)
+        options = self._body.stream_options
+        if options and options.include_usage:
+            yield {**self._base, "choices": [], "usage": self._usage(usages)}
+
+    async def _pieces(self, first: Job, idle_s: float | None) -> AsyncIterator[tuple[int, Any]]:
+        """The pieces of all choices, with each choice's index; at least one piece of each."""
+        for index in range(len(self._questions)):
+            job = first if index == 0 else self._submit(index)
+            async for piece in pieces_of(job) if idle_s else job.items():
+                if isinstance(piece, Done):
+                    self._service.note(piece)
+                if piece is None or isinstance(piece, Done | Text | _Echo):
+                    yield index, piece
+
+    def _submit(self, index: int) -> Job:
+        return self._service.submit(self._work(self._questions[index]), self._client, follows=index > 0)
+
+    def _work(self, question: Question) -> Callable[[Callable[[], bool]], Iterator[Any]]:
+        service, body = self._service, self._body
+
+        def work(cancelled: Callable[[], bool]) -> Iterator[Any]:
+            if body.echo:
+                yield from (_Echo(token) for token in self._echo(question.prompt, cancelled))
+            if self._limit:
+                yield from Answering(service.engine, service.pool, service.thoughts, question).work(cancelled)
+            else:
+                yield Done("length", Usage(len(question.prompt), 0, 0, 0), (), 0.0, 0.0)
+
+        return work
+
+    def _echo(self, prompt: list[int], cancelled: Callable[[], bool]) -> Iterator[Token]:
+        yield Token(prompt[0], float("nan"))  # nothing stands before it to judge it by
+        if self._body.logprobs is None:
+            yield from (Token(token, float("nan")) for token in prompt[1:])
+        else:
+            sequence = self._service.pool.take(prompt)
+            yield from self._service.engine.judge(
+                prompt, self._body.logprobs, sequence=sequence, cancelled=cancelled
+            )
+
+    def _sampling(self, index: int) -> Any:
+        sampling = sampling_of(self._body, self._limit, self._body.seed, index)
+        return replace(sampling, top_logprobs=self._body.logprobs or 0)
+
+    def _chunk(self, index: int, text: str, reason: str | None, logprobs: Any) -> dict[str, Any]:
+        choice = {"index": index, "text": text, "finish_reason": reason, "logprobs": logprobs}
+        return {**self._base, "choices": [choice]}
+
+    def _usage(self, usages: Sequence[Usage]) -> dict[str, Any]:
+        prompt = sum(map(len, self._prompts))
+        completion = sum(usage.completion for usage in usages)
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+            "prompt_tokens_details": {"cached_tokens": sum(usage.cached for usage in usages)},
+        }
+
+
+class _Gathered:
+    """A choice's text and the logprobs of its tokens, as they come."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.logprobs: dict[str, list[Any]] = {
+            "tokens": [],
+            "token_logprobs": [],
+            "top_logprobs": [],
+            "text_offset": [],
+        }
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def add(self, piece: "Text | _Echo") -> tuple[str, dict[str, list[Any]]]:
+        """The text and the logprobs that `piece` adds."""
+        known = len(self.logprobs["tokens"])
+        if isinstance(piece, _Echo):
+            text, tokens = self._decode(piece.token.id), [piece.token]
+        else:
+            text, tokens = piece.text, list(piece.tokens)
+        offset = len(self.text)
+        for token in tokens:
+            self._note(token, offset)
+            offset += len(raw_token_text(token.id))
+        self.text += text
+        return text, {name: values[known:] for name, values in self.logprobs.items()}
+
+    def _decode(self, token: int) -> str:
+        if token >= harmony.TEXT_TOKENS:
+            return self._decoder.decode(b"") + raw_token_text(token)
+        return self._decoder.decode(harmony.token_bytes(token))
+
+    def _note(self, token: Token, offset: int) -> None:
+        is_judged = token.logprob == token.logprob
+        self.logprobs["tokens"].append(raw_token_text(token.id))
+        self.logprobs["token_logprobs"].append(token.logprob if is_judged else None)
+        top = {raw_token_text(other): logprob for other, logprob in token.top}
+        self.logprobs["top_logprobs"].append(top if is_judged else None)
+        self.logprobs["text_offset"].append(offset)

@@ -1,0 +1,94 @@
+"""The body of /v1/responses."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from localoss.server.schemas import (
+    MAX_TOP_LOGPROBS,
+    Effort,
+    JsonSchemaFormat,
+    Sampled,
+    Seed,
+    StreamOptions,
+    Tolerant,
+    Tools,
+)
+
+
+class InputPart(Tolerant):
+    type: str
+    text: str | None = None
+
+
+class InputItem(Tolerant):
+    """A message, a call, its result, or thinking; what `type` says decides which fields count."""
+
+    type: str | None = None
+    role: Literal["system", "developer", "user", "assistant"] | None = None
+    content: str | list[InputPart] | None = None
+    phase: str | None = None
+    call_id: str | None = None
+    name: str | None = None
+    arguments: str | None = None
+    output: str | list[InputPart] | None = None
+
+
+class NamedTool(Tolerant):
+    type: Literal["function"]
+    name: str
+
+
+class Reasoning(Tolerant):
+    effort: Effort | None = None
+    summary: str | None = None
+
+
+class TextFormat(JsonSchemaFormat):
+    type: Literal["text", "json_object", "json_schema"]
+
+
+class TextOptions(Tolerant):
+    format: TextFormat | None = None
+    verbosity: str | None = None
+
+
+class ResponseRequest(Sampled):
+    input: str | Annotated[list[InputItem], Field(min_length=1)]
+    instructions: str | None = None
+    previous_response_id: Annotated[str | None, Field(max_length=128)] = None
+    store: bool | None = None
+    reasoning: Reasoning | None = None
+    think_budget: Annotated[int | None, Field(ge=0)] = None
+    max_output_tokens: Annotated[int | None, Field(ge=1)] = None
+    text: TextOptions | None = None
+    tools: Tools = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    metadata: dict[str, str] | None = None
+    include: list[str] | None = None
+    top_logprobs: Annotated[int | None, Field(ge=0, le=MAX_TOP_LOGPROBS)] = None
+    seed: Seed = None
+    stream_options: StreamOptions | None = None
+    # Without effect here.
+    parallel_tool_calls: bool | None = None
+    truncation: str | None = None
+    service_tier: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    # Not supported: refused unless they ask for nothing.
+    background: bool | None = None
+    conversation: Any = None
+    prompt: Any = None
+    max_tool_calls: int | None = None
+
+
+NEUTRAL: dict[str, list[Any]] = {
+    "background": [False],
+    "conversation": [],
+    "prompt": [],
+    "max_tool_calls": [],
+    "truncation": ["disabled"],  # a prompt is never cut in silence
+}
+LOGPROBS = "message.output_text.logprobs"
+INCLUDABLE = (LOGPROBS, "reasoning.encrypted_content")

@@ -1,0 +1,256 @@
+"""/v1/responses."""
+
+import secrets
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse, Response
+
+from localoss.chat.harmony import ChatSetup, Message
+from localoss.server.answering import Done, Question, Usage
+from localoss.server.chat_prompts import JSON_OBJECT, Format, parse_functions, rules_for, split_instructions
+from localoss.server.errors import ApiError, as_api_error
+from localoss.server.json_text import printable
+from localoss.server.response_items import Event, Output
+from localoss.server.response_prompts import convert_items
+from localoss.server.response_schemas import (
+    INCLUDABLE,
+    LOGPROBS,
+    NEUTRAL,
+    InputItem,
+    NamedTool,
+    ResponseRequest,
+)
+from localoss.server.schemas import refuse_unless
+from localoss.server.service import (
+    Service,
+    client_of,
+    event_stream,
+    pieces_of,
+    sampling_of,
+    unless_gone,
+)
+from localoss.server.store import Record
+
+router = APIRouter()
+
+
+@router.post("/v1/responses", summary="Create a response")
+async def create_response(body: ResponseRequest, request: Request) -> Response:
+    service: Service = request.app.state.service
+    refuse_unless(body, NEUTRAL)
+    if unknown := [name for name in body.include or [] if name not in INCLUDABLE]:
+        raise ApiError(f"include: {unknown[0]!r} isn't supported", param="include")
+    service.check_model(body.model)
+    question, said = await _question(service, body)
+    answer = _Answer(service, body, question, said)
+    job = service.ask(question, client_of(request, body))
+    if body.stream:
+        return event_stream(answer.events(pieces_of(job)), named=True, last=None)
+    return await unless_gone(request, answer.whole(job.items()))
+
+
+@router.get("/v1/responses/{response_id}")
+async def get_response(response_id: str, request: Request) -> Response:
+    """A stored response."""
+    return JSONResponse(_found(await _store_call(request, "response", response_id), response_id))
+
+
+@router.delete("/v1/responses/{response_id}")
+async def delete_response(response_id: str, request: Request) -> Response:
+    """Forget a stored response."""
+    _found(await _store_call(request, "delete", response_id) or None, response_id)
+    return JSONResponse({"id": response_id, "object": "response.deleted", "deleted": True})
+
+
+@router.get("/v1/responses/{response_id}/input_items")
+async def list_input_items(response_id: str, request: Request) -> Response:
+    """What a stored response was asked with."""
+    items = _found(await _store_call(request, "input_items", response_id), response_id)
+    ids = {"first_id": items[0]["id"], "last_id": items[-1]["id"]} if items else {}
+    return JSONResponse({"object": "list", "data": items, "has_more": False, **ids})
+
+
+async def _store_call(request: Request, method: str, response_id: str) -> Any:
+    store = request.app.state.service.store
+    return await run_in_threadpool(getattr(store, method), response_id)
+
+
+def _found(value: Any, response_id: str) -> Any:
+    if value is None:
+        raise ApiError(f"Response with id '{response_id}' not found.", status=404, code="not_found")
+    return value
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What the new input adds to the conversation, and the calls that results may name."""
+
+    messages: list[Message]
+    calls: dict[str, str]
+
+
+async def _question(service: Service, body: ResponseRequest) -> tuple[Question, _Said]:
+    """Raises: ApiError."""
+    functions, strict = parse_functions(body.tools or [])
+    wanted = _format(body)
+    choice = body.tool_choice.name if isinstance(body.tool_choice, NamedTool) else body.tool_choice
+    rules = rules_for(functions, strict, choice, wanted)
+    before, calls = await _previous(service, body.previous_response_id)
+    items = [InputItem(role="user", content=body.input)] if isinstance(body.input, str) else body.input
+    new = convert_items(items, service.thoughts, calls)
+    instructions, messages = split_instructions([*before, *new])
+    parts = [body.instructions, *instructions, wanted.instructions if wanted else None]
+    effort = body.reasoning.effort if body.reasoning and body.reasoning.effort else "medium"
+    setup = ChatSetup(effort, "\n\n".join(filter(None, parts)) or None, functions)
+    prompt = await service.prompt(setup, messages)
+    sampling = sampling_of(body, body.max_output_tokens, body.seed)
+    sampling = replace(sampling, top_logprobs=body.top_logprobs or 0)
+    return Question(prompt, setup, rules, sampling), _Said(new, calls)
+
+
+async def _previous(service: Service, response_id: str | None) -> tuple[list[Message], dict[str, str]]:
+    if response_id is None:
+        return [], {}
+    found = await run_in_threadpool(service.store.conversation, response_id)
+    if found is None:
+        raise ApiError(
+            f"Previous response with id '{response_id}' not found.",
+            code="previous_response_not_found",
+            param="previous_response_id",
+        )
+    return found
+
+
+def _format(body: ResponseRequest) -> Format | None:
+    wanted = body.text.format if body.text else None
+    if wanted is None or wanted.type == "text":
+        return None
+    if wanted.type == "json_object":
+        return JSON_OBJECT
+    if wanted.schema_ is None:
+        raise ApiError("text.format of type json_schema needs a schema", param="text.format.schema")
+    return Format(wanted.schema_, wanted.name, wanted.description, bool(wanted.strict))
+
+
+class _Answer:
+    """One response as it comes about."""
+
+    def __init__(self, service: Service, body: ResponseRequest, question: Question, said: _Said) -> None:
+        self._service, self._body, self._said = service, body, said
+        self._output = Output(with_logprobs=LOGPROBS in (body.include or []))
+        self._response = _blank(service.model, body, question.setup.effort if question.setup else "medium")
+
+    async def whole(self, pieces: AsyncIterator[Any]) -> JSONResponse:
+        async for _ in self.events(pieces, raises=True):
+            pass
+        return JSONResponse(self._response)
+
+    async def events(self, pieces: AsyncIterator[Any], raises: bool = False) -> AsyncIterator[Event | None]:
+        """The stream's events, numbered. raises: give no event for an error but raise it."""
+        number = 0
+        try:
+            async for event in self._events(pieces):
+                yield event and event | {"sequence_number": number}
+                number += event is not None
+        except Exception as error:
+            if raises:
+                raise
+            told = as_api_error(error).body()["error"]
+            failed = {"code": "server_error", "message": told["message"]}
+            self._response |= {"status": "failed", "error": failed}
+            yield {"type": "response.failed", "response": self._response, "sequence_number": number}
+
+    async def _events(self, pieces: AsyncIterator[Any]) -> AsyncIterator[Event | None]:
+        yield {"type": "response.created", "response": dict(self._response)}
+        yield {"type": "response.in_progress", "response": dict(self._response)}
+        async for piece in pieces:
+            if piece is None:
+                yield None
+                continue
+            for event in self._output.events(piece):
+                yield event
+            if isinstance(piece, Done):
+                await self._finish(piece)
+                yield {"type": f"response.{self._response['status']}", "response": self._response}
+
+    async def _finish(self, done: Done) -> None:
+        self._service.note(done)
+        is_whole = done.reason != "length"
+        self._response |= {
+            "status": "completed" if is_whole else "incomplete",
+            "incomplete_details": None if is_whole else {"reason": "max_output_tokens"},
+            "completed_at": int(time.time()) if is_whole else None,
+            "output": self._output.items,
+            "usage": _usage(done.usage),
+        }
+        if self._response["store"]:
+            await run_in_threadpool(self._service.store.put, self._record(done))
+
+    def _record(self, done: Done) -> Record:
+        items = self._body.input
+        shown = [InputItem(role="user", content=items)] if isinstance(items, str) else items
+        return Record(
+            self._response,
+            self._body.previous_response_id,
+            [*self._said.messages, *done.messages],
+            self._said.calls | self._output.calls,
+            [_shown(item) for item in shown],
+        )
+
+
+def _shown(item: InputItem) -> dict[str, Any]:
+    fields = item.model_dump(exclude_none=True)
+    if isinstance(item.content, str):
+        kind = "output_text" if item.role == "assistant" else "input_text"
+        fields["content"] = [{"type": kind, "text": item.content}]
+    return printable({"id": f"msg_{secrets.token_hex(16)}", "type": "message", **fields})
+
+
+def _blank(model: str, body: ResponseRequest, effort: str) -> dict[str, Any]:
+    """The response before anything was generated: what was asked, as OpenAI says it back."""
+    sent = printable(body.model_dump(exclude_none=True, by_alias=True))
+    return {
+        "id": f"resp_{secrets.token_hex(16)}",
+        "object": "response",
+        "created_at": int(time.time()),
+        "completed_at": None,
+        "status": "in_progress",
+        "background": False,
+        "error": None,
+        "incomplete_details": None,
+        "instructions": sent.get("instructions"),
+        "max_output_tokens": body.max_output_tokens,
+        "max_tool_calls": None,
+        "metadata": sent.get("metadata", {}),
+        "model": model,
+        "output": [],
+        "parallel_tool_calls": body.parallel_tool_calls is not False,
+        "previous_response_id": sent.get("previous_response_id"),
+        "reasoning": {"effort": effort, "summary": None},
+        "service_tier": "default",
+        "store": body.store is not False,
+        "temperature": 1.0 if body.temperature is None else body.temperature,
+        "text": {"format": sent.get("text", {}).get("format", {"type": "text"})},
+        "tool_choice": sent.get("tool_choice", "auto"),
+        "tools": [{"strict": False, "parameters": None, **tool} for tool in sent.get("tools", [])],
+        "top_logprobs": body.top_logprobs or 0,
+        "top_p": 1.0 if body.top_p is None else body.top_p,
+        "truncation": "disabled",
+        "usage": None,
+        "user": sent.get("user"),
+    }
+
+
+def _usage(usage: Usage) -> dict[str, Any]:
+    return {
+        "input_tokens": usage.prompt,
+        "input_tokens_details": {"cached_tokens": usage.cached, "cache_write_tokens": 0},
+        "output_tokens": usage.completion,
+        "output_tokens_details": {"reasoning_tokens": usage.reasoning},
+        "total_tokens": usage.prompt + usage.completion,
+    }

@@ -1,6 +1,7 @@
 """The environment variables that localoss reads, all of them here."""
 
 import os
+import shlex
 from pathlib import Path
 
 from localoss.errors import UsageError
@@ -65,6 +66,27 @@ def api_key() -> str | None:
 def color() -> bool:
     """Whether a terminal may be sent styles: not with NO_COLOR (https://no-color.org), nor to a dumb one."""
     return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def terminal_reflows() -> bool:
+    """Whether lines wrap anew when the terminal becomes narrower: in all but xterm and Linux's console."""
+    return "XTERM_VERSION" not in os.environ and os.environ.get("TERM") != "linux"
+
+
+def editor() -> list[str] | None:
+    """VISUAL or EDITOR as a command and its arguments, if one of them is set. Raises: UsageError."""
+    value = os.environ.get("VISUAL") or os.environ.get("EDITOR") or ""
+    try:
+        return shlex.split(value, posix=os.name == "posix") or None
+    except ValueError as error:
+        raise UsageError(f"VISUAL or EDITOR is {value!r} ({error}); give a command") from None
+
+
+def clipboard() -> str | None:
+    """Which clipboard this session's programs can reach: wayland, x11, or None for what the system has."""
+    if os.environ.get("WAYLAND_DISPLAY"):
+        return "wayland"
+    return "x11" if os.environ.get("DISPLAY") else None
 
 
 def set_variable(name: str, value: str) -> None:

@@ -1,6 +1,6 @@
 """A conversation: what was said, and the prompt that it makes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from localoss.chat import harmony
@@ -9,15 +9,32 @@ from localoss.chat.harmony import ChatSetup, Message
 
 @dataclass
 class Conversation:
-    """Messages under a setup. Thinking is forgotten once the turn's final answer stands."""
+    """Messages under a setup. Thinking is forgotten once the turn's final answer stands.
+
+    left_out: how many of the oldest messages the model no longer sees.
+    """
 
     setup: ChatSetup
     messages: list[Message] = field(default_factory=list)
+    left_out: int = 0
 
-    def ask(self, text: str) -> list[int]:
-        """Add a user's message and give the tokens of the whole conversation."""
+    def ask(self, text: str) -> None:
+        """Add a user's message."""
         self.messages.append(Message("user", text))
-        return harmony.render(self.setup, self.messages)
+
+    def tokens(self) -> list[int]:
+        """The whole conversation as a prompt, up to the `<|start|>assistant` that the model continues."""
+        return harmony.render(self.setup, self.messages[self.left_out :])
+
+    @property
+    def is_answered(self) -> bool:
+        return not self.messages or self.messages[-1].role != "user"
+
+    @property
+    def last_answer(self) -> str:
+        """The text of the last final message, or nothing."""
+        finals = [message.text for message in self.messages if message.channel == "final"]
+        return finals[-1] if finals else ""
 
     def answer(self, messages: Sequence[Message]) -> None:
         """Add the assistant's messages of a turn.
@@ -29,14 +46,45 @@ class Conversation:
             kept = [message for message in kept if message.channel != "analysis"]
         self.messages = harmony.drop_finished_analysis([*self.messages, *kept])
 
-    def take_back(self) -> None:
-        """Forget the last user's message and everything after it."""
-        while self.messages and self.messages.pop().role != "user":
-            pass
+    def take_back(self) -> str | None:
+        """Forget the last user's message and everything after it; gives its text, None if there is none."""
+        asked = self._asked()
+        if not asked:
+            return None
+        text = self.messages[asked[-1]].text
+        del self.messages[asked[-1] :]
+        self.left_out = min(self.left_out, asked[-1])
+        return text
+
+    def drop_answer(self) -> bool:
+        """Forget what came after the last user's message. False if there is no such message."""
+        asked = self._asked()
+        if asked:
+            del self.messages[asked[-1] + 1 :]
+        return bool(asked)
+
+    def leave_out_oldest(self, fits: Callable[[int], bool]) -> int:
+        """Leave exchanges out of the prompt, the oldest first, until `fits(its tokens)`.
+
+        The last user's message always stays. Gives how many messages were left out.
+        """
+        before = self.left_out
+        for start in [index for index in self._asked() if index > before]:
+            if fits(len(self.tokens())):
+                break
+            self.left_out = start
+        return self.left_out - before
 
     def clear(self) -> None:
         self.messages.clear()
+        self.left_out = 0
 
     def set_effort(self, effort: str) -> None:
         """Raises: UsageError for an effort that is none of low, medium, high."""
         self.setup = replace(self.setup, effort=effort)
+
+    def set_instructions(self, text: str | None) -> None:
+        self.setup = replace(self.setup, instructions=text)
+
+    def _asked(self) -> list[int]:
+        return [index for index, message in enumerate(self.messages) if message.role == "user"]

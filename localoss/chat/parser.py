@@ -53,6 +53,11 @@ class StreamParser:
         self._text: list[str] = []
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
+    @property
+    def open_channel(self) -> str | None:
+        """The channel of the open message; None within a header."""
+        return self._start.channel if self._header is None else None
+
     def push(self, token: int) -> list[Event]:
         """The events that `token` brings about. Never raises."""
         if self._header is None:

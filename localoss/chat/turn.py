@@ -22,7 +22,10 @@ _CHAT_STOPS = (harmony.RETURN, harmony.CALL)
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn, and how many at most; the engine says what each takes."""
+    """How tokens are drawn, and how many at most; the engine says what each takes.
+
+    think_budget: after so many tokens of thinking the final answer must begin.
+    """
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -31,6 +34,7 @@ class Sampling:
     seed: int | None = None
     max_tokens: int | None = None
     top_logprobs: int = 0  # how many of the likeliest tokens each token comes with
+    think_budget: int | None = None
 
 
 @dataclass
@@ -53,6 +57,7 @@ class Turn:
     finish: str = "length"
     prefilled_tokens: int = 0  # of the prompt: the rest was in the sequence's cache already
     generated_tokens: int = 0
+    thinking_tokens: int = 0  # those within analysis messages
     prefill_s: float = 0.0
     decode_s: float = 0.0  # from the first generated token to the last
 
@@ -70,6 +75,7 @@ class Turn:
         try:
             for token in self._tokens(progress, cancelled):
                 self.finish = _FINISHES.get(token.id, "length")
+                self.thinking_tokens += parser.open_channel == "analysis" and token.id < harmony.TEXT_TOKENS
                 if self.observe:
                     self.observe(token)
                 yield from self._note(parser.push(token.id))
@@ -119,6 +125,7 @@ class Turn:
         automaton = None
         if self.setup is not None:
             automaton = HeaderAutomaton(self.engine.config.vocab, self.setup, self.rules)
+            self._hold_to_budget(automaton)
         started = first = time.perf_counter()
         for token in self.engine.generate(
             self.prompt,
@@ -143,6 +150,13 @@ class Turn:
             if automaton:
                 automaton.advance(token.id)
             yield token
+            if automaton:
+                self._hold_to_budget(automaton)
+
+    def _hold_to_budget(self, automaton: HeaderAutomaton) -> None:
+        budget = self.sampling.think_budget
+        if budget is not None and self.thinking_tokens >= budget:
+            automaton.force_final()
 
     def _counting(self, progress: Callable[[int, int], None] | None) -> Callable[[int, int], None]:
         cached_tokens: int | None = None

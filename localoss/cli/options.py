@@ -82,6 +82,9 @@ HideThinking = Annotated[bool, typer.Option("--hide-thinking", help="Show the an
 MaxTokens = Annotated[
     int | None, typer.Option(metavar="N", min=1, help="Stop after N tokens, thinking included.")
 ]
+ThinkBudget = Annotated[
+    int | None, typer.Option(metavar="N", min=0, help="After N tokens of thinking the answer must begin.")
+]
 Temperature = Annotated[float, typer.Option(metavar="T", min=0, help="0 always takes the likeliest token.")]
 TopP = Annotated[float, typer.Option(metavar="P", min=0, max=1, help=_TOP_P_HELP)]
 TopK = Annotated[int, typer.Option(metavar="K", min=0, help="Draw from the K likeliest tokens; 0: from all.")]

@@ -39,6 +39,7 @@ def run(
     as_json: AsJson = False,
     raw: Raw = False,
     max_tokens: options.MaxTokens = None,
+    think_budget: options.ThinkBudget = None,
     temperature: options.Temperature = 1.0,
     top_p: options.TopP = 1.0,
     top_k: options.TopK = 0,
@@ -57,10 +58,12 @@ def run(
     from localoss.cli.loading import load_model
 
     text = _prompt_text(prompt)
-    sampling = Sampling(temperature, top_p, top_k, min_p, seed, max_tokens)
+    sampling = Sampling(temperature, top_p, top_k, min_p, seed, max_tokens, think_budget)
     instructions = options.instructions(system, system_file)
     if raw and instructions is not None:
         raise UsageError("--raw has no system message; leave out --system or --raw")
+    if raw and think_budget is not None:
+        raise UsageError("--raw has no thinking that ends; leave out --think-budget or --raw")
     setup = None if raw else harmony.ChatSetup(effort.value, instructions)
     tokens = (
         harmony.encode_raw(text) if setup is None else harmony.render(setup, [harmony.Message("user", text)])
@@ -141,6 +144,7 @@ def _report(turn: "Turn", folder: Path, load_s: float) -> dict[str, Any]:
         "finish": turn.finish,
         "prompt_tokens": len(turn.prompt),
         "generated_tokens": turn.generated_tokens,
+        "thinking_tokens": turn.thinking_tokens,
         "load_s": round(load_s, 3),
         "prefill_s": round(turn.prefill_s, 3),
         "decode_s": round(turn.decode_s, 3),

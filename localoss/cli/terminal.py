@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from threading import Event as Flag
 from types import FrameType
 from typing import TYPE_CHECKING, TextIO
 
@@ -17,7 +16,14 @@ if TYPE_CHECKING:
 
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
+_PASTES_MARKED, _PASTES_PLAIN = "\x1b[?2004h", "\x1b[?2004l"  # so that a prompt tells pasted from typed
 _PROGRESS_AFTER_S = 1.0
+_IMPATIENT_AFTER_S = 1.0
+
+
+def printable(text: str) -> str:
+    """`text` without control characters, which a terminal would obey."""
+    return _CONTROL.sub("", text)
 
 
 class AnswerPrinter:
@@ -26,9 +32,10 @@ class AnswerPrinter:
     aside None shows the final message alone. A terminal that takes no styles gets a label before each part.
     """
 
-    def __init__(self, out: TextIO, aside: TextIO | None) -> None:
+    def __init__(self, out: TextIO, aside: TextIO | None, dims: bool | None = None) -> None:
+        """dims: whether `aside` may be sent styles; None asks the settings."""
         self._out, self._aside = out, aside
-        self._dims = aside is not None and settings.color()
+        self._dims = aside is not None and (settings.color() if dims is None else dims)
         self._is_final = True  # a raw answer has no header to say so
         self._last = ""  # what was written last to the open message
 
@@ -57,7 +64,7 @@ class AnswerPrinter:
         if stream is None:
             return
         if stream.isatty():
-            text = _CONTROL.sub("", text)
+            text = printable(text)
         if text:
             self._last = text
             self._put(stream, f"{_DIM}{text}{_PLAIN}" if self._dims and not self._is_final else text)
@@ -117,16 +124,48 @@ def say(text: str) -> None:
 
 @contextmanager
 def interrupts() -> Iterator[Callable[[], bool]]:
-    """Inside, the first Ctrl-C makes the given function return True; a second raises KeyboardInterrupt."""
-    pressed = Flag()
+    """Inside, Ctrl-C makes the given function return True; pressed again a while later, it raises
+    KeyboardInterrupt: then something doesn't heed it.
+    """
+    pressed_at: list[float] = []
 
     def note(_signal: int, _frame: FrameType | None) -> None:
-        if pressed.is_set():
+        pressed_at.append(time.monotonic())
+        if pressed_at[-1] - pressed_at[0] > _IMPATIENT_AFTER_S:
             raise KeyboardInterrupt
-        pressed.set()
 
     before = signal.signal(signal.SIGINT, note)
     try:
-        yield pressed.is_set
+        yield lambda: bool(pressed_at)
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+if sys.platform == "win32":
+
+    @contextmanager
+    def typing_waits() -> Iterator[None]:
+        yield
+
+else:
+    import termios
+
+    @contextmanager
+    def typing_waits() -> Iterator[None]:
+        """Inside, what is typed or pasted is not echoed into the answer: it waits for the next prompt."""
+        try:
+            descriptor = sys.stdin.fileno()
+            before = termios.tcgetattr(descriptor)
+        except (OSError, ValueError, termios.error):  # no terminal
+            yield
+            return
+        quiet = list(before)
+        quiet[3] &= ~(termios.ECHO | termios.ICANON)
+        termios.tcsetattr(descriptor, termios.TCSANOW, quiet)
+        sys.stdout.write(_PASTES_MARKED)
+        try:
+            yield
+        finally:
+            sys.stdout.write(_PASTES_PLAIN)
+            sys.stdout.flush()
+            termios.tcsetattr(descriptor, termios.TCSANOW, before)

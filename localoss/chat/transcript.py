@@ -1,0 +1,65 @@
+"""A conversation as a file that people can read: JSON, a message at a time."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from localoss.chat.conversation import Conversation
+from localoss.chat.harmony import CHANNELS, ChatSetup, Message
+from localoss.errors import UsageError
+
+_FORMAT = "localoss conversation 1"
+_MESSAGE_KEYS = ("role", "channel", "recipient", "content_type", "name", "text")
+_ROLES = ("user", "assistant", "tool")
+
+
+def to_json(conversation: Conversation, model: str) -> bytes:
+    """The conversation, and the model's name or folder, as UTF-8 JSON."""
+    setup = conversation.setup
+    document = {
+        "format": _FORMAT,
+        "model": model,
+        "effort": setup.effort,
+        "instructions": setup.instructions,
+        "date": setup.date,
+        "left_out": conversation.left_out,
+        "messages": [
+            {key: getattr(message, key) for key in _MESSAGE_KEYS if getattr(message, key) is not None}
+            for message in conversation.messages
+        ],
+    }
+    return json.dumps(document, ensure_ascii=False, indent=1).encode("utf-8", "replace") + b"\n"
+
+
+def read(path: Path) -> tuple[Conversation, str]:
+    """The conversation in a file, and the model it was held with.
+
+    Raises: UsageError if it can't be read or holds something else.
+    """
+    try:
+        document = json.loads(path.read_bytes())
+        if document["format"] != _FORMAT:
+            raise ValueError(f"its format is {document['format']!r}")
+        messages = [_message(entry) for entry in document["messages"]]
+        instructions, left_out = document["instructions"], document["left_out"]
+        if not isinstance(left_out, int) or not 0 <= left_out <= len(messages):
+            raise ValueError("left_out is no count of messages")
+        setup = ChatSetup(document["effort"], instructions and str(instructions), date=str(document["date"]))
+        return Conversation(setup, messages, left_out), str(document["model"])
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}") from None
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{path}: not a saved conversation ({type(error).__name__}: {error})") from None
+    except (ValueError, RecursionError, UsageError) as error:
+        raise UsageError(f"{path}: not a saved conversation ({error})") from None
+
+
+def _message(entry: dict[str, Any]) -> Message:
+    values = {key: entry.get(key) for key in _MESSAGE_KEYS}
+    if any(value is not None and not isinstance(value, str) for value in values.values()):
+        raise ValueError("a message holds something else than text")
+    if values["role"] not in _ROLES or values["text"] is None:
+        raise ValueError("a message has no role of a user, assistant or tool, or no text")
+    if values["channel"] not in (None, *CHANNELS):
+        raise ValueError(f"a message's channel is {values['channel']!r}")
+    return Message(**values)  # type: ignore[arg-type]

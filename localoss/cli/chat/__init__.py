@@ -1,0 +1,97 @@
+"""`localoss chat`: a conversation with a model."""
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from localoss.cli import options
+
+if TYPE_CHECKING:
+    from localoss.cli.chat.messages import Input
+    from localoss.cli.chat.talk import Chat
+    from localoss.engine import Engine
+
+
+class Trim(StrEnum):
+    """What is left out when the context is full."""
+
+    none = "none"
+    oldest = "oldest"
+
+
+TrimOption = Annotated[
+    Trim,
+    typer.Option(
+        "--trim", help="oldest: when the context fills, the model no longer sees the oldest messages."
+    ),
+]
+
+
+def chat(
+    model: options.OptionalModelName = None,
+    effort: options.EffortOption = options.Effort.medium,
+    system: options.System = None,
+    system_file: options.SystemFile = None,
+    hide_thinking: options.HideThinking = False,
+    max_tokens: options.MaxTokens = None,
+    think_budget: options.ThinkBudget = None,
+    temperature: options.Temperature = 1.0,
+    top_p: options.TopP = 1.0,
+    top_k: options.TopK = 0,
+    min_p: options.MinP = 0.0,
+    seed: options.Seed = None,
+    context: options.Context = 8192,
+    trim: TrimOption = Trim.none,
+    kv_dtype: options.KVDtypeOption = options.KVDtype.f16,
+    threads: options.Threads = None,
+) -> None:
+    """Talk with a model; /help lists what can be typed besides text.
+
+    Without MODEL, the one that is installed, or the demo model that comes with localoss.
+    """
+    from localoss.chat.conversation import Conversation
+    from localoss.chat.harmony import ChatSetup, check_vocabulary
+    from localoss.chat.turn import Sampling
+    from localoss.cli.chat import commands
+    from localoss.cli.chat.talk import Chat
+    from localoss.cli.loading import introduction, load_model
+    from localoss.registry import default_model
+
+    def load(name: str) -> "tuple[Path, Engine]":
+        folder, engine = load_model(name, context_tokens=context, threads=threads, kv_dtype=kv_dtype.value)
+        check_vocabulary(engine.config.vocab)
+        return folder, engine
+
+    sampling = Sampling(temperature, top_p, top_k, min_p, seed, max_tokens, think_budget)
+    conversation = Conversation(ChatSetup(effort.value, options.instructions(system, system_file)))
+    model = model or default_model()
+    folder, engine = load(model)
+    talk = Chat(
+        folder,
+        engine,
+        conversation,
+        sampling,
+        load,
+        show_thinking=not hide_thinking,
+        trims=trim == Trim.oldest,
+    )
+    name = folder.resolve().name
+    greeting = "".join(f"{line}\n" for line in [introduction(model)] if line)
+    greeting += f"{name} · context {engine.context_tokens:,} tokens · effort {effort.value} · /help for help"
+    print(greeting, file=sys.stdout if talk.at_terminal else sys.stderr, flush=True)
+    talk.hold(_input(talk), commands.obey)
+
+
+def _input(talk: "Chat") -> "Input":
+    from localoss import settings
+    from localoss.cli.chat import commands
+    from localoss.cli.chat.messages import PipedInput
+
+    if not talk.at_terminal:
+        return PipedInput()
+    from localoss.cli.chat.prompt import TypedInput
+
+    return TypedInput(settings.home() / "history", commands.COMMANDS, commands.choices, talk.status)

@@ -1,0 +1,293 @@
+"""What can be typed in a chat besides messages."""
+
+import difflib
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from localoss.chat import harmony, transcript
+from localoss.cli.chat import outside
+from localoss.cli.chat.figures import context_parts, context_picture, turns_table
+from localoss.cli.chat.talk import Attachment, Chat, Leave
+from localoss.cli.terminal import say
+from localoss.errors import LocalossError, UsageError
+from localoss.registry import find_model, installed_models
+from quant.errors import QuantError
+
+_NOTHING = ("", "none", "off")
+_NUMBERS: dict[str, tuple[type, float, float]] = {
+    "temperature": (float, 0, 100),
+    "top_p": (float, 0, 1),
+    "top_k": (int, 0, 1 << 31),
+    "min_p": (float, 0, 1),
+    "seed": (int, 0, 1 << 63),
+    "max_tokens": (int, 1, 1 << 31),
+    "think_budget": (int, 0, 1 << 31),
+}
+_OPTIONAL = ("seed", "max_tokens", "think_budget")
+_CHARACTERS_PER_TOKEN = 32  # more than any text has: a file beyond that cannot fit
+
+
+@dataclass(frozen=True)
+class Command:
+    """usage: what stands after the name. choices: words for it, None for a file name."""
+
+    run: Callable[[Chat, str], None]
+    usage: str
+    help: str
+    choices: Callable[[], Iterable[str]] | None = lambda: ()
+
+
+def obey(chat: Chat, name: str, argument: str) -> None:
+    """Carry out a command. Raises: Leave; LocalossError, QuantError with a line to show."""
+    name = {"?": "help", "quit": "exit", "bye": "exit"}.get(name, name)
+    if name not in COMMANDS:
+        nearest = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean /{nearest[0]}?" if nearest else "/help lists what there is"
+        raise UsageError(f"there is no /{name}; {hint} (a line that begins with a blank is sent as it is)")
+    COMMANDS[name].run(chat, argument)
+
+
+def choices(name: str) -> Iterable[str] | None:
+    """Words that may stand after a command; None for the name of a file."""
+    command = COMMANDS.get(name)
+    if command is None:
+        return ()
+    return None if command.choices is None else command.choices()
+
+
+def _effort(chat: Chat, effort: str) -> None:
+    if effort:
+        chat.conversation.set_effort(effort)
+    say(f"(effort {chat.conversation.setup.effort})")
+
+
+def _think(chat: Chat, what: str) -> None:
+    if what in ("show", "hide"):
+        chat.show_thinking = what == "show"
+    elif what == "last":
+        say(chat.last_thinking or "(the last answer had no thinking)")
+        return
+    elif what:
+        raise UsageError("/think show, /think hide, or /think last for the thinking before the last answer")
+    say(f"(thinking is {'shown' if chat.show_thinking else 'hidden'})")
+
+
+def _system(chat: Chat, text: str) -> None:
+    if text in ('""', "''", "none"):
+        chat.conversation.set_instructions(None)
+    elif text:
+        chat.conversation.set_instructions(text)
+    say(f"(instructions: {chat.conversation.setup.instructions or 'none'})")
+
+
+def _clear(chat: Chat, _: str) -> None:
+    chat.conversation.clear()
+    chat.attachments.clear()
+    say("(a new conversation)")
+
+
+def _regen(chat: Chat, _: str) -> None:
+    if not chat.conversation.drop_answer():
+        raise UsageError("there is nothing to answer yet")
+    chat.reply()
+
+
+def _undo(chat: Chat, _: str) -> None:
+    text = chat.conversation.take_back()
+    if text is None:
+        raise UsageError("there is nothing to take back")
+    say(f"(taken back: {_shortened(text)})")
+
+
+def _edit(chat: Chat, _: str) -> None:
+    asked = [message.text for message in chat.conversation.messages if message.role == "user"]
+    before = asked[-1] if asked else ""
+    after = outside.edit(before).strip("\n").rstrip()
+    if after == before or not after:
+        say("(nothing was changed)")
+        return
+    chat.conversation.take_back()
+    chat.ask(after)
+
+
+def _read(chat: Chat, name: str) -> None:
+    if not name:
+        for file in chat.attachments:
+            say(f"({file.name}: {file.tokens:,} tokens, for your next message)")
+        if not chat.attachments:
+            say("(no file waits for your next message; /read FILE adds one)")
+        return
+    path = Path(name.strip("\"'")).expanduser()
+    free = chat.engine.context_tokens - chat.used_tokens - sum(file.tokens for file in chat.attachments)
+    try:
+        size = path.stat().st_size
+        text = path.read_text(encoding="utf-8") if size <= free * _CHARACTERS_PER_TOKEN else None
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: not UTF-8 text") from None
+    tokens = len(harmony.encoding().encode(text)) if text is not None else size // _CHARACTERS_PER_TOKEN
+    if text is None or tokens > free:
+        least = "at least " if text is None else ""
+        raise UsageError(f"{path} has {least}{tokens:,} tokens, and the context has room for {free:,}")
+    chat.attachments.append(Attachment(path.name, text, tokens))
+    say(f"({path.name}: {tokens:,} tokens, for your next message)")
+
+
+def _stats(chat: Chat, _: str) -> None:
+    say(turns_table(chat.turns))
+
+
+def _context(chat: Chat, _: str) -> None:
+    waiting = "\n\n".join(file.text for file in chat.attachments)
+    say(context_picture(context_parts(chat.conversation, waiting), chat.engine.context_tokens))
+    if chat.conversation.left_out:
+        say(f"{chat.conversation.left_out} oldest messages are left out (--trim oldest)")
+
+
+def _save(chat: Chat, name: str) -> None:
+    path = _file(name, "/save FILE")
+    if path.exists():
+        _check_ours(path)
+    try:
+        path.write_bytes(transcript.to_json(chat.conversation, str(chat.folder)))
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}") from None
+    say(f"({len(chat.conversation.messages)} messages in {path})")
+
+
+def _load(chat: Chat, name: str) -> None:
+    conversation, _ = transcript.read(_file(name, "/load FILE"))
+    chat.conversation.setup = conversation.setup
+    chat.conversation.messages = conversation.messages
+    chat.conversation.left_out = conversation.left_out
+    say(f"({len(conversation.messages)} messages, effort {conversation.setup.effort})")
+
+
+def _set(chat: Chat, argument: str) -> None:
+    name, _, value = argument.replace("=", " ").partition(" ")
+    name, value = name.strip("-").replace("-", "_"), value.strip()
+    if not name:
+        for option in _NUMBERS:
+            say(f"{option} {_shown(getattr(chat.sampling, option))}")
+        say(f"trim {'oldest' if chat.trims else 'none'}")
+    elif name == "trim" and value in ("oldest", *_NOTHING):
+        chat.trims = value == "oldest"
+        say(f"(trim {'oldest' if chat.trims else 'none'})")
+    elif name not in _NUMBERS:
+        nearest = difflib.get_close_matches(name, [*_NUMBERS, "trim"], n=1)
+        hint = f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(_NUMBERS)}, trim"
+        raise UsageError(f"there is no option {argument.split()[0]!r}; {hint}")
+    else:
+        chat.sampling = replace(chat.sampling, **{name: _number(name, value)})  # type: ignore[arg-type]
+        say(f"({name} {_shown(getattr(chat.sampling, name))})")
+
+
+def _number(name: str, value: str) -> float | None:
+    kind, least, most = _NUMBERS[name]
+    if name in _OPTIONAL and value in _NOTHING:
+        return None
+    try:
+        number: float = kind(value)
+    except ValueError:
+        number = least - 1
+    if not least <= number <= most or (name == "top_p" and number == 0):
+        meant = "a whole number" if kind is int else "a number"
+        more = ", or none" if name in _OPTIONAL else ""
+        bounds = f"from {least:g}" + (f" to {most:g}" if most <= 100 else "")
+        raise UsageError(f"{name} is {value!r}; give {meant} {bounds}{more}")
+    return number
+
+
+def _model(chat: Chat, name: str) -> None:
+    if not name:
+        say(f"({chat.folder}; installed: {', '.join(installed_models()) or 'none'})")
+        return
+    find_model(name)  # before the one in use is given up: two may not fit into memory
+    before = chat.folder
+    chat.engine = chat.sequence = None  # type: ignore[assignment]
+    try:
+        chat.use(*chat.load(name))
+    except (LocalossError, QuantError, OSError, KeyboardInterrupt):
+        chat.use(*chat.load(str(before)))
+        say(f"({before.name} stays)")
+        raise
+    say(f"({chat.status()})")
+
+
+def _copy(chat: Chat, _: str) -> None:
+    answer = chat.conversation.last_answer
+    if not answer:
+        raise UsageError("there is no answer to copy yet")
+    say(f"(the last answer, {len(answer):,} characters, copied by {outside.copy(answer)})")
+
+
+def _help(_chat: Chat, _: str) -> None:
+    usages = {f"/{name} {command.usage}".strip(): command.help for name, command in COMMANDS.items()}
+    width = max(map(len, usages))
+    say("\n".join(f"{usage.ljust(width)}  {text}" for usage, text in usages.items()))
+    say(_KEYS)
+
+
+def _exit(_chat: Chat, _: str) -> None:
+    raise Leave
+
+
+def _file(name: str, usage: str) -> Path:
+    if not name:
+        raise UsageError(f"which file? {usage}")
+    return Path(name.strip("\"'")).expanduser()
+
+
+def _check_ours(path: Path) -> None:
+    """Raises: UsageError if `path` is a file of another kind, which must not be lost."""
+    try:
+        transcript.read(path)
+    except UsageError:
+        raise UsageError(f"{path}: holds something else; name a new file") from None
+
+
+def _shortened(text: str, most: int = 60) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[: most - 1]}…"
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None else json.dumps(value)
+
+
+_KEYS = """\
+Enter sends, Alt-Enter begins a new line; between \"\"\" and \"\"\" Enter does, too.
+Ctrl-C stops an answer, or clears the line; Ctrl-L clears the screen; Ctrl-D leaves."""
+
+COMMANDS = {
+    "effort": Command(
+        _effort, "low|medium|high", "how long the model thinks; alone: how long now", lambda: harmony.EFFORTS
+    ),
+    "think": Command(
+        _think,
+        "show|hide|last",
+        "show or hide thinking, or show that of the last answer",
+        lambda: ("show", "hide", "last"),
+    ),
+    "system": Command(_system, "TEXT", 'instructions to the model; "" for none, alone: what they are'),
+    "clear": Command(_clear, "", "a new conversation"),
+    "regen": Command(_regen, "", "another answer to your last message"),
+    "undo": Command(_undo, "", "take your last message and its answer back"),
+    "edit": Command(_edit, "", "change your last message in $EDITOR and send it again"),
+    "read": Command(_read, "FILE", "put a file's text into your next message", None),
+    "stats": Command(_stats, "", "tokens and speed of each turn"),
+    "context": Command(_context, "", "what fills the context"),
+    "save": Command(_save, "FILE", "write the conversation to a file", None),
+    "load": Command(_load, "FILE", "go on from a file that /save wrote", None),
+    "set": Command(
+        _set, "NAME VALUE", "sampling options as on the command line; alone: all of them", lambda: _NUMBERS
+    ),
+    "model": Command(_model, "NAME", "go on with another model; alone: which one this is", installed_models),
+    "copy": Command(_copy, "", "the last answer to the clipboard"),
+    "help": Command(_help, "", "this list"),
+    "exit": Command(_exit, "", "leave"),
+}

@@ -1,0 +1,201 @@
+"""Markdown that grows at its end: the part that can no longer change is printed, the rest is drawn again.
+
+Rich parses and lays out; here are the cuts between blocks, and the looks of blocks that end as plain text in
+a terminal's scrollback: nothing is centred, boxed or padded, and nothing that a model wrote is left out.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from rich import box
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.markdown import (
+    CodeBlock,
+    Heading,
+    HorizontalRule,
+    ListItem,
+    Markdown,
+    TableElement,
+)
+from rich.rule import Rule
+from rich.segment import Segment
+from rich.style import Style
+from rich.syntax import Syntax
+from rich.table import Table
+from rich.text import Text
+from rich.theme import Theme
+
+_CODE_THEME = "ansi_dark"  # the terminal's own colours, which its user chose to be readable
+_LISTS = ("bullet_list_open", "ordered_list_open")
+_MOST_LIST_DIGITS = 2
+_STYLES = {
+    "markdown.code": "cyan",
+    "markdown.block_quote": "dim",
+    "markdown.item.number": "none",
+    "markdown.link": "none",
+    "markdown.link_url": "underline",
+}
+_SHOWN_AS = {"html_inline": "text", "softbreak": "hardbreak", "image": "text"}
+
+
+class _Heading(Heading):
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        text = self.text.copy()
+        text.stylize("bold underline" if self.tag == "h1" else "bold")
+        yield text
+
+
+class _Code(CodeBlock):
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        code = str(self.text).rstrip()
+        yield Syntax(code, self.lexer_name, theme=_CODE_THEME, word_wrap=True, background_color="default")
+
+
+class _Item(ListItem):
+    """Numbers as wide in each piece of a list as in the whole."""
+
+    def render_number(
+        self, console: Console, options: ConsoleOptions, number: int, last_number: int
+    ) -> RenderResult:
+        widest = max(last_number, 10**_MOST_LIST_DIGITS - 1)
+        yield from super().render_number(console, options, number, widest)
+
+
+class _Rule(HorizontalRule):
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield Rule(style="dim")
+
+
+class _Table(TableElement):
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
+        for cell in self.header.row.cells if self.header and self.header.row else ():
+            table.add_column(cell.content, justify=cell.justify, overflow="fold")
+        for row in self.body.rows if self.body else ():
+            table.add_row(*(cell.content for cell in row.cells))
+        yield table
+
+
+class _Document(Markdown):
+    """Markdown in which HTML is text, a line break is one, and an image is its text and its address."""
+
+    elements = Markdown.elements | {
+        "heading_open": _Heading,
+        "fence": _Code,
+        "code_block": _Code,
+        "hr": _Rule,
+        "list_item_open": _Item,
+        "table_open": _Table,
+    }
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text, code_theme=_CODE_THEME, hyperlinks=False)
+        for token in self.parsed:
+            if token.type == "html_block":
+                token.type, token.info = "code_block", "html"
+            for child in token.children or ():
+                child.type = _SHOWN_AS.get(child.type, child.type)
+                if child.tag == "img":
+                    child.content = f"{child.content or 'image'} ({child.attrs.get('src', '')})"
+                    child.tag, child.children = "", None
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A block, or an item of a list that goes on: it stands right under the item before."""
+
+    text: str
+    goes_on: bool = False
+
+
+def split_finished(text: str, goes_on: bool = False) -> tuple[list[Piece], Piece]:
+    """The pieces of `text` that later text cannot change, and the one at its end that it still can.
+
+    goes_on: whether `text` begins with a list's further item, as the last piece of an earlier call said.
+    """
+    lines = text.split("\n")
+    cuts: list[tuple[int, bool]] = []  # first line of each piece, and whether its list goes on there
+    inside = False
+    for token in _Document(text).parsed:
+        if token.level == 0 and token.map and token.nesting >= 0:
+            cuts.append((token.map[0], goes_on and not cuts))
+            inside = token.type in _LISTS
+        elif (
+            token.level == 1
+            and token.type == "list_item_open"
+            and token.map
+            and inside
+            and token.map[0] != cuts[-1][0]
+        ):
+            cuts.append((token.map[0], True))
+    if not cuts:
+        return [], Piece(text, goes_on)
+    starts = [0] + [line for line, _ in cuts[1:]] + [len(lines)]
+    pieces = [
+        Piece("\n".join(lines[start:end]), on)
+        for start, end, (_, on) in zip(starts[:-1], starts[1:], cuts, strict=True)
+    ]
+    return pieces[:-1], pieces[-1]
+
+
+def split_code(piece: Piece, most_lines: int) -> tuple[list[Piece], Piece]:
+    """Cut the beginning off a fenced block of more than `most_lines` lines: its lines don't change again.
+
+    Other blocks stay whole, for their layout hangs on what is still to come.
+    """
+    opener, *lines = piece.text.strip("\n").split("\n")
+    fence = re.match(r" {0,3}(`{3,}|~{3,})", opener)
+    if not fence or len(lines) <= most_lines:
+        return [], piece
+    cut = len(lines) - most_lines // 2
+    while cut and not (lines[cut - 1].strip() and lines[cut].strip()):
+        cut -= 1  # blank lines at an end would be lost
+    if not cut:
+        return [], piece
+    head = "\n".join([opener, *lines[:cut], fence.group(1)])
+    return [Piece(head, piece.goes_on)], Piece("\n".join([opener, *lines[cut:]]), goes_on=True)
+
+
+def make_renderer() -> "Renderer":
+    """A renderer for the terminal that stdout is."""
+    return Renderer(Console(force_terminal=True, highlight=False, theme=Theme(_STYLES)))
+
+
+class Renderer:
+    """Lays text out for a terminal of `width` columns, as lines of text with styles in escape codes."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def markdown(self, text: str, width: int) -> list[str]:
+        return self._lines(_Document(text), width)
+
+    def plain(self, text: str, width: int, style: str = "") -> list[str]:
+        return self._lines(Text(text, style=style, overflow="fold"), width)
+
+    def _lines(self, renderable: object, width: int) -> list[str]:
+        options = self._console.options.update(width=max(width, 1), height=None)
+        rendered = [
+            self._line(line)
+            for line in self._console.render_lines(renderable, options, pad=False)  # type: ignore[arg-type]
+        ]
+        while rendered and not rendered[-1]:
+            rendered.pop()
+        while rendered and not rendered[0]:
+            rendered.pop(0)
+        return rendered
+
+    def _line(self, segments: Iterable[Segment]) -> str:
+        """One line; blanks at its end are cut, so that text copied out of the terminal has none."""
+        kept = [segment for segment in segments if not segment.control]
+        while kept and not kept[-1].text.strip() and not (kept[-1].style and kept[-1].style.underline):
+            kept.pop()
+        parts = [segment.text for segment in kept]
+        if parts:
+            parts[-1] = parts[-1].rstrip()
+        system = self._console._color_system
+        return "".join(
+            (segment.style or Style.null()).render(part, color_system=system)
+            for segment, part in zip(kept, parts, strict=True)
+        )

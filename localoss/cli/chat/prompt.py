@@ -1,0 +1,135 @@
+"""Where a chat's messages come from: typed at a terminal, or lines of a pipe."""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from prompt_toolkit import PromptSession
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
+from prompt_toolkit.document import Document
+from prompt_toolkit.filters import Condition, has_completions
+from prompt_toolkit.formatted_text import StyleAndTextTuples
+from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.styles import Style
+
+from localoss.cli.chat.messages import is_open
+
+_STYLE = Style.from_dict({"bottom-toolbar": "noreverse dim", "prompt": "bold"})
+_HISTORY_BYTES = 1 << 20  # a longer history loses its older half
+Choices = Callable[[str], Iterable[str] | None]
+
+
+class TypedInput:
+    """Messages typed at a terminal, with a history in `history_file`.
+
+    choices: what may stand after a command; None for a file name. status: the line below the prompt.
+    """
+
+    def __init__(
+        self,
+        history_file: Path,
+        commands: Iterable[str],
+        choices: Choices,
+        status: Callable[[], str],
+    ) -> None:
+        self._session: PromptSession[str] = PromptSession(
+            history=open_history(history_file),
+            multiline=True,
+            key_bindings=_keys(),
+            completer=_Completer(list(commands), choices),
+            complete_while_typing=Condition(self._types_command),
+            bottom_toolbar=lambda: f" {status()}",
+            prompt_continuation=_continuation,
+            style=_STYLE,
+            enable_suspend=True,
+        )
+
+    def read(self) -> str | None:
+        """The next message, None when the user leaves. Ctrl-C clears what was typed."""
+        while True:
+            try:
+                return self._session.prompt("> ")
+            except KeyboardInterrupt:
+                continue
+            except EOFError:
+                return None
+
+    def _types_command(self) -> bool:
+        return self._session.default_buffer.text.startswith("/")
+
+
+def open_history(path: Path) -> History:
+    """The history in `path`, readable by its owner alone; in memory if there can be no such file."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _shorten(path)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        if os.name == "posix":
+            path.chmod(0o600)
+    except OSError:
+        return InMemoryHistory()
+    return FileHistory(path)
+
+
+def _shorten(path: Path) -> None:
+    """Drop the older half of a history that has grown long. Entries begin with a line `# time`."""
+    with contextlib.suppress(FileNotFoundError):
+        if path.stat().st_size > _HISTORY_BYTES:
+            newer = path.read_bytes()[-_HISTORY_BYTES // 2 :]
+            path.write_bytes(newer[newer.find(b"\n# ") + 1 :])
+
+
+def _continuation(_width: int, _line: int, _wraps: int) -> StyleAndTextTuples:
+    return [("class:prompt", "… ")]
+
+
+def _keys() -> KeyBindings:
+    keys = KeyBindings()
+
+    @keys.add("enter", filter=~has_completions)
+    def _send(event: KeyPressEvent) -> None:
+        buffer = event.current_buffer
+        if is_open(buffer.text):
+            buffer.insert_text("\n")
+        else:
+            buffer.validate_and_handle()
+
+    @keys.add("enter", filter=has_completions)
+    def _take_completion(event: KeyPressEvent) -> None:
+        buffer = event.current_buffer
+        chosen = buffer.complete_state and buffer.complete_state.current_completion
+        buffer.complete_state = None
+        if not chosen:
+            _send(event)
+
+    @keys.add("escape", "enter")
+    def _new_line(event: KeyPressEvent) -> None:
+        event.current_buffer.insert_text("\n")
+
+    return keys
+
+
+class _Completer(Completer):
+    def __init__(self, commands: list[str], choices: Choices) -> None:
+        self._commands, self._choices = commands, choices
+        self._files = PathCompleter(expanduser=True)
+
+    def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
+        text = document.text_before_cursor
+        if not text.startswith("/") or "\n" in text:
+            return
+        name, space, argument = text[1:].partition(" ")
+        if not space:
+            yield from _matching(name, self._commands)
+            return
+        words = self._choices(name)
+        if words is None:
+            yield from self._files.get_completions(Document(argument.lstrip()), complete_event)
+        else:
+            yield from _matching(argument, words)
+
+
+def _matching(begun: str, words: Iterable[str]) -> Iterable[Completion]:
+    return [Completion(word, start_position=-len(begun)) for word in words if word.startswith(begun)]

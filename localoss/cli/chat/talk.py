@@ -1,0 +1,227 @@
+"""The conversation itself: what is typed goes to the model, its answer to the terminal."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from localoss import settings
+from localoss.chat.conversation import Conversation
+from localoss.chat.parser import Event
+from localoss.chat.turn import Sampling, Turn
+from localoss.cli.chat.figures import TurnFigures
+from localoss.cli.chat.messages import Input, as_command, unquoted
+from localoss.cli.terminal import AnswerPrinter, interrupts, say, typing_waits
+from localoss.errors import ContextFullError, LocalossError
+from quant.errors import QuantError
+
+if TYPE_CHECKING:
+    from localoss.engine import Engine
+
+_WARN_SHARE = 0.8  # of the context
+# With --trim, room for an answer is made before it is needed, and enough for some turns at once: after it,
+# the whole prompt is prefilled again.
+_TRIM_SHARE, _TRIMMED_SHARE = 0.75, 0.5
+Shows = Callable[[Event], None]
+Progress = Callable[[int, int], None]
+
+
+class Leave(Exception):
+    """The user wants to leave."""
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """A file's text that goes with the next message."""
+
+    name: str
+    text: str
+    tokens: int
+
+
+@dataclass
+class Chat:
+    """A conversation at a terminal or over pipes.
+
+    load: gives the folder and engine of another model, by name. trims: whether the oldest messages are left
+    out when the context is full.
+    """
+
+    folder: Path
+    engine: "Engine"
+    conversation: Conversation
+    sampling: Sampling
+    load: Callable[[str], tuple[Path, "Engine"]]
+    show_thinking: bool = True
+    trims: bool = False
+    attachments: list[Attachment] = field(default_factory=list)
+    turns: list[TurnFigures] = field(default_factory=list)
+    last_thinking: str = ""
+    used_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        self.at_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+        self._obey: Callable[[str, str], None] = lambda name, argument: None
+        self._attempts = 0  # answers to the last message so far
+        self._warned = False
+        self.use(self.folder, self.engine)
+
+    def use(self, folder: Path, engine: "Engine") -> None:
+        """Go on with another model."""
+        self.folder, self.engine = folder, engine
+        self.sequence: Any = engine.sequence(seed=self.sampling.seed)
+        self.count()
+
+    def hold(self, messages: Input, obey: Callable[["Chat", str, str], None]) -> None:
+        """Read and answer until the input ends or the user leaves; `obey` carries out commands."""
+        while (text := messages.read()) is not None:
+            try:
+                command = as_command(text)
+                if command:
+                    obey(self, *command)
+                elif message := unquoted(text):
+                    self.ask(message.strip() if "\n" not in message else message)
+            except Leave:
+                return
+            except KeyboardInterrupt:
+                say("(stopped)")
+            except (LocalossError, QuantError) as error:
+                if not self.at_terminal and not command:
+                    raise
+                say(f"error: {error}" if not command else str(error))
+            self.count()
+
+    def ask(self, text: str) -> None:
+        """Send a message, with what waits for it, and show the answer."""
+        waiting, self.attachments = self.attachments, []
+        parts = [f"{file.name}:\n\n{file.text}" for file in waiting]
+        self.conversation.ask("\n\n".join([*parts, text]))
+        self._attempts = 0
+        try:
+            self.reply()
+        except LocalossError:
+            self.conversation.take_back()
+            self.attachments = waiting
+            raise
+
+    def reply(self) -> None:
+        """Answer the last user's message. Raises: ContextFullError if there is no room for one."""
+        prompt = self._fitting_prompt()
+        turn = Turn(self.engine, prompt, self.conversation.setup, self._sampling(), self.sequence)
+        self._attempts += 1
+        with self._display(turn) as (progress, show), interrupts() as cancelled:
+            for event in turn.events(progress, cancelled):
+                show(event)
+        self.conversation.answer(turn.messages)
+        self.turns.append(TurnFigures.of(turn))
+        self.last_thinking = turn.thinking
+        self.count()
+        self._explain(turn)
+
+    def count(self) -> None:
+        """Count the tokens of the conversation anew."""
+        self.used_tokens = len(self.conversation.tokens())
+
+    def status(self, turn: Turn | None = None) -> str:
+        """Model, effort, context in use and speed, in one line."""
+        used, speed = self.used_tokens, 0.0
+        if turn:
+            used, speed = len(turn.prompt) + turn.generated_tokens, turn.decode_tokens_per_s
+        elif self.turns:
+            speed = self.turns[-1].decode_tokens_per_s
+        parts = [
+            self.folder.resolve().name,
+            f"effort {self.conversation.setup.effort}",
+            f"{used:,} of {self.engine.context_tokens:,} tokens",
+            f"{speed:.1f} tokens/s" if speed else "",
+        ]
+        return " · ".join(part for part in parts if part)
+
+    def choices(self) -> str:
+        """What a user can do about a full context."""
+        return (
+            "/clear begins anew, /undo takes the last exchange back, `localoss chat --context N` with a "
+            "larger N holds more if memory allows, --trim oldest leaves the oldest messages out"
+        )
+
+    def _sampling(self) -> Sampling:
+        """The options; with a seed, every attempt at the same answer has one of its own."""
+        seed = self.sampling.seed
+        return self.sampling if seed is None else replace(self.sampling, seed=seed + self._attempts)
+
+    def _fitting_prompt(self) -> list[int]:
+        room = self.engine.context_tokens
+        if self.trims and len(self.conversation.tokens()) > _TRIM_SHARE * room:
+            count = self.conversation.leave_out_oldest(lambda tokens: tokens <= _TRIMMED_SHARE * room)
+            if count:
+                say(
+                    f"(--trim oldest: the model no longer sees the "
+                    f"{self.conversation.left_out} oldest messages)"
+                )
+        prompt = self.conversation.tokens()
+        if len(prompt) >= room:
+            raise ContextFullError(
+                f"the conversation has {len(prompt):,} tokens with your message, and the context holds "
+                f"{room:,}: {self.choices()}"
+            )
+        return prompt
+
+    @contextmanager
+    def _display(self, turn: Turn) -> Iterator[tuple[Progress, Shows]]:
+        if self.at_terminal and settings.color():
+            from localoss.cli.chat.markdown import make_renderer
+            from localoss.cli.chat.screen import TurnScreen
+
+            screen = TurnScreen(
+                sys.stdout, make_renderer(), turn, lambda: self.status(turn), self.show_thinking
+            )
+            with typing_waits():
+                try:
+                    yield screen.prefill, screen.show
+                finally:
+                    screen.close()
+        else:
+            aside = sys.stdout if self.at_terminal and self.show_thinking else None
+            printer = AnswerPrinter(sys.stdout, aside, dims=False)
+            try:
+                yield PlainProgress(self.at_terminal), printer.show
+            finally:
+                printer.close()
+
+    def _explain(self, turn: Turn) -> None:
+        room = self.engine.context_tokens
+        if turn.finish == "cancelled":
+            say(
+                "(stopped)"
+                if turn.messages
+                else "(stopped; /regen answers your message, /undo takes it back)"
+            )
+        elif turn.finish == "length":
+            say(f"(ended by --max-tokens {self.sampling.max_tokens})")
+        elif turn.finish == "context":
+            say(
+                f"error: the answer broke off: {len(turn.prompt):,} tokens of conversation and "
+                f"{turn.generated_tokens:,} of thinking and answer fill the context of {room:,}: "
+                f"{self.choices()}"
+            )
+        is_nearly_full = self.used_tokens >= _WARN_SHARE * room
+        if is_nearly_full and not self._warned and turn.finish != "context":
+            say(
+                f"(the context is {self.used_tokens / room:.0%} full: {self.used_tokens:,} of "
+                f"{room:,} tokens; {self.choices()})"
+            )
+        self._warned = is_nearly_full
+
+
+class PlainProgress:
+    """Says once that a prompt is long, to a terminal that takes no codes."""
+
+    def __init__(self, at_terminal: bool) -> None:
+        self._quiet = not at_terminal
+
+    def __call__(self, done: int, total: int) -> None:
+        if not self._quiet and total - done > 1000:
+            say(f"(reading the prompt: {total - done:,} tokens; Ctrl-C stops)")
+        self._quiet = True

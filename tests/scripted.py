@@ -22,6 +22,7 @@ class ScriptedEngine:
     """Gives the tokens of `answers`, one answer a call; the last one again and again.
 
     prompts: what it was asked. sequences: which sequence each call named. token_s: how long a token takes.
+    prefill_s: how long a prompt takes, in ten steps. log: a file that gets every prompt as a line of JSON.
     """
 
     answers: list[str] = field(default_factory=lambda: [HELLO])
@@ -29,6 +30,8 @@ class ScriptedEngine:
     context_tokens: int = 8192
     token_s: float = 0.0
     top: tuple = ((0, -0.5), (1, -1.0))  # the likeliest tokens, at every place
+    prefill_s: float = 0.0
+    log: str | None = None
     prompts: list[list[int]] = field(default_factory=list)
     sequences: list[Any] = field(default_factory=list)
     options: dict[str, Any] = field(default_factory=dict)
@@ -45,8 +48,15 @@ class ScriptedEngine:
         self.prompts.append(list(tokens))
         self.sequences.append(sequence)
         self.options = options
+        if self.log:
+            with open(self.log, "a", encoding="utf-8") as file:
+                file.write(json.dumps(harmony.encoding().decode(tokens)) + "\n")
         progress(0, len(tokens))
-        progress(len(tokens), len(tokens))
+        for step in range(10):
+            time.sleep(self.prefill_s / 10)
+            if cancelled and cancelled():
+                raise Cancelled("stopped")
+            progress(len(tokens) * (step + 1) // 10, len(tokens))
         for position, token in enumerate(answer[:max_tokens], len(tokens)):
             time.sleep(self.token_s)
             if cancelled and cancelled():

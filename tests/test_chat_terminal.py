@@ -144,7 +144,7 @@ def test_chat_goes_on_after_a_prompt_that_is_too_long(terminal):
     child = terminal("chat", "tiny", answers=[SHORT], context_tokens=150)
     child.expect(PROMPT)
     child.sendline("word " * 150)
-    child.expect("error: the prompt has")
+    child.expect("error: the conversation has")
     child.expect(PROMPT)
     child.sendline("Hi")
     child.expect("Done.")

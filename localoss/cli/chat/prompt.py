@@ -6,7 +6,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from prompt_toolkit import PromptSession
-from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
+from prompt_toolkit.completion import (
+    CompleteEvent,
+    Completer,
+    Completion,
+    PathCompleter,
+    get_common_complete_suffix,
+)
 from prompt_toolkit.document import Document
 from prompt_toolkit.filters import Condition, has_completions
 from prompt_toolkit.formatted_text import StyleAndTextTuples
@@ -103,6 +109,19 @@ def _keys() -> KeyBindings:
         buffer.complete_state = None
         if not chosen:
             _send(event)
+
+    @keys.add("tab", filter=~has_completions)
+    def _complete(event: KeyPressEvent) -> None:
+        """At once: prompt_toolkit drops a Tab that comes before the menu which typing opens."""
+        buffer = event.current_buffer
+        found = list(
+            buffer.completer.get_completions(buffer.document, CompleteEvent(completion_requested=True))
+        )
+        if len(found) == 1:
+            buffer.apply_completion(found[0])
+        elif found:
+            buffer.insert_text(get_common_complete_suffix(buffer.document, found))
+            buffer.start_completion()
 
     @keys.add("escape", "enter")
     def _new_line(event: KeyPressEvent) -> None:

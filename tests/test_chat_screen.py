@@ -1,0 +1,348 @@
+"""What a chat looks like and how it is typed to, on a screen that pyte draws."""
+
+import json
+import os
+import stat
+import unicodedata
+
+import pytest
+
+pytest.importorskip("pexpect")  # not on Windows
+
+from pseudo_terminal import scripted_chat
+
+FINAL = "<|channel|>final<|message|>"
+TURN = "<|end|><|start|>assistant" + FINAL
+
+
+def thinking(thought, answer, ending="<|return|>"):
+    return "<|channel|>analysis<|message|>" + thought + TURN + answer + ending
+
+
+ANSWER = """# Rivers
+
+Some **bold** and `code`, 你好 👋🏽 and e\u0301.
+
+1. one
+2. two
+
+| name | metres |
+|------|-------:|
+| 长江 | 6300 |
+| Po | 652 |
+
+```python
+def f(x):
+    return "hello"
+```
+
+The end."""
+ANSWER_LINES = """Rivers
+
+Some bold and code, 你好 👋🏽 and e\u0301.
+
+  1 one
+  2 two
+
+name   metres
+─────────────
+长江     6300
+Po        652
+
+def f(x):
+    return "hello"
+
+The end."""
+
+
+@pytest.fixture
+def chat(tmp_path):
+    """Start a chat on a scripted engine, at its first prompt."""
+    started = []
+
+    def start(*arguments, **script):
+        terminal = scripted_chat(tmp_path, *arguments, **script)
+        started.append(terminal)
+        terminal.wait_for_prompt()
+        return terminal
+
+    yield start
+    for terminal in started:
+        terminal.close()
+
+
+def logged(tmp_path):
+    """What the engine was asked, prompt after prompt."""
+    return [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+
+
+def as_drawn(text):
+    """As pyte keeps it: accents joined to their letters, an emoji without its modifier."""
+    return unicodedata.normalize("NFC", text.replace("🏽", ""))
+
+
+# Output
+
+
+@pytest.mark.parametrize("width", [40, 100, 200])
+def test_an_answer_is_left_as_plain_scrollback(chat, width):
+    terminal = chat(answers=[thinking("Hm. " * 9, ANSWER)], columns=width)
+    terminal.type("Name rivers\r")
+    terminal.wait_for("The end.")
+    terminal.wait_for_prompt()
+    text = terminal.everything()
+    told = text[text.index("Name rivers") :]
+    lines = as_drawn(told).split("\n")
+    assert lines[1].startswith("▸ thought for ") and lines[1].endswith("s, 27 tokens")
+    expected = as_drawn(ANSWER_LINES).split("\n")
+    assert [line.rstrip() for line in lines[3 : 3 + len(expected)]] == expected
+    assert "👋🏽 and e\u0301".encode() in terminal.seen
+    assert "Hm." not in told
+    assert terminal.style_at("bold").bold and terminal.style_at("Rivers").bold
+    assert terminal.style_at("def").fg != "default", "code has colours"
+
+
+def test_an_answer_longer_than_the_screen_is_whole(chat):
+    items = "\n".join(f"{i}. item {i}" for i in range(1, 60))
+    code = "\n".join(f"line_{i} = {i}" for i in range(70))
+    rows = "\n".join(f"| {i} | {'x' * (i % 7)} |" for i in range(50))
+    answer = f"{items}\n\n```\n{code}\n```\n\n| a | b |\n|---|---|\n{rows}\n\n{'word ' * 900}\n\nThe end."
+    terminal = chat(answers=[FINAL + answer + "<|return|>"], lines=20, token_s=0.0005)
+    terminal.type("Go\r")
+    terminal.wait_for("The end.", timeout_s=60)
+    terminal.wait_for_prompt()
+    text = terminal.everything()
+    numbers = [int(line.split()[-1]) for line in text.split("\n") if "item" in line]
+    assert numbers == list(range(1, 60)), "each once"
+    assert [line for line in text.split("\n") if line.startswith("line_")] == code.split("\n")
+    table = text.split("a    b")[-1].split("word")[0].split("\n")
+    assert [line.split()[0] for line in table if line[:1].isdigit()] == [str(i) for i in range(50)]
+    assert text.count("word") == 900
+
+
+def test_long_thinking_stays_within_its_lines(chat):
+    terminal = chat(answers=[thinking("I think about it at length. " * 150, "Done.")], token_s=0.002)
+    terminal.type("Hi\r")
+    terminal.wait_for("── thinking ──")
+    for _ in range(20):
+        terminal.take(0.02)
+        assert sum("I think" in line or "about it" in line for line in terminal.screen()) <= 8
+    assert terminal.style_at("at length").fg == "default"
+    assert b"\x1b[2m" in terminal.seen, "dimmed"
+    terminal.wait_for("Done.")
+    terminal.wait_for_prompt()
+    assert "at length" not in terminal.everything() and "── thinking" not in terminal.everything()
+
+
+def test_hidden_thinking_leaves_nothing(chat):
+    terminal = chat("--hide-thinking", answers=[thinking("A secret. " * 40, "Done.")], token_s=0.005)
+    terminal.type("Hi\r")
+    terminal.wait_for("thinking: ")
+    terminal.wait_for("Done.")
+    terminal.wait_for_prompt()
+    assert b"secret" not in terminal.seen and "thought for" not in terminal.everything()
+    terminal.type("/think last\r")
+    terminal.wait_for("A secret.")
+
+
+def test_no_frame_is_cleared_before_it_is_drawn(chat):
+    """Lines are written over, and a frame comes in one piece: nothing flickers."""
+    terminal = chat(answers=[FINAL + "word " * 300 + "<|return|>"], token_s=0.003)
+    terminal.type("Hi\r")
+    terminal.wait_for_prompt()
+    terminal.settle(0.4)
+    frames = terminal.seen.split(b"\x1b[?2026h")[1:]
+    assert len(frames) > 10
+    assert all(frame.split(b"\x1b[?2026l")[0].count(b"\x1b[J") == 1 for frame in frames)
+    assert all(frame.split(b"\x1b[?2026l")[0].endswith(b"\x1b[J") for frame in frames)
+    assert b"\x1b[2J" not in terminal.seen.split(b"Hi")[-1]
+
+
+def test_a_resize_in_the_middle(chat):
+    answer = "\n\n".join(f"Paragraph {i} " + "of some words " * 12 for i in range(8)) + "\n\nThe end."
+    terminal = chat(answers=[FINAL + answer + "<|return|>"], token_s=0.01)
+    terminal.type("Hi\r")
+    terminal.wait_for("Paragraph 2")
+    terminal.resize(60, 30)
+    terminal.wait_for("Paragraph 5")
+    terminal.resize(140, 30)
+    terminal.wait_for("The end.")
+    terminal.wait_for_prompt()
+    text = terminal.everything()
+    found = [int(line.split()[1]) for line in text.split("\n") if line.startswith("Paragraph")]
+    assert found == list(range(8)), "each once, in order"
+    assert text.rindex("The end.") > text.rindex("Paragraph 7")
+
+
+def test_the_model_cannot_send_codes(chat):
+    terminal = chat(
+        answers=[FINAL + "a\x1b]0;title\x07\x1b[31mb\x9b1m `\x1b[5mc`\n\n```\n\x1b[2Jd\n```<|return|>"]
+    )
+    before = len(terminal.seen)
+    terminal.type("Hi\r")
+    terminal.wait_for("a]0;title[31mb1m [5mc", "[2Jd")
+    sent = terminal.seen[before:]
+    assert not any(
+        code in sent for code in (b"\x1b]0", b"\x07", b"\x1b[31m", b"\x1b[5m", b"\x1b[2J", b"\x9b1")
+    )
+
+
+@pytest.mark.parametrize("variables", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
+def test_plain_where_codes_are_not_wanted(chat, variables):
+    terminal = chat(answers=[thinking("Hm.", "**Done.**")], variables=variables, token_s=0.02)
+    terminal.type("Hi\r")
+    terminal.wait_for("answer:\n**Done.**")
+    answer = terminal.seen[terminal.seen.index(b"thinking:") : terminal.seen.index(b"Done.**")]
+    assert b"\x1b" not in answer
+
+
+# Input
+
+
+def test_a_paste_of_300_lines_is_one_message(chat, tmp_path):
+    terminal = chat(answers=[FINAL + "Done.<|return|>"], log=str(tmp_path / "log"))
+    pasted = "\n".join(f"line {i} of the paste" for i in range(300))
+    terminal.paste(pasted)
+    terminal.settle()
+    assert not (tmp_path / "log").exists(), "nothing is sent before Enter"
+    terminal.type("\r")
+    terminal.wait_for("Done.")
+    (prompt,) = logged(tmp_path)
+    assert pasted in prompt
+
+
+def test_what_is_typed_during_an_answer_waits(chat, tmp_path):
+    terminal = chat(
+        answers=[FINAL + "on " * 60 + "<|return|>", FINAL + "Second.<|return|>"],
+        token_s=0.02,
+        log=str(tmp_path / "log"),
+    )
+    terminal.type("Hi\r")
+    terminal.wait_for("on on on")
+    terminal.paste("two\nlines")
+    terminal.wait_for_prompt()
+    assert "two" not in terminal.everything().split("> ")[-2], "not echoed into the answer"
+    terminal.type("\r")
+    terminal.wait_for("Second.")
+    assert "two\nlines<|end|>" in logged(tmp_path)[1]
+
+
+def test_several_lines(chat, tmp_path):
+    terminal = chat(answers=[FINAL + "Done.<|return|>"], log=str(tmp_path / "log"))
+    terminal.type("first\x1b\rsecond\r")
+    terminal.wait_for("Done.")
+    terminal.wait_for_prompt()
+    terminal.type('"""\rthird\r  fourth"""\r')
+    terminal.wait_for("… ")
+    terminal.wait_for_prompt()
+    first, second = logged(tmp_path)
+    assert "first\nsecond<|end|>" in first
+    assert "<|message|>third\n  fourth<|end|>" in second
+
+
+def test_history_is_kept_and_private(chat, tmp_path):
+    terminal = chat(answers=[FINAL + "Done.<|return|>"])
+    terminal.type("Remember me\r")
+    terminal.wait_for("Done.")
+    terminal.wait_for_prompt()
+    terminal.type("\x04")
+    assert terminal.wait_for_end() == 0
+    assert stat.S_IMODE(os.stat(tmp_path / "history").st_mode) == 0o600
+    terminal = chat(answers=[FINAL + "Done.<|return|>"])
+    terminal.type("\x1b[A")
+    terminal.wait_for("> Remember me", where=terminal.line)
+
+
+def test_completion(chat, tmp_path):
+    (tmp_path / "notes.txt").write_text("Some notes.")
+    terminal = chat(answers=[FINAL + "Done.<|return|>"], log=str(tmp_path / "log"))
+    terminal.type("/eff\t")
+    terminal.wait_for("/effort", where=terminal.line)
+    terminal.type("\x03")
+    terminal.wait_for_prompt()
+    terminal.type(f"/read {tmp_path}/no\t")
+    terminal.wait_for("notes.txt", where=terminal.line)
+    terminal.type("\r")
+    terminal.wait_for("(notes.txt: 3 tokens, for your next message)")
+    terminal.wait_for_prompt()
+    terminal.type("Sum up\r")
+    terminal.wait_for("Done.")
+    assert "notes.txt:\n\nSome notes.\n\nSum up<|end|>" in logged(tmp_path)[0]
+
+
+def test_the_status_line(chat):
+    terminal = chat("--effort", "low", answers=[FINAL + "word " * 30 + "<|return|>"], token_s=0.02)
+    assert "tiny · effort low · 63 of 8,192 tokens" in terminal.screen()[-1]
+    terminal.type("Hi\r")
+    terminal.wait_for("word word")
+    assert any("tiny · effort low" in line and "tokens/s" in line for line in terminal.screen())
+    terminal.wait_for_prompt()
+    assert "of 8,192 tokens" in terminal.screen()[-1] and "tokens/s" in terminal.screen()[-1]
+    assert terminal.everything().count("tiny · effort low") == 1
+
+
+def test_ctrl_l_clears_the_screen(chat):
+    terminal = chat(answers=[FINAL + "Done.<|return|>"])
+    terminal.type("Hi\r")
+    terminal.wait_for("Done.")
+    terminal.wait_for_prompt()
+    terminal.type("\x0c")
+    terminal.settle()
+    assert terminal.screen()[0] == ">" and "Done." not in "\n".join(terminal.screen())
+
+
+# Ctrl-C
+
+
+@pytest.mark.parametrize("presses", [1, 2])
+def test_ctrl_c_in_the_prefill(chat, tmp_path, presses):
+    terminal = chat(answers=[FINAL + "Done.<|return|>"], prefill_s=4, log=str(tmp_path / "log"))
+    terminal.type("A long text\r")
+    terminal.wait_for("reading ", "tokens/s · Ctrl-C stops")
+    terminal.type("\x03" * presses)
+    terminal.wait_for("(stopped; /regen answers your message")
+    terminal.wait_for_prompt()
+    assert "reading" not in terminal.everything()
+    terminal.type("/regen\r")
+    terminal.wait_for("Done.")
+    assert "A long text<|end|>" in logged(tmp_path)[1]
+
+
+def test_ctrl_c_in_thinking(chat):
+    terminal = chat(
+        answers=[thinking("I think about it. " * 50, "Never."), FINAL + "Done.<|return|>"], token_s=0.02
+    )
+    terminal.type("Hi\r")
+    terminal.wait_for("I think about it.")
+    terminal.type("\x03")
+    terminal.wait_for("▸ thought for", "(stopped")
+    terminal.wait_for_prompt()
+    assert "Never" not in terminal.everything()
+    terminal.type("/regen\r")
+    terminal.wait_for("Done.")
+
+
+def test_ctrl_c_in_the_answer_keeps_what_was_said(chat, tmp_path):
+    answers = [thinking("Hm.", "Beginning " + "on " * 300), FINAL + "Done.<|return|>"]
+    terminal = chat(answers=answers, token_s=0.02, log=str(tmp_path / "log"))
+    terminal.type("Hi\r")
+    terminal.wait_for("on on on")
+    terminal.type("\x03")
+    terminal.wait_for("(stopped)")
+    terminal.wait_for_prompt()
+    assert "Beginning on on on" in terminal.everything()
+    terminal.type("Go on\r")
+    terminal.wait_for("Done.")
+    assert "final<|message|>Beginning on on on" in logged(tmp_path)[1]
+
+
+def test_ctrl_c_clears_and_ctrl_d_leaves(chat):
+    terminal = chat()
+    terminal.type("half a line")
+    terminal.wait_for("half a line")
+    terminal.type("\x03")
+    terminal.wait_for_prompt()
+    assert terminal.line() == ">"
+    terminal.type("\x04")
+    assert terminal.wait_for_end() == 0
+    assert "Traceback" not in terminal.everything()

@@ -58,7 +58,7 @@ def run(
     from localoss.cli.loading import load_model
 
     text = _prompt_text(prompt)
-    sampling = Sampling(temperature, top_p, top_k, min_p, seed, max_tokens, think_budget)
+    sampling = Sampling(temperature, top_p, top_k, min_p, seed, max_tokens, think_budget=think_budget)
     instructions = options.instructions(system, system_file)
     if raw and instructions is not None:
         raise UsageError("--raw has no system message; leave out --system or --raw")

@@ -65,7 +65,7 @@ def chat(
         check_vocabulary(engine.config.vocab)
         return folder, engine
 
-    sampling = Sampling(temperature, top_p, top_k, min_p, seed, max_tokens, think_budget)
+    sampling = Sampling(temperature, top_p, top_k, min_p, seed, max_tokens, think_budget=think_budget)
     conversation = Conversation(ChatSetup(effort.value, options.instructions(system, system_file)))
     model = model or default_model()
     folder, engine = load(model)

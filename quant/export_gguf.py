@@ -17,6 +17,7 @@ from quant.config import ModelConfig
 from quant.errors import QuantError
 from quant.formats import GROUP, bf16_to_f32
 from quant.gguf_file import FORMATS, ggml_mxfp4
+from quant.gguf_vocabulary import VOCABULARY_TOKENS, add_placeholder, add_vocabulary
 from quant.published import EMBEDDING, EXPERT_MATRICES, FINAL_NORM, UNEMBEDDING, layer_prefix
 from quant.sources.gguf import LAYER_NAMES
 from quant.sources.model import Coded, ModelSource
@@ -29,11 +30,14 @@ Progress = Callable[[int, int], None]
 Tensor = tuple[str, str, tuple[int, ...], Callable[[], Iterator[NDArray[Any]]]]  # name, format, shape, data
 
 
-def export_gguf(model: Path, out: Path, progress: Progress | None = None) -> int:
+def export_gguf(
+    model: Path, out: Path, progress: Progress | None = None, vocabulary: Path | None = None
+) -> int:
     """Write model directory `model` into the new GGUF file `out`; gives its size in bytes.
 
-    `progress(done_bytes, total_bytes)`. Raises: QuantError if `model` is no model, `out` is there already or
-    cannot be written, or the gguf package is missing.
+    `progress(done_bytes, total_bytes)`. `vocabulary`: tiktoken's o200k_base.tiktoken; without it, and with
+    fewer tokens than gpt-oss has, ids are right but have no text. Raises: QuantError if `model` is no model,
+    `out` is there already or cannot be written, or the gguf package is missing.
     """
     gguf = _gguf()
     if out.exists():
@@ -42,7 +46,7 @@ def export_gguf(model: Path, out: Path, progress: Progress | None = None) -> int
     with ModelSource(model) as source:
         source.require_tensors()
         try:
-            _write(gguf, source, part, progress)
+            _write(gguf, source, part, progress, vocabulary)
             with FileIO(part, "r+") as file:
                 disk.sync(file)
             disk.replace(part, out)
@@ -62,9 +66,15 @@ def _gguf() -> Any:
     return gguf
 
 
-def _write(gguf: Any, source: ModelSource, path: Path, progress: Progress | None) -> None:
+def _write(
+    gguf: Any, source: ModelSource, path: Path, progress: Progress | None, vocabulary: Path | None
+) -> None:
     writer = gguf.GGUFWriter(path, "gpt-oss")
     _add_metadata(gguf, writer, source.config)
+    if vocabulary and source.config.vocab == VOCABULARY_TOKENS:
+        add_vocabulary(writer, vocabulary)
+    else:
+        add_placeholder(writer, source.config.vocab)
     tensors = list(_tensors(source))
     total_bytes = done_bytes = 0
     for name, form, shape, _ in tensors:
@@ -110,13 +120,6 @@ def _add_metadata(gguf: Any, writer: Any, config: ModelConfig) -> None:
     writer.add_expert_used_count(config.active_experts)
     writer.add_sliding_window(config.sliding_window)
     writer.add_file_type(FILE_TYPE_MXFP4)
-    # A placeholder: token ids are right, their text is not. llama.cpp refuses a file without.
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-4o")
-    writer.add_token_list([f"<{i}>" for i in range(config.vocab)])
-    writer.add_token_types([1] * config.vocab)
-    writer.add_token_merges(["a b"])
-    writer.add_eos_token_id(min(200_002, config.vocab - 1))
 
 
 def _tensors(source: ModelSource) -> Iterator[Tensor]:

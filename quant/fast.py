@@ -112,6 +112,20 @@ def unpack_ggml_mxfp4(packed: U8) -> tuple[U8, U8]:
     return blocks, np.ascontiguousarray(packed[:, :, 0])
 
 
+@jit
+def skip_texts(data: Any, position: int, count: int) -> int:
+    """Where `count` texts in `data` (n,) u8 end, each after its length in 8 bytes; -1 if beyond the data."""
+    for _ in range(count):
+        size: Any = 0
+        for i in range(8):
+            byte = np.int64(data[position + i]) if position + i < len(data) else np.int64(255)
+            size |= byte << (8 * i)
+        position += 8 + size
+        if not 0 <= size <= len(data) or position > len(data):
+            return -1
+    return position
+
+
 def _divisors(scales: F16) -> NDArray[np.float32]:
     """`scales` as float32, 1 in place of 0: such a group is all zero."""
     divisors = scales.astype(np.float32)

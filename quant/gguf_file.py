@@ -18,7 +18,10 @@ from quant.errors import QuantError
 from quant.formats import F32, U8
 from quant.layout import TILE_COLUMNS, round_up
 
-MAX_HEADER_BYTES = 64 << 20  # gpt-oss has 13 MB, nearly all of it vocabulary
+# gpt-oss-120b has 13 MB, nearly all of it vocabulary, 700 tensors and 50 pairs.
+MOST_HEADER_BYTES = 40 << 20
+MOST_TEXT_BYTES = 1 << 20
+MOST_TENSORS, MOST_PAIRS = 16_384, 4_096
 MXFP4_BYTES = 17  # a scale, then 16 bytes of codes
 FORMATS = {  # ggml's number: (name, weights a block, bytes a block)
     0: ("F32", 1, 4),
@@ -68,7 +71,7 @@ class GgufFile(TensorFiles):
             with open(path, "rb") as file:
                 self._file_bytes = file.seek(0, 2)
                 file.seek(0)
-                header = _Cursor(file.read(min(MAX_HEADER_BYTES, self._file_bytes)))
+                header = _Cursor(file.read(min(MOST_HEADER_BYTES, self._file_bytes)))
         except OSError as error:
             raise QuantError(f"{path}: cannot be read ({error.strerror})") from None
         self.metadata: dict[str, Any] = {}
@@ -84,8 +87,10 @@ class GgufFile(TensorFiles):
         if version not in (2, 3):
             raise QuantError(f"{path}: GGUF version {version}; localoss reads versions 2 and 3")
         tensor_count, pair_count = header.scalar("<Q"), header.scalar("<Q")
+        if tensor_count > MOST_TENSORS or pair_count > MOST_PAIRS:
+            raise QuantError(f"{path}: {tensor_count:,} tensors and {pair_count:,} metadata pairs; {DAMAGED}")
         for _ in range(pair_count):
-            key, kind = header.string(), header.scalar("<I")
+            key, kind = header.text().decode("utf-8"), header.scalar("<I")
             value = header.value(kind)
             if value is not None:
                 self.metadata[key] = value
@@ -106,7 +111,7 @@ class GgufFile(TensorFiles):
 
 
 class _Cursor:
-    """A position in a header; reading beyond its end raises struct.error."""
+    """A position in a header; reading beyond its end, or larger things than there are, is a struct.error."""
 
     def __init__(self, data: bytes):
         self._data = data
@@ -125,32 +130,42 @@ class _Cursor:
         (value,) = struct.unpack(form, self.take(struct.calcsize(form)))
         return value
 
-    def string(self) -> str:
-        return self.take(self.scalar("<Q")).decode("utf-8")
+    def text(self) -> bytes:
+        size = self.scalar("<Q")
+        if size > MOST_TEXT_BYTES:
+            raise struct.error
+        return self.take(size)
 
     def value(self, kind: int) -> Any:
         """A metadata value of type `kind`; None for an array, which is passed over."""
         if kind == _STRING:
             # Only keys and a few names are wanted: a damaged text elsewhere doesn't matter.
-            return self.take(self.scalar("<Q")).decode("utf-8", errors="replace")
+            return self.text().decode("utf-8", errors="replace")
         if kind in _SCALARS:
             return self.scalar(_SCALARS[kind])
         if kind != _ARRAY:
             raise struct.error
         kind, count = self.scalar("<I"), self.scalar("<Q")
         if kind == _STRING:
-            for _ in range(count):
-                self._skip(self.scalar("<Q"))
+            self._skip_texts(count)
         elif kind in _SCALARS:
             self._skip(count * struct.calcsize(_SCALARS[kind]))
         else:
             raise struct.error
         return None
 
+    def _skip_texts(self, count: int) -> None:
+        if count > len(self._data) // 8:
+            raise struct.error
+        position = fast.skip_texts(np.frombuffer(self._data, np.uint8), self.position, count)
+        if position < 0:
+            raise struct.error
+        self.position = position
+
 
 def _tensor_entry(path: Path, header: _Cursor) -> tuple[str, TensorInfo]:
     """Name and place of the next tensor, its offset counted from the start of the data."""
-    name, axes = header.string(), header.scalar("<I")
+    name, axes = header.text().decode("utf-8"), header.scalar("<I")
     if not 0 < axes <= 4:
         raise QuantError(f"{path}: {name!r} has {axes} axes; {DAMAGED}")
     shape = tuple(header.scalar("<Q") for _ in range(axes))[::-1]

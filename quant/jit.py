@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from quant.formats import Weights
 
 
-def jit(function: Callable[..., None]) -> Callable[..., None]:
+def jit(function: Callable[..., Any]) -> Callable[..., Any]:
     """Numba's jit, cached on disk where a folder for that can be written.
 
     Division by zero gives infinity as NumPy's does: a check for it would keep loops out of vectors.

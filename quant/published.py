@@ -6,7 +6,7 @@ Whatever layout a checkpoint has, the converter knows its tensors by these names
 import json
 from typing import Any
 
-from quant.config import ModelConfig
+from quant.config import MOST_LAYERS, ModelConfig
 from quant.layout import TILE_COLUMNS
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -108,7 +108,7 @@ def config_json(dimensions: dict[str, Any], rope: dict[str, Any], mxfp4: bool) -
         },
     }
     layers = dimensions.get("num_hidden_layers")
-    if isinstance(layers, int) and 0 < layers < 10_000:  # else parse_config says what is wrong
+    if isinstance(layers, int) and 0 < layers <= MOST_LAYERS:  # else parse_config says what is wrong
         config["layer_types"] = [("sliding_attention", "full_attention")[i % 2] for i in range(layers)]
     if mxfp4:
         config["quantization_config"] = MXFP4_CONFIG

@@ -26,9 +26,10 @@ def export(
     folder = find_model(model)
     with progress_shown("export") as progress:
         if gguf:
+            from localoss.chat.harmony import VOCABULARY_FOLDER
             from quant.export_gguf import export_gguf
 
-            size = export_gguf(folder, out, progress)
+            size = export_gguf(folder, out, progress, VOCABULARY_FOLDER / "o200k_base.tiktoken")
         else:
             from quant.export import export as export_folder
 

@@ -18,7 +18,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CHUNK_BYTES = 16 << 10
 # What can be told to happen to the next request of a file, besides a status code.
-CLOSE, STALL, WRONG, RESIZED, EXPIRED = "close", "stall", "wrong byte", "wrong size", "expired"
+CLOSE, STALL, SILENT, WRONG, RESIZED, EXPIRED = (
+    "close half way", "stall half way", "silent", "wrong byte", "wrong size", "expired",
+)  # fmt: skip
 
 
 class HubServer:
@@ -110,17 +112,20 @@ class _Handler(BaseHTTPRequestHandler):
 
     def send_file(self, path, headers=()):
         """The range asked for of file `path`, with the next fault of its name."""
+        if self.command == "HEAD":
+            return self.answer(200, dict(headers) | {"Content-Length": str(path.stat().st_size)})
         fault = self.hub.next_fault(path.name)
         if isinstance(fault, int):
             return self.refuse(fault)
         if fault == EXPIRED:
             return self.refuse(403)
+        if fault == SILENT:
+            self.close_connection = True
+            return self.hub.stopping.wait(30)
         size = path.stat().st_size
         span = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         first = int(span[1]) if span else 0
         last = min(int(span[2]), size - 1) if span and span[2] else size - 1
-        if self.command == "HEAD":
-            return self.answer(200, dict(headers) | {"Content-Length": str(size)})
         told = size + (fault == RESIZED)
         self.send_response(206 if span else 200)
         for key, value in dict(headers).items():

@@ -13,9 +13,10 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.errors import HTTPError as TransferError  # httpx's, or httpx2's: whichever the hub uses
 
-from localoss.download.errors import DownloadError, GoneError
+from localoss.download.errors import DownloadError, GoneError, WrongFileError
 
 TRANSIENT = (408, 425, 429, 500, 502, 503, 504, 520, 522, 524)
+TIMES = 3  # to ask for a file that is gone or comes damaged
 LOGIN = "`hf auth login`, or set HF_TOKEN"
 GOES_ON = "the same command goes on where it stopped"
 
@@ -26,6 +27,10 @@ class CutOffError(Exception):
 
 class ExpiredError(Exception):
     """The address that the hub gave for a file is no longer good."""
+
+
+class OtherFileError(ExpiredError):
+    """What lies at the address is not what the listing says: another size, or other content."""
 
 
 class StatusError(Exception):
@@ -58,13 +63,13 @@ class Patience:
     def wait_s(self, error: Exception, failures: int) -> float | None:
         """How long to wait after `error`, the n-th of `failures` in a row; None if no wait will help."""
         if isinstance(error, ExpiredError):
-            return 0.0 if failures < 3 else None
+            return 0.0 if failures < TIMES else None
         wait_s = min(self.first_wait_s * 2 ** (failures - 1), self.longest_wait_s)
         status, headers = _status_of(error)
         if failures > self.failures or not _is_transient(error, status):
             return None
         asked = headers.get("retry-after", "")
-        return min(float(asked), 5 * self.longest_wait_s) if asked.isdigit() else wait_s
+        return max(wait_s, min(float(asked), 5 * self.longest_wait_s)) if asked.isdigit() else wait_s
 
 
 def _is_transient(error: Exception, status: int | None) -> bool:
@@ -91,8 +96,8 @@ def what_happened(error: Exception, host: str) -> str:
         return f"{host} asks to wait (429)"
     if status is not None:
         return f"{host} fails ({status})"
-    if isinstance(error, CutOffError):
-        return str(error)
+    if isinstance(error, CutOffError) or type(error).__name__ in ("RemoteProtocolError", "ReadError"):
+        return f"{host} closed the connection too early"
     if "Timeout" in type(error).__name__:
         return f"nothing comes from {host}"
     return f"{host} cannot be reached ({' '.join(str(error).split()) or type(error).__name__})"
@@ -101,6 +106,8 @@ def what_happened(error: Exception, host: str) -> str:
 def explained(error: Exception, host: str, repository: str, page: str) -> DownloadError:
     """The one line for a user whose request about `repository`, shown at `page`, failed for good."""
     status, headers = _status_of(error)
+    if isinstance(error, OtherFileError):
+        return WrongFileError(f"{repository}: {error}; try again later, or check HF_ENDPOINT")
     refused = _refusal(error, host, repository, page, headers)
     if refused:
         return refused

@@ -19,12 +19,12 @@ from huggingface_hub.utils import build_hf_headers, get_session
 
 from localoss.download import failures
 from localoss.download.errors import DownloadError, GoneError, WrongFileError
-from localoss.download.failures import CutOffError, ExpiredError, Patience, StatusError
+from localoss.download.failures import CutOffError, ExpiredError, OtherFileError, Patience, StatusError
 from quant.checkpoint import TensorInfo, parse_header
+from quant.errors import QuantError
 from quant.json_file import MOST_BYTES
 
 Result = TypeVar("Result")
-CHUNK_BYTES = 64 << 10
 HEADER_BYTES = 128 << 10  # asked for at once: gpt-oss-20b's headers have less
 CHECK_ENDPOINT = "check HF_ENDPOINT"
 
@@ -125,26 +125,35 @@ class Hub:
         file = self.file(name)
         if file.size > MOST_BYTES:
             raise WrongFileError(f"{self.repository}: {name} has {file.size:,} bytes, too many to be one")
-        content = self.read(name, 0, file.size)
-        sha256 = hashlib.sha256(content).hexdigest()
-        blob = hashlib.sha1(f"blob {len(content)}\0".encode() + content, usedforsecurity=False).hexdigest()
-        if (file.sha256 or sha256) != sha256 or (file.git_sha1 or blob) != blob:
-            raise WrongFileError(f"{self.repository}: {name} came damaged; try again, or {CHECK_ENDPOINT}")
-        return content
+
+        def read() -> bytes:
+            content = self.read(name, 0, file.size)
+            blob = f"blob {len(content)}\0".encode() + content
+            git_sha1 = hashlib.sha1(blob, usedforsecurity=False).hexdigest()
+            sha256 = hashlib.sha256(content).hexdigest()
+            if (file.sha256 or sha256) != sha256 or (file.git_sha1 or git_sha1) != git_sha1:
+                raise OtherFileError(f"{name} came damaged")
+            return content
+
+        return self._patiently(read)
 
     def header(self, name: str) -> dict[str, TensorInfo]:
-        """The tensors of safetensors file `name`, by a small request or two.
-
-        Raises: DownloadError, QuantError for a header that is malformed.
-        """
+        """The tensors of safetensors file `name`, by a small request or two. Raises: DownloadError."""
         file = self.file(name)
-        start = self.read(name, 0, min(HEADER_BYTES, file.size))
-        header_bytes = int.from_bytes(start[:8], "little")
-        if file.size < 8 or header_bytes > min(MOST_BYTES, file.size - 8):
-            raise WrongFileError(f"{self.repository}: {name} is not safetensors")
-        if len(start) < 8 + header_bytes:
-            start += self.read(name, len(start), 8 + header_bytes)
-        return parse_header(Path(f"{self.repository}/{name}"), start[8 : 8 + header_bytes], file.size)
+
+        def read() -> dict[str, TensorInfo]:
+            start = self.read(name, 0, min(HEADER_BYTES, file.size))
+            header_bytes = int.from_bytes(start[:8], "little")
+            if file.size < 8 or header_bytes > min(MOST_BYTES, file.size - 8):
+                raise OtherFileError(f"{name} is not safetensors")
+            if len(start) < 8 + header_bytes:
+                start += self.read(name, len(start), 8 + header_bytes)
+            try:
+                return parse_header(Path(name), start[8 : 8 + header_bytes], file.size)
+            except QuantError as error:
+                raise OtherFileError(error) from None
+
+        return self._patiently(read)
 
     # Ranges
 
@@ -176,7 +185,7 @@ class Hub:
             if response.status_code not in (200, 206):
                 raise StatusError(response.status_code, response.headers)
             self._check_range(name, response, first)
-            for chunk in response.iter_raw(CHUNK_BYTES):
+            for chunk in response.iter_raw():  # as it comes: what is buffered would be lost
                 if self.cancelled.is_set():
                     raise DownloadError("stopped")
                 piece.data += chunk[: piece.missing_bytes]
@@ -184,7 +193,7 @@ class Hub:
                     self.received_bytes += len(chunk)
                 if not piece.missing_bytes:
                     return
-        raise CutOffError(f"{self.host} closed the connection too early")
+        raise CutOffError
 
     def _check_range(self, name: str, response: Any, first: int) -> None:
         if response.status_code == 200:
@@ -194,13 +203,12 @@ class Hub:
         else:
             span = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("content-range", ""))
             if not span or int(span[1]) != first:
-                raise CutOffError(f"{self.host} sent another range than asked for")
+                raise CutOffError
             size = span[2]
         if size is not None and int(size) != self.files[name].size:
-            raise WrongFileError(
-                f"{self.repository}: {name} has {int(size):,} bytes where its listing says "
-                f"{self.files[name].size:,}; try again later, or {CHECK_ENDPOINT}"
-            )
+            self._locations.pop(name, None)
+            listed = self.files[name].size
+            raise OtherFileError(f"{name} has {int(size):,} bytes where its listing says {listed:,}")
 
     def _location(self, name: str) -> str:
         """Where the bytes of `name` are: an address that the hub redirects to, good for a while."""

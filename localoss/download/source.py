@@ -7,7 +7,7 @@ from pathlib import Path
 from huggingface_hub import try_to_load_from_cache
 
 from localoss.download import schedule, transfer
-from localoss.download.errors import GoneError
+from localoss.download.errors import GoneError, WrongFileError
 from localoss.download.hub import Hub
 from localoss.download.progress import Progress
 from quant import disk
@@ -136,7 +136,9 @@ class PulledSource(HuggingFaceSource):
                 if name not in self._kept:
                     self.files.tensors[name] = (cached, info)
             return
-        transfer.fetch(self._hub, file, self._folder, self._progress.say, advance)
+        path = transfer.fetch(self._hub, file, self._folder, self._progress.say, advance)
+        if read_header(path)[0] != self.headers[shard]:  # that came by itself, without a checksum
+            raise WrongFileError(f"{shard}: its header had come damaged; run the same command again to go on")
 
     def _cached(self, shard: str) -> Path | None:
         """Where Hugging Face's own cache has `shard`, if it does and the hub tells its sha256."""

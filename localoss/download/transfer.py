@@ -14,6 +14,7 @@ from threading import Thread
 from typing import Any
 
 from localoss.download.errors import WrongFileError
+from localoss.download.failures import TIMES
 from localoss.download.hub import Hub, Piece, RemoteFile
 from localoss.store import HASH_BYTES, sha256_of
 from quant import disk
@@ -21,7 +22,6 @@ from quant.writer import PART
 
 PIECE_BYTES = 3 << 20
 IN_FLIGHT = 5  # pieces, each on a connection of its own: 15.7 MB in all
-TIMES = 3  # to fetch a file that comes damaged
 POLL_S = 0.2  # between two looks at how much has come
 Advance = Callable[[int], None]  # told how many bytes of the file are here
 

@@ -1,0 +1,36 @@
+"""A pull in a process of its own, to be killed: pull_child.py NAME PIECE_BYTES [STEP].
+
+Prints a line when the download is about to begin. With STEP it kills itself at that step of quant.disk,
+after a line that names it.
+"""
+
+import sys
+
+import pytest
+from faults import KILL, Faults
+
+from localoss.download import transfer
+from localoss.download.progress import Progress
+from localoss.download.pull import Order, pull
+
+
+class Telling(Progress):
+    def begin(self, shards, here):
+        print("begun", flush=True)
+
+
+class Deadly(Faults):
+    def _strike(self, name, step, arguments):
+        print(name, flush=True)
+        super()._strike(name, step, arguments)
+
+
+def main(name, piece_bytes, at=None):
+    transfer.PIECE_BYTES = int(piece_bytes)
+    steps = Deadly(pytest.MonkeyPatch(), *((KILL, int(at)) if at else ())).steps
+    pull(Order(name), Telling())
+    print(len(steps), "steps", flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

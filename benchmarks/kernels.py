@@ -114,8 +114,9 @@ class Bench:
         """What `time` gives for a product with `rows` rows, and the bytes of its weights.
 
         The full matrix comes in copies that take turns, a smaller one stays the same."""
-        from localoss.kernels.matmul import SCRATCH_BYTES, matmul
+        from localoss.kernels.matmul import matmul
         from localoss.kernels.products import KINDS
+        from localoss.sizes import SCRATCH_BYTES
         from localoss.weights import address
         from quant.layout import scale_bytes, tile_bytes
 
@@ -151,24 +152,28 @@ class Bench:
     def _attention(
         self, name: str, tokens: int, window: int, threads: int, bandwidth: dict[int, float]
     ) -> None:
-        from localoss.kernels.attention import attention, scratch_floats
+        from localoss.kernels.attention import attention
+        from localoss.sizes import attention_scratch_floats
         from localoss.weights import address
 
         nbytes = 2 * KV_HEADS * HEAD_DIM * 2 * POSITION
         copies = -(-COPIES_BYTES // nbytes) if tokens == 1 else 2
         shape = (KV_HEADS, POSITION // 8, HEAD_DIM, 8)
         cached = self.random.standard_normal((2, *shape)).astype(np.float16).view(np.uint16)
-        keys = [cached[0].copy() for _ in range(copies)]
-        values = [cached[1].reshape(KV_HEADS, POSITION, HEAD_DIM).copy() for _ in range(copies)]
+        values, unscaled = (
+            cached[1].reshape(KV_HEADS, POSITION, HEAD_DIM),
+            np.zeros((KV_HEADS, 0), np.float32),
+        )
+        caches = [(cached[0].copy(), values.copy(), unscaled, unscaled) for _ in range(copies)]
         width = (HEADS + 2 * KV_HEADS) * HEAD_DIM
         qkv = self.random.standard_normal((tokens, width)).astype(np.float32)
         out, sinks = np.empty((HEADS * HEAD_DIM // 32, tokens, 32), np.float32), np.zeros(HEADS, np.float32)
-        floats = scratch_floats(HEADS // KV_HEADS, HEAD_DIM)
+        floats = attention_scratch_floats(HEADS // KV_HEADS, HEAD_DIM)
         scratch, counter = np.empty((threads, floats), np.float32), np.zeros(1, np.int64)
         first = POSITION - tokens
 
         def call(copy: int) -> None:
-            attention(out, 0, qkv, keys[copy], values[copy], sinks, first, window, scratch, address(counter))
+            attention(out, 0, qkv, caches[copy], sinks, first, window, scratch, address(counter))
 
         seconds, _ = self.time([partial(call, copy) for copy in range(copies)], threads)
         seen = sum(min(first + t + 1, window or POSITION) for t in range(tokens))

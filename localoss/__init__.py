@@ -12,40 +12,51 @@ __version__ = "0.1.0"
 
 def load(
     model: str | Path,
-    context_tokens: int = 8192,
+    context_tokens: int | None = 8192,
     threads: int | None = None,
     kv_dtype: str = "f16",
     activations: str = "int8",
     memory_limit: int | None = None,
     gpu_layers: int = 0,
     *,
+    prompt_tokens: int = 0,
+    must_fit: bool = False,
     chunk_tokens: int = 512,
     compiling: Callable[[str], None] | None = None,
+    notice: Callable[[str], None] | None = None,
 ) -> "Engine":
     """Load a model: a name in the store, or a model directory that `localoss quantize` made.
 
-    threads: by default one per core. kv_dtype: "f16", "f32", or "int8", half of
-    f16's memory. activations: "int8", fast, or "f32", exact
-    and slower. memory_limit: bytes that weights, KV cache and buffers together may take. chunk_tokens: how
-    many tokens prefill runs at once. compiling: told the name of each kernel that is being compiled, which
-    happens once per machine and takes half a minute.
+    context_tokens: None for the most that is usual and fits, with room for `prompt_tokens`. threads: by
+    default one per core. kv_dtype: "f16", "f32", or "int8", half of f16's memory. activations: "int8", fast,
+    or "f32", exact and slower. chunk_tokens: how many tokens prefill runs at once.
+
+    memory_limit: bytes, by default what the machine or its control group can give. KV cache and buffers are
+    taken from it here, and nothing later. The weights stay files in the page cache: where they don't fit
+    beside that, `notice` is told so in a line and the model runs slowly from the disk, or, with `must_fit`,
+    isn't loaded. compiling: told the name of each kernel that is being compiled, which happens once per
+    machine and takes half a minute.
 
     >>> engine = localoss.load("gpt-oss-20b")
     >>> for token in engine.generate(tokens, max_tokens=64): ...
 
     Raises: quant.errors.QuantError or localoss.errors.LocalossError, whose message says what to do: no such
-    model, a damaged file, a Hugging Face checkpoint (`localoss quantize` converts it), a bad option.
+    model, a damaged file, a Hugging Face checkpoint (`localoss quantize` converts it), a bad option, too
+    little memory.
     """
     from localoss.start import start_engine  # importing Numba takes a second: wait only to load a model
 
     return start_engine(
         model,
         context_tokens=context_tokens,
+        prompt_tokens=prompt_tokens,
         threads=threads,
         kv_dtype=kv_dtype,
         activations=activations,
         memory_limit=memory_limit,
+        must_fit=must_fit,
         gpu_layers=gpu_layers,
         chunk_tokens=chunk_tokens,
         compiling=compiling,
+        notice=notice,
     )

@@ -8,10 +8,10 @@ import numpy as np
 import psutil
 
 from localoss import kernels
-from localoss.cache import kv_cache_bytes
-from localoss.engine import Engine, Sequence
+from localoss.engine import Engine
 from localoss.kernels import isa
 from localoss.kernels.bandwidth import SCRATCH_BYTES, read_bytes
+from localoss.sizes import kv_cache_bytes
 from localoss.weights import Weights, address
 
 _BANDWIDTH_BYTES = 4 << 30  # at most so much of the weights is read to measure it
@@ -61,10 +61,7 @@ def run_benchmark(
     touch_s = touch(engine.weights)
     prefills, decodes, bandwidths = [], [], [read_bandwidth(engine.weights, engine.threads)]
     for _ in range(repetitions):
-        sequence = engine.sequence()
-        if depth:
-            engine.prefill(sequence, prompt[:depth])
-        prefill_s, decode_s = _time(engine, sequence, prompt, gen_tokens)
+        prefill_s, decode_s = _time(engine, prompt, gen_tokens, depth)
         prefills.append(prompt_tokens / prefill_s)
         decodes.append(gen_tokens / decode_s)
         bandwidths.append(read_bandwidth(engine.weights, engine.threads))
@@ -97,9 +94,12 @@ def run_benchmark(
     )
 
 
-def _time(engine: Engine, sequence: Sequence, prompt: list[int], tokens: int) -> tuple[float, float]:
-    """Seconds that `prompt` takes, and then `tokens` tokens: from the first, whose logits are prefill's, to
-    one more."""
+def _time(engine: Engine, prompt: list[int], tokens: int, depth: int) -> tuple[float, float]:
+    """Seconds that `prompt` takes after its first `depth` tokens, and then `tokens` tokens: from the first,
+    whose logits are prefill's, to one more."""
+    sequence = engine.sequence()
+    if depth:
+        engine.prefill(sequence, prompt[:depth])
     start = time.perf_counter()
     engine.prefill(sequence, prompt)
     prefill_s = time.perf_counter() - start

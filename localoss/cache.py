@@ -3,12 +3,9 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from localoss.kernels.attention import KEYS_AT_ONCE
+from localoss.sizes import layer_cache_sizes, layer_slots
 from quant.config import ModelConfig
-from quant.layout import round_up
 
-# What a number is kept as; float16 as its bits: Numba has no half type.
-KV_DTYPES: dict[str, type[np.generic]] = {"f16": np.uint16, "f32": np.float32, "int8": np.int8}
 Array = NDArray[np.generic]
 
 
@@ -18,14 +15,9 @@ class LayerCache:
     """
 
     def __init__(self, config: ModelConfig, slots: int, kv_dtype: str):
-        heads, dim, dtype = config.kv_heads, config.head_dim, KV_DTYPES[kv_dtype]
-        scaled = slots if kv_dtype == "int8" else 0
-        self.arrays: tuple[Array, Array, Array, Array] = (
-            np.zeros((heads, slots // 8, dim, 8), dtype),
-            np.zeros((heads, slots, dim), dtype),
-            np.zeros((heads, scaled), np.float32),
-            np.zeros((heads, scaled), np.float32),
-        )
+        # Written here, not np.zeros: the system gives memory at the first write, and none may come later.
+        arrays = [np.full(shape, 0, dtype) for shape, dtype in layer_cache_sizes(config, slots, kv_dtype)]
+        self.arrays: tuple[Array, Array, Array, Array] = (arrays[0], arrays[1], arrays[2], arrays[3])
         self.slots = slots
         self.nbytes = sum(array.nbytes for array in self.arrays)
 
@@ -50,17 +42,3 @@ class KVCache:
         """Whether, after `written` positions, the rings still hold what a token at `position` sees."""
         oldest = max(position - self._window + 1, 0)
         return self._ring_slots is None or written - oldest <= self._ring_slots
-
-
-def layer_slots(config: ModelConfig, context_tokens: int, chunk_tokens: int) -> list[int]:
-    """How many positions each layer's cache holds."""
-    full = round_up(context_tokens, KEYS_AT_ONCE)
-    # A chunk's first token still sees its window after the chunk's last token is written.
-    ring = min(round_up(config.sliding_window + chunk_tokens, KEYS_AT_ONCE), full)
-    return [ring if sliding else full for sliding in config.is_sliding]
-
-
-def kv_cache_bytes(config: ModelConfig, context_tokens: int, chunk_tokens: int, kv_dtype: str) -> int:
-    """Bytes of a KVCache."""
-    head = config.head_dim * np.dtype(KV_DTYPES[kv_dtype]).itemsize + (4 if kv_dtype == "int8" else 0)
-    return sum(layer_slots(config, context_tokens, chunk_tokens)) * 2 * config.kv_heads * head

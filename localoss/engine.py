@@ -1,5 +1,6 @@
 """The engine: a loaded model, the conversations that run on it, and the loop that generates."""
 
+import weakref
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 from pathlib import Path
@@ -7,10 +8,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from localoss.cache import KV_DTYPES, KVCache, kv_cache_bytes
+from localoss.cache import KVCache
 from localoss.errors import ContextFullError, UsageError
 from localoss.model import Chunk, Model
 from localoss.sampler import Sampler, SamplingOptions, Token
+from localoss.sizes import kv_cache_bytes
 from localoss.weights import load_weights
 from quant.config import ModelConfig, read_config
 from quant.manifest import read_manifest
@@ -70,24 +72,16 @@ class Engine:
         activations: str,
         chunk_tokens: int,
     ):
-        """Map the model in `folder`. Raises: QuantError or ModelError for it, UsageError for an option."""
-        if activations not in ("int8", "f32"):
-            raise UsageError(f"activations is {activations!r}; use int8 (fast) or f32 (exact, slower)")
-        if kv_dtype not in KV_DTYPES:
-            raise UsageError(f"kv_dtype is {kv_dtype!r}; use f16, f32 or int8")
-        if chunk_tokens < 1:
-            raise UsageError(f"chunk_tokens is {chunk_tokens}; use 1 or more")
+        """Map the model in `folder`; start.py checks the options. Raises: QuantError or ModelError."""
         self.dtypes = read_manifest(folder).dtypes
         self.config: ModelConfig = read_config(folder / "config.json")
-        if not 0 < context_tokens <= self.config.context:
-            raise UsageError(
-                f"context_tokens is {context_tokens:,}; this model takes 1 to {self.config.context:,}"
-            )
         self.context_tokens, self.threads, self.kv_dtype = context_tokens, threads, kv_dtype
         self.chunk_tokens = min(chunk_tokens, context_tokens)
         self.weights = load_weights(folder, self.config, self.dtypes)
         self.model = Model(self.config, self.weights, threads, activations == "f32", self.chunk_tokens)
         self._sampler = Sampler(self.config.vocab)
+        self._cache = self._new_cache()
+        self._holder: weakref.ref[Sequence] | None = None  # the conversation that has it
         self._row = np.empty((1, self.weights.unembedding.rows), np.float32)
 
     @property
@@ -97,9 +91,19 @@ class Engine:
         return self.weights.nbytes + self.model.buffers.nbytes + cache
 
     def sequence(self, seed: int | None = None) -> Sequence:
-        """A new, empty conversation, with a KV cache for `context_tokens`."""
-        cache = KVCache(self.config, self.context_tokens, self.chunk_tokens, self.kv_dtype)
-        return Sequence(cache, seed)
+        """A new, empty conversation, with a KV cache for `context_tokens`.
+
+        The first has the cache that was made with the engine, and so has the next once that one is gone;
+        each further one takes its own.
+        """
+        if self._holder and self._holder():
+            return Sequence(self._new_cache(), seed)
+        sequence = Sequence(self._cache, seed)
+        self._holder = weakref.ref(sequence)
+        return sequence
+
+    def _new_cache(self) -> KVCache:
+        return KVCache(self.config, self.context_tokens, self.chunk_tokens, self.kv_dtype)
 
     def logits(self, tokens: Seq[int], positions: Seq[int] | None = None) -> F32Array:
         """Logits after each of `positions` (all, if None) of `tokens`: (n, V) f32, in a fresh cache.

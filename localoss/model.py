@@ -14,10 +14,9 @@ from localoss.cache import KVCache
 from localoss.errors import Cancelled
 from localoss.kernels import layer as kernels
 from localoss.kernels import use_threads
-from localoss.kernels.attention import scratch_floats
-from localoss.kernels.matmul import SCRATCH_BYTES
 from localoss.kernels.products import BF16
 from localoss.rope import Rope
+from localoss.sizes import buffer_sizes
 from localoss.weights import Layer, Weights, address
 from quant.config import SWIGLU_ALPHA, ModelConfig
 
@@ -34,39 +33,31 @@ class Chunk:
 
 
 class Buffers:
-    """What a forward pass of up to `tokens` tokens writes on its way, allocated once.
+    """What a forward pass of up to `tokens` tokens writes on its way, allocated once: sizes.buffer_sizes.
 
     `at` has the address of each array: asking NumPy for one takes as long as calling a kernel.
     """
 
+    x: F32Array  # (tokens, D): the residual stream
+    qkv: F32Array
+    blocks: F32Array
+    router_logits: F32Array
+    expert_ids: NDArray[np.int32]
+    expert_weights: F32Array
+    starts: NDArray[np.int64]
+    active: NDArray[np.int32]
+    sources: NDArray[np.int32]
+    places: NDArray[np.int32]
+    in_order: NDArray[np.int32]
+    attention_scratch: F32Array
+
     def __init__(self, config: ModelConfig, tokens: int, threads: int, exact_experts: bool):
-        pairs = tokens * config.active_experts
-        columns = max(config.hidden, config.q_rows)
+        sizes = buffer_sizes(config, tokens, threads, exact_experts)
+        # Written to, not np.empty: the system gives memory at the first write, and none may come later.
+        arrays = {name: np.full(size.shape, 0, size.dtype) for name, size in sizes.items()}
+        vars(self).update(arrays)
         self.tokens = tokens
-        self.x = np.empty((tokens, config.hidden), np.float32)  # the residual stream
-        self.qkv = np.empty((tokens, config.qkv_rows), np.float32)
-        self.blocks = np.empty(tokens * columns, np.float32)  # a matmul's input, block by block
-        self.codes = np.empty(max(pairs * config.hidden, tokens * columns), np.int8)  # the same, quantized
-        self.scales = np.empty(len(self.codes) // 32, np.float32)
-        self.router_logits = np.empty((tokens, -(-config.experts // 8) * 8), np.float32)
-        self.expert_ids = np.empty((tokens, config.active_experts), np.int32)
-        self.expert_weights = np.empty((tokens, config.active_experts), np.float32)
-        self.starts = np.empty(config.experts + 1, np.int64)
-        self.active = np.empty(config.experts, np.int32)
-        self.sources = np.empty(pairs, np.int32)
-        self.places = np.empty((tokens, config.active_experts), np.int32)
-        self.h = np.empty(pairs * config.intermediate, np.float32 if exact_experts else np.int8)
-        self.gathered = np.empty(pairs * config.hidden if exact_experts else 0, np.float32)
-        self.h_scales = np.empty(pairs * config.intermediate // 32, np.float32)
-        self.y = np.empty((pairs, config.hidden), np.float32)
-        self.in_order = np.arange(tokens, dtype=np.int32)
-        self.counter = np.zeros(1, np.int64)
-        self.scratch = np.empty(threads * SCRATCH_BYTES, np.uint8)
-        heads_per_key = config.heads // config.kv_heads
-        self.attention_scratch = np.empty(
-            (threads, scratch_floats(heads_per_key, config.head_dim)), np.float32
-        )
-        arrays = {name: array for name, array in vars(self).items() if isinstance(array, np.ndarray)}
+        self.in_order[:] = np.arange(tokens)
         self.nbytes = sum(array.nbytes for array in arrays.values())
         self.at = SimpleNamespace(**{name: address(array) for name, array in arrays.items()})
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,12 @@ import psutil
 
 from localoss import kernels, settings
 from localoss.errors import UsageError
+from localoss.machine import this_machine
+from localoss.memory import Plan, check, choose_context
 from localoss.registry import find_model
+from localoss.sizes import KV_DTYPES
+from quant.config import ModelConfig, read_config
+from quant.manifest import read_manifest
 
 if TYPE_CHECKING:
     from localoss.engine import Engine
@@ -29,14 +35,17 @@ def usable_threads(asked: int | None) -> int:
 def start_engine(
     model: str | Path,
     *,
-    context_tokens: int,
+    context_tokens: int | None,
+    prompt_tokens: int,
     threads: int | None,
     kv_dtype: str,
     activations: str,
     memory_limit: int | None,
+    must_fit: bool,
     gpu_layers: int,
     chunk_tokens: int,
     compiling: Callable[[str], None] | None,
+    notice: Callable[[str], None] | None,
 ) -> "Engine":
     """See localoss.load."""
     if gpu_layers:
@@ -46,19 +55,39 @@ def start_engine(
     from localoss.engine import Engine  # only now: Numba reads its cache folder when it sees a kernel
     from localoss.warmup import warm_up
 
+    dtypes, config = read_manifest(folder).dtypes, read_config(folder / "config.json")
+    _check_options(config, context_tokens, kv_dtype, activations, chunk_tokens)
+    exact, threads = activations == "f32", usable_threads(threads)
+    plan = Plan(config, dtypes, kv_dtype=kv_dtype, threads=threads, chunk_tokens=chunk_tokens, exact=exact)
+    limit_bytes = this_machine().limit_bytes if memory_limit is None else memory_limit
+    if context_tokens is None:
+        plan = choose_context(plan, limit_bytes, prompt_tokens, must_fit)
+    else:
+        plan = replace(plan, context_tokens=context_tokens)
+    slow = check(plan, limit_bytes, must_fit)
+    if slow and notice:
+        notice(slow)
     engine = Engine(
         folder,
-        context_tokens=context_tokens,
-        threads=usable_threads(threads),
+        context_tokens=plan.context_tokens,
+        threads=threads,
         kv_dtype=kv_dtype,
         activations=activations,
         chunk_tokens=chunk_tokens,
     )
-    if memory_limit is not None and engine.memory_bytes > memory_limit:
-        raise UsageError(
-            f"{folder} needs {engine.memory_bytes / 1e9:.1f} GB with a context of {context_tokens:,} tokens, "
-            f"more than the limit of {memory_limit / 1e9:.1f} GB; ask for a smaller context"
-        )
     with kernels.telling_compiled(compiling or (lambda name: None)):
-        warm_up(kv_dtype, activations == "f32", engine.threads)
+        warm_up(kv_dtype, exact, engine.threads)
     return engine
+
+
+def _check_options(
+    config: ModelConfig, context_tokens: int | None, kv_dtype: str, activations: str, chunk_tokens: int
+) -> None:
+    if activations not in ("int8", "f32"):
+        raise UsageError(f"activations is {activations!r}; use int8 (fast) or f32 (exact, slower)")
+    if kv_dtype not in KV_DTYPES:
+        raise UsageError(f"kv_dtype is {kv_dtype!r}; use {', '.join(KV_DTYPES)}")
+    if chunk_tokens < 1:
+        raise UsageError(f"chunk_tokens is {chunk_tokens}; use 1 or more")
+    if context_tokens is not None and not 0 < context_tokens <= config.context:
+        raise UsageError(f"context_tokens is {context_tokens:,}; this model takes 1 to {config.context:,}")

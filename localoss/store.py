@@ -91,9 +91,8 @@ def expected_sizes(config: ModelConfig, dtypes: Dtypes | None = None) -> Expecte
     return ExpectedSizes(download_bytes, config.layers * file_bytes(layer) + file_bytes(vocabulary))
 
 
-def class_bytes(config: ModelConfig, manifest: Manifest) -> dict[str, int]:
+def class_bytes(config: ModelConfig, dtypes: Dtypes) -> dict[str, int]:
     """Bytes of each class of weights in a model directory; headers and padding of its files are left out."""
-    dtypes = manifest.dtypes
     layer = {
         name: spec_bytes(spec) for name, spec in layer_specs(config, dtypes.attention, dtypes.experts).items()
     }

@@ -39,6 +39,11 @@ CHECKPOINTS: dict[str, dict[str, Any]] = {
         layers=2, hidden=32, intermediate=160, heads=6, kv_heads=3, head_dim=16,
         experts=8, active=4, vocab=201_088, window=128, rope="rope_scaling",
     ),
+    # As cheap as can be, for the whole context of 131,072.
+    "far": dict(
+        layers=3, hidden=64, intermediate=96, heads=4, kv_heads=1, head_dim=16,
+        experts=5, active=2, vocab=131, window=40, rope="rope_scaling",
+    ),
 }  # fmt: skip
 
 

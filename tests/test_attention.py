@@ -12,7 +12,8 @@ import pytest
 from tiled import address, from_blocks
 
 from localoss.cache import LayerCache
-from localoss.kernels.attention import attention, rotate_and_store, scratch_floats
+from localoss.kernels.attention import attention, rotate_and_store
+from localoss.sizes import attention_scratch_floats
 
 THREADS = 2
 GUARD = 2  # tokens of other sequences before and after this one's
@@ -41,7 +42,7 @@ class Conversation:
         self.keys, self.values, *_ = self.cache.arrays
         self.sinks = self.rng.standard_normal(shape.heads).astype(np.float32) * 2
         self.written_keys = self.written_values = np.zeros((0, k, d))
-        self.scratch = np.empty((THREADS, scratch_floats(shape.heads_per_key, d)), np.float32)
+        self.scratch = np.empty((THREADS, attention_scratch_floats(shape.heads_per_key, d)), np.float32)
 
     def run(self, tokens, scale=1.0):
         """Store and attend `tokens` random tokens; gives kernel's and naive results (tokens, H, d)."""

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from localoss.cache import KVCache, kv_cache_bytes, layer_slots
+from localoss.cache import KVCache
 from localoss.engine import Sequence
-from localoss.kernels.attention import KEYS_AT_ONCE
+from localoss.sizes import KEYS_AT_ONCE, kv_cache_bytes, layer_slots
 from quant.config import ModelConfig, RopeConfig
 
 WINDOW = 20

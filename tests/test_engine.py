@@ -303,7 +303,7 @@ def test_bad_positions(engine, positions):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(kv_dtype="q8"), "kv_dtype is 'q8'; use f16, f32 or int8"),
+        (dict(kv_dtype="q8"), "kv_dtype is 'q8'; use f16, f32, int8"),
         (dict(activations="f16"), "activations is 'f16'; use int8"),
         (dict(threads=0), "threads is 0; this machine can run 1 to"),
         (dict(threads=10_000), "threads is 10000; this machine can run 1 to"),

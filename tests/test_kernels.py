@@ -23,10 +23,11 @@ from tiled import (
 
 from localoss.kernels import experts, matmul
 from localoss.kernels.products import KINDS, OFFSETS
+from localoss.sizes import SCRATCH_BYTES
 from quant.layout import expert_run
 
 THREADS = 2
-SCRATCH = np.empty(THREADS * matmul.SCRATCH_BYTES, np.uint8)
+SCRATCH = np.empty(THREADS * SCRATCH_BYTES, np.uint8)
 COUNTER = np.zeros(1, np.int64)
 WORKERS = (THREADS, address(SCRATCH), address(COUNTER))
 
@@ -277,7 +278,7 @@ def test_threads_without_work_are_harmless(groups):
     """More threads than panels, and than Numba runs."""
     weights = random_weights("int8", 8 * groups, 32, seed=0)
     x = random_activations(weights.kind, False, 1, 32, seed=1)
-    out, scratch = np.empty((1, 8 * groups), np.float32), np.empty(16 * matmul.SCRATCH_BYTES, np.uint8)
+    out, scratch = np.empty((1, 8 * groups), np.float32), np.empty(16 * SCRATCH_BYTES, np.uint8)
     workers = (16, address(scratch), address(COUNTER))
     matmul.matmul(address(out), weights.tiles(), x.inputs, 1, False, workers)
     assert_product(out, x, weights)

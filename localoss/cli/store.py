@@ -169,7 +169,7 @@ def _details(model: "Installed") -> dict[str, Any]:
     if model.manifest is None:
         return {}
     config = read_config(model.folder / "config.json")
-    return {"architecture": asdict(config), "class_bytes": store.class_bytes(config, model.manifest)}
+    return {"architecture": asdict(config), "class_bytes": store.class_bytes(config, model.manifest.dtypes)}
 
 
 def _weights(model: "Installed") -> str:
@@ -196,7 +196,7 @@ def _show_model(model: "Installed") -> None:
     rows += _architecture(config)
     _print_table(rows)
     dtypes = asdict(model.manifest.dtypes)
-    sizes = store.class_bytes(config, model.manifest)
+    sizes = store.class_bytes(config, model.manifest.dtypes)
     typer.echo("")
     _print_table(
         [

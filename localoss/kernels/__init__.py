@@ -11,6 +11,7 @@ from typing import Any
 import numba
 from numba.core import event
 
+from localoss import sizes
 from localoss.kernels import isa  # noqa: F401 - first: it may tell Numba more about this CPU
 
 
@@ -22,7 +23,7 @@ def keep_compiled_in(parent: Path, simd: str) -> Path:
     edited. To be called before any kernel module is imported.
     """
     digest = hashlib.sha256(simd.encode())
-    for source in sorted(Path(__file__).parent.rglob("*.py")):
+    for source in [*sorted(Path(__file__).parent.rglob("*.py")), Path(sizes.__file__)]:
         digest.update(source.read_bytes())
     folder = parent / digest.hexdigest()[:16]
     try:

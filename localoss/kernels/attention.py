@@ -39,15 +39,7 @@ from localoss.kernels.simd import (
     to_bytes,
     zero,
 )
-
-KEYS_AT_ONCE = 64  # positions whose scores are held at a time
-TOKENS_AT_ONCE = 8  # query positions that share a pass over the keys
-
-
-def scratch_floats(heads_per_key: int, head_dim: int) -> int:
-    """Scratch per thread: queries, results, scores, and each row's maximum and sum."""
-    rows = -(-TOKENS_AT_ONCE * heads_per_key // 8) * 8
-    return rows * (2 * head_dim + KEYS_AT_ONCE + 2)
+from localoss.sizes import KEYS_AT_ONCE, QUERIES_AT_ONCE
 
 
 def _load_values(cache, address):
@@ -318,21 +310,21 @@ def attention(out, out_first, qkv, cache, sinks, position, window, scratch, coun
 
     Arrays: out (H * head_dim / 32, ≥ out_first + T, 32) f32, of which tokens out_first, … are overwritten;
     qkv (T, (H + 2K) * head_dim) f32 with rotated queries, of positions `position`, position + 1, …, already
-    in the cache; cache: the layer's four arrays; sinks (H,) f32; scratch (threads, scratch_floats()) f32;
-    counter: the address of an i64. window: 0 for full attention. Sums in f32.
-    Oracle: tests/naive.py.
+    in the cache; cache: the layer's four arrays; sinks (H,) f32; scratch (threads,
+    attention_scratch_floats()) f32; counter: the address of an i64. window: 0 for full attention. Sums in
+    f32. Oracle: tests/naive.py.
     """
     kv_heads = cache[1].shape[0]
     tokens = len(qkv)
-    blocks = (tokens + TOKENS_AT_ONCE - 1) // TOKENS_AT_ONCE
+    blocks = (tokens + QUERIES_AT_ONCE - 1) // QUERIES_AT_ONCE
     store_i64(counter, 0)
     for thread in prange(len(scratch)):
         while True:
             work = fetch_add(counter, 1)
             if work >= blocks * kv_heads:
                 break
-            first = work // kv_heads * TOKENS_AT_ONCE
-            count = min(TOKENS_AT_ONCE, tokens - first)
+            first = work // kv_heads * QUERIES_AT_ONCE
+            count = min(QUERIES_AT_ONCE, tokens - first)
             _attend_block(
                 out,
                 out_first,

@@ -11,14 +11,7 @@ from numba import prange
 
 from localoss.kernels.activations import quantize_block, swiglu
 from localoss.kernels.isa.common import force_inline
-from localoss.kernels.matmul import (
-    PANEL,
-    SCRATCH_BYTES,
-    TOKENS_AT_ONCE,
-    multiply_panel,
-    panels_at_once,
-    store_panel,
-)
+from localoss.kernels.matmul import multiply_panel, panels_at_once, store_panel
 from localoss.kernels.products import OFFSETS
 from localoss.kernels.simd import (
     add,
@@ -32,6 +25,7 @@ from localoss.kernels.simd import (
     store_f32x8,
     store_i64,
 )
+from localoss.sizes import PANEL, SCRATCH_BYTES, TOKENS_AT_ONCE
 
 
 @jit

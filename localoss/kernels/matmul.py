@@ -12,12 +12,9 @@ different speed finish together. Parameters are addresses, numbers, and plain tu
 from numba import prange
 
 from localoss.kernels.isa.common import force_inline
-from localoss.kernels.products import TILE_SCRATCH_BYTES, add_row_group, clear
+from localoss.kernels.products import add_row_group, clear
 from localoss.kernels.simd import add, fetch_add, jit, load_f32x8, parallel, store_f32x8, store_i64
-
-PANEL = 8  # row groups that a thread takes at once
-TOKENS_AT_ONCE = 64  # whose sums stay in the first-level cache
-SCRATCH_BYTES = TILE_SCRATCH_BYTES + 32 * PANEL * TOKENS_AT_ONCE  # per thread: a tile, and sums
+from localoss.sizes import PANEL, SCRATCH_BYTES, TILE_SCRATCH_BYTES, TOKENS_AT_ONCE
 
 TILE_BYTES = (128, 128, 256, 512)  # by kind: MXFP4, INT4, INT8, BF16
 SCALES_BYTES = (8, 16, 16, 0)

@@ -35,7 +35,6 @@ MXFP4, INT4, INT8, BF16 = 0, 1, 2, 3  # how a matrix's weights are written
 OFFSETS = (isa.OFFSET_4BIT, isa.OFFSET_4BIT, isa.OFFSET_8BIT, 0)  # what int8 activations have added, by kind
 KINDS = {"mxfp4": MXFP4, "int4": INT4, "int8": INT8, "bf16": BF16}
 
-TILE_SCRATCH_BYTES = 32 * 8 * 4  # a tile decoded to float32
 _AHEAD_BYTES = 4096  # how far before their use weights are asked for
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from transformers import GptOssForCausalLM, Mxfp4Config
+from transformers import DynamicCache, GptOssForCausalLM, Mxfp4Config
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
@@ -23,9 +23,14 @@ sys.path.insert(0, str(HERE.parent))
 import checkpoints  # noqa: E402
 import naive  # noqa: E402
 
+CHUNK_TOKENS = {"far": 128}  # in one chunk, each head's scores would need 68 GB
+
 
 def positions_of(name: str) -> tuple[int, list[int]]:
     """(tokens of the sequence, positions whose logits are stored)."""
+    if name == "far":  # the end of what `make test` runs, powers of two, and the end of the context
+        powers = [position for power in (12, 13, 14, 15, 16) for position in (2**power - 1, 2**power)]
+        return 131_072, [*powers[:6], *range(19_990, 20_000), *powers[6:], *range(131_048, 131_072)]
     if name == "long":  # edges of the window of 24, of the original context of 4,096, and the end
         windows = [*range(0, 60), *range(1000, 1020), *range(2040, 2060)]
         return 4310, [*windows, *range(4086, 4126), *range(4290, 4310)]
@@ -66,12 +71,10 @@ def make(name: str) -> None:
         digest = checkpoints.checkpoint_sha256(folder)
     vocab = model.config.vocab_size
     tokens = np.random.RandomState(17).randint(0, vocab, length).astype(np.int32)
-    with torch.inference_mode():
-        hidden = model.model(torch.tensor(tokens.astype(np.int64))[None]).last_hidden_state
-        logits = model.lm_head(hidden[0, positions]).numpy()
+    logits = forward(model, tokens, positions, CHUNK_TOKENS.get(name, length))
     np.savez_compressed(
         HERE / f"{name}.npz",
-        tokens=tokens,
+        tokens=tokens.astype(np.min_scalar_type(vocab)),
         positions=np.array(positions, np.int32),
         logits=logits.astype(np.float32),
         checkpoint_sha256=digest,
@@ -81,9 +84,25 @@ def make(name: str) -> None:
     print(f"{name}: {logits.shape}, standard deviation {logits.std():.3f}")
 
 
+def forward(
+    model: GptOssForCausalLM, tokens: np.ndarray, positions: list[int], chunk_tokens: int
+) -> np.ndarray:
+    """Logits (P, V) at `positions`; the tokens go through in chunks, with a cache."""
+    cache, rows = DynamicCache(config=model.config), []
+    with torch.inference_mode():
+        for first in range(0, len(tokens), chunk_tokens):
+            chunk = torch.tensor(tokens[first : first + chunk_tokens].astype(np.int64))[None]
+            hidden = model.model(chunk, past_key_values=cache, use_cache=True).last_hidden_state[0]
+            here = [p - first for p in positions if first <= p < first + chunk.shape[1]]
+            rows.append(model.lm_head(hidden[here]).numpy())
+            if first and first % (64 * chunk_tokens) == 0:
+                print(f"{first:,} of {len(tokens):,} tokens", flush=True)
+    return np.concatenate(rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    names = ["short", "window", "long", "wide"]
+    names = ["short", "window", "long", "wide", "far"]
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(names)}; default: all")
     for name in parser.parse_args().names or names:
         make(name)

@@ -1,0 +1,205 @@
+"""The memory plan: what a model will take, what this machine can give, and what fits.
+
+The parts follow from the architecture, exactly and before anything is downloaded; see sizes.py. Only
+PROGRAM_BYTES is measured. Everything is in bytes; texts say GB for 1e9.
+"""
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+from localoss.errors import UsageError
+from localoss.sizes import (
+    buffer_sizes,
+    layer_cache_bytes,
+    layer_slots,
+    logits_bytes,
+)
+from localoss.store import class_bytes, expected_sizes
+from quant.config import ModelConfig
+from quant.layout import layer_specs
+from quant.manifest import Dtypes
+from quant.writer import file_bytes
+
+# Python, its libraries, the vocabulary and the compiled kernels: what `localoss run` has resident without a model,
+# on Linux x86-64 with Python 3.11. benchmarks/memory.py measures it anew.
+PROGRAM_BYTES = 240_000_000
+CHUNK_TOKENS = 512  # of a prompt, run at once
+
+FITS, FROM_DISK, TOO_LARGE = "fits", "from disk", "too large"
+USUAL_CONTEXTS = (32_768, 16_384, 8_192)  # what is chosen from where none is asked for
+SMALL_CONTEXTS = (4_096, 2_048, 1_024)  # where not even the KV cache of the usual ones would fit
+_STEP_TOKENS = 1_024
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a model takes with one conversation of `context_tokens`."""
+
+    config: ModelConfig
+    dtypes: Dtypes = field(default_factory=Dtypes)
+    context_tokens: int = USUAL_CONTEXTS[-1]
+    kv_dtype: str = "f16"
+    threads: int = 1
+    chunk_tokens: int = CHUNK_TOKENS
+    exact: bool = False  # activations stay float32
+
+    @cached_property
+    def weights(self) -> dict[str, int]:
+        """Bytes of the model's files by class. They are mapped: the system can drop and read them again."""
+        parts = class_bytes(self.config, self.dtypes)
+        headers = expected_sizes(self.config, self.dtypes).model_bytes - sum(parts.values())
+        parts["routers and norms"] += headers
+        return parts
+
+    @cached_property
+    def own(self) -> dict[str, int]:
+        """Bytes that belong to the process alone: taken before the first token, and none after."""
+        config, chunk = self.config, min(self.chunk_tokens, self.context_tokens)
+        slots = layer_slots(config, self.context_tokens, chunk)
+        caches = [layer_cache_bytes(config, count, self.kv_dtype) for count in slots]
+        sliding = sum(size for size, ring in zip(caches, config.is_sliding, strict=True) if ring)
+        exact_experts = self.exact or self.dtypes.experts == "bf16"
+        buffers = buffer_sizes(config, chunk, self.threads, exact_experts)
+        return {
+            "KV cache, full layers": sum(caches) - sliding,
+            "KV cache, sliding layers": sliding,
+            "scratch": sum(size.nbytes for size in buffers.values()) + logits_bytes(config),
+            "program": PROGRAM_BYTES,
+        }
+
+    @property
+    def weights_bytes(self) -> int:
+        return sum(self.weights.values())
+
+    @property
+    def own_bytes(self) -> int:
+        return sum(self.own.values())
+
+    @property
+    def total_bytes(self) -> int:
+        return self.weights_bytes + self.own_bytes
+
+    @property
+    def kv_cache_bytes(self) -> int:
+        return self.own["KV cache, full layers"] + self.own["KV cache, sliding layers"]
+
+    @cached_property
+    def layer_bytes(self) -> int:
+        """The file of one layer."""
+        return file_bytes(layer_specs(self.config, self.dtypes.attention, self.dtypes.experts))
+
+    @property
+    def least_bytes(self) -> int:
+        """What it runs with at all, reading the other layers from the disk for every token."""
+        return self.own_bytes + self.layer_bytes
+
+    def verdict(self, limit_bytes: int) -> str:
+        """FITS, FROM_DISK (it runs, but not all weights stay in memory) or TOO_LARGE."""
+        if self.total_bytes <= limit_bytes:
+            return FITS
+        return FROM_DISK if self.least_bytes <= limit_bytes else TOO_LARGE
+
+    def longest_context(self, limit_bytes: int, verdict: str = FITS) -> int:
+        """The most context, in steps of 1,024, with which the verdict is as good; 0 if there is none."""
+        good = (FITS,) if verdict == FITS else (FITS, FROM_DISK)
+
+        def fits(tokens: int) -> bool:
+            return replace(self, context_tokens=tokens).verdict(limit_bytes) in good
+
+        if fits(self.config.context):
+            return self.config.context
+        low, high = 0, self.config.context // _STEP_TOKENS
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if fits(middle * _STEP_TOKENS) else (low, middle - 1)
+        return low * _STEP_TOKENS
+
+    def nearest(self, limit_bytes: int, verdict: str = FITS) -> "Plan | None":
+        """The least change of context and KV cache with which it fits: int8, or less context, or both."""
+        good = (FITS,) if verdict == FITS else (FITS, FROM_DISK)
+        halved = replace(self, kv_dtype="int8")
+        if halved.verdict(limit_bytes) in good:
+            return halved
+        for plan in (self, halved):
+            longest = plan.longest_context(limit_bytes, verdict)
+            if longest:
+                return replace(plan, context_tokens=longest)
+        return None
+
+    def changes(self, limit_bytes: int) -> list[str]:
+        """What a user can do to make all of it fit, the mildest first."""
+        if self.verdict(limit_bytes) == FITS:
+            return []
+        found = []
+        nearest = self.nearest(limit_bytes)
+        if nearest:
+            found.append(nearest.options(self))
+        smaller = replace(self.dtypes, attention="int4", unembedding="int4")
+        if self.dtypes.attention == "int8" and self.dtypes.unembedding == "int8":
+            saved = self.total_bytes - replace(self, dtypes=smaller).total_bytes
+            found.append(f"quantizing with --attention int4 --unembedding int4 saves {gigabytes(saved)}")
+        missing = self.total_bytes - limit_bytes
+        found.append(f"{gigabytes(missing)} more memory, for example from programs that can be closed")
+        return found
+
+    def options(self, asked: "Plan") -> str:
+        """The options in which this plan differs from `asked`."""
+        words = []
+        if self.context_tokens != asked.context_tokens:
+            words.append(f"--context {self.context_tokens}")
+        if self.kv_dtype != asked.kv_dtype:
+            words.append(f"--kv-dtype {self.kv_dtype}")
+        return " ".join(words)
+
+
+def choose_context(plan: Plan, limit_bytes: int, at_least: int = 0, must_fit: bool = False) -> Plan:
+    """`plan` with the context to take when none was asked for: the largest usual one with which everything
+    fits, at most the model's, and room for `at_least` tokens in any case.
+    """
+    most = plan.config.context
+    sized = [
+        replace(plan, context_tokens=min(max(tokens, at_least), most))
+        for tokens in (*USUAL_CONTEXTS, *SMALL_CONTEXTS)
+    ]
+    usual = sized if must_fit else sized[: len(USUAL_CONTEXTS)]
+    fitting = [chosen for chosen in usual if chosen.verdict(limit_bytes) == FITS]
+    # Where the weights don't fit anyhow, 8,192 tokens of cache change little; less only where they must.
+    running = [chosen for chosen in sized[2:] if chosen.verdict(limit_bytes) != TOO_LARGE]
+    return [*fitting, *running, sized[-1]][0]
+
+
+def check(plan: Plan, limit_bytes: int, must_fit: bool = False) -> str | None:
+    """None if `plan` fits; a line to tell if it will run slowly, from the disk.
+
+    Raises: UsageError, naming the nearest plan that does, if it can't run, or must fit and doesn't.
+    """
+    verdict = plan.verdict(limit_bytes)
+    if verdict == FITS:
+        return None
+    needs = f"with a context of {plan.context_tokens:,} tokens this model takes {gigabytes(plan.total_bytes)}"
+    there = f"{gigabytes(limit_bytes)} are there for it"
+    if verdict == TOO_LARGE or must_fit:
+        best = plan.nearest(limit_bytes, FITS if must_fit else FROM_DISK)
+        hint = f"{best.options(plan)} would do" if best else "free some memory, or take a smaller model"
+        if verdict == TOO_LARGE:
+            needs += f", {gigabytes(plan.least_bytes)} at the very least"
+        raise UsageError(f"{needs}, and {there}; {hint}")
+    return f"{needs}, and {there}: it will read weights from the disk again and again, which is slow"
+
+
+def gpu_layers(plan: Plan, gpu_bytes: int) -> int:
+    """How many layers, with their KV cache, a GPU of so much memory could hold beside its scratch."""
+    chunk = min(plan.chunk_tokens, plan.context_tokens)
+    slots = max(layer_slots(plan.config, plan.context_tokens, chunk))
+    layer = plan.layer_bytes + layer_cache_bytes(plan.config, slots, plan.kv_dtype)
+    free = gpu_bytes - plan.own["scratch"] - reserve_bytes(gpu_bytes)
+    return max(0, min(plan.config.layers, free // layer))
+
+
+def reserve_bytes(total_bytes: int) -> int:
+    """What is left to the rest of the system: 2 %, but from 128 MB to 1 GB."""
+    return min(max(total_bytes // 50, 128_000_000), 1_000_000_000)
+
+
+def gigabytes(size_bytes: int) -> str:
+    return f"{size_bytes / 1e9:.1f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:.0f} MB"

@@ -1,0 +1,101 @@
+"""How large everything is that the engine allocates, from the architecture alone.
+
+What allocates takes its shapes from here, so that a plan made from these sizes cannot differ from what comes.
+No Numba: a plan should come at once.
+"""
+
+from math import prod
+from typing import NamedTuple
+
+from quant.config import ModelConfig
+from quant.layout import round_up
+
+# Constants of the kernels that sizes follow from.
+KEYS_AT_ONCE = 64  # positions whose scores attention holds at a time
+QUERIES_AT_ONCE = 8  # query positions that share a pass over the keys
+PANEL = 8  # row groups that a thread of a matrix product takes at once
+TOKENS_AT_ONCE = 64  # whose sums stay in the first-level cache
+TILE_SCRATCH_BYTES = 32 * 8 * 4  # a tile decoded to float32
+SCRATCH_BYTES = TILE_SCRATCH_BYTES + 32 * PANEL * TOKENS_AT_ONCE  # per thread of a product: a tile, and sums
+
+KV_DTYPES = {"f16": "uint16", "f32": "float32", "int8": "int8"}  # float16 as its bits: Numba has no half type
+_ITEM_BYTES = {"int8": 1, "uint8": 1, "uint16": 2, "int32": 4, "float32": 4, "int64": 8}
+
+
+class ArraySize(NamedTuple):
+    """An array's shape and NumPy dtype."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * _ITEM_BYTES[self.dtype]
+
+
+def buffer_sizes(config: ModelConfig, tokens: int, threads: int, exact_experts: bool) -> dict[str, ArraySize]:
+    """The arrays that a forward pass of up to `tokens` tokens writes on its way."""
+    pairs = tokens * config.active_experts
+    columns = max(config.hidden, config.q_rows)
+    codes = max(pairs * config.hidden, tokens * columns)
+    attention = attention_scratch_floats(config.heads // config.kv_heads, config.head_dim)
+    h = pairs * config.intermediate
+    return {
+        "x": ArraySize((tokens, config.hidden), "float32"),  # the residual stream
+        "qkv": ArraySize((tokens, config.qkv_rows), "float32"),
+        "blocks": ArraySize((tokens * columns,), "float32"),  # a matmul's input, block by block
+        "codes": ArraySize((codes,), "int8"),  # the same, quantized
+        "scales": ArraySize((codes // 32,), "float32"),
+        "router_logits": ArraySize((tokens, round_up(config.experts, 8)), "float32"),
+        "expert_ids": ArraySize((tokens, config.active_experts), "int32"),
+        "expert_weights": ArraySize((tokens, config.active_experts), "float32"),
+        "starts": ArraySize((config.experts + 1,), "int64"),
+        "active": ArraySize((config.experts,), "int32"),
+        "sources": ArraySize((pairs,), "int32"),
+        "places": ArraySize((tokens, config.active_experts), "int32"),
+        "h": ArraySize((h,), "float32" if exact_experts else "int8"),
+        "h_scales": ArraySize((h // 32,), "float32"),
+        "gathered": ArraySize((pairs * config.hidden if exact_experts else 0,), "float32"),
+        "y": ArraySize((pairs, config.hidden), "float32"),
+        "in_order": ArraySize((tokens,), "int32"),  # 0, 1, 2, …
+        "counter": ArraySize((1,), "int64"),
+        "scratch": ArraySize((threads * SCRATCH_BYTES,), "uint8"),
+        "attention_scratch": ArraySize((threads, attention), "float32"),
+    }
+
+
+def attention_scratch_floats(heads_per_key: int, head_dim: int) -> int:
+    """Scratch per thread: queries, results, scores, and each row's maximum and sum."""
+    rows = round_up(QUERIES_AT_ONCE * heads_per_key, 8)
+    return rows * (2 * head_dim + KEYS_AT_ONCE + 2)
+
+
+def layer_slots(config: ModelConfig, context_tokens: int, chunk_tokens: int) -> list[int]:
+    """How many positions each layer's KV cache holds."""
+    full = round_up(context_tokens, KEYS_AT_ONCE)
+    # A chunk's first token still sees its window after the chunk's last token is written.
+    ring = min(round_up(config.sliding_window + chunk_tokens, KEYS_AT_ONCE), full)
+    return [ring if sliding else full for sliding in config.is_sliding]
+
+
+def layer_cache_sizes(config: ModelConfig, slots: int, kv_dtype: str) -> tuple[ArraySize, ...]:
+    """A layer's keys and values, and the scales of each: kernels/attention.py says how they lie."""
+    heads, dim, dtype = config.kv_heads, config.head_dim, KV_DTYPES[kv_dtype]
+    scales = ArraySize((heads, slots if kv_dtype == "int8" else 0), "float32")
+    keys, values = (heads, slots // 8, dim, 8), (heads, slots, dim)
+    return ArraySize(keys, dtype), ArraySize(values, dtype), scales, scales
+
+
+def layer_cache_bytes(config: ModelConfig, slots: int, kv_dtype: str) -> int:
+    return sum(array.nbytes for array in layer_cache_sizes(config, slots, kv_dtype))
+
+
+def kv_cache_bytes(config: ModelConfig, context_tokens: int, chunk_tokens: int, kv_dtype: str) -> int:
+    """Bytes of one conversation's KV cache."""
+    slots = layer_slots(config, context_tokens, chunk_tokens)
+    return sum(layer_cache_bytes(config, count, kv_dtype) for count in slots)
+
+
+def logits_bytes(config: ModelConfig) -> int:
+    """Of a decoded token's logits, and the sampler's two rows."""
+    return 3 * 4 * round_up(config.vocab, 8)

@@ -20,6 +20,7 @@ def load(
     gpu_layers: int = 0,
     *,
     prompt_tokens: int = 0,
+    conversations: int = 1,
     must_fit: bool = False,
     chunk_tokens: int = 512,
     compiling: Callable[[str], None] | None = None,
@@ -30,6 +31,7 @@ def load(
     context_tokens: None for the most that is usual and fits, with room for `prompt_tokens`. threads: by
     default one per core. kv_dtype: "f16", "f32", or "int8", half of f16's memory. activations: "int8", fast,
     or "f32", exact and slower. chunk_tokens: how many tokens prefill runs at once.
+    conversations: for how many at a time memory is taken.
 
     memory_limit: bytes, by default what the machine or its control group can give. KV cache and buffers are
     taken from it here, and nothing later. The weights stay files in the page cache: where they don't fit
@@ -50,6 +52,7 @@ def load(
         model,
         context_tokens=context_tokens,
         prompt_tokens=prompt_tokens,
+        conversations=conversations,
         threads=threads,
         kv_dtype=kv_dtype,
         activations=activations,

@@ -12,7 +12,6 @@ from localoss.cache import KVCache
 from localoss.errors import ContextFullError, UsageError
 from localoss.model import Chunk, Model
 from localoss.sampler import Sampler, SamplingOptions, Token
-from localoss.sizes import kv_cache_bytes
 from localoss.weights import load_weights
 from quant.config import ModelConfig, read_config
 from quant.manifest import read_manifest
@@ -71,6 +70,7 @@ class Engine:
         kv_dtype: str,
         activations: str,
         chunk_tokens: int,
+        conversations: int = 1,
     ):
         """Map the model in `folder`; start.py checks the options. Raises: QuantError or ModelError."""
         self.dtypes = read_manifest(folder).dtypes
@@ -80,27 +80,23 @@ class Engine:
         self.weights = load_weights(folder, self.config, self.dtypes)
         self.model = Model(self.config, self.weights, threads, activations == "f32", self.chunk_tokens)
         self._sampler = Sampler(self.config.vocab)
-        self._cache = self._new_cache()
-        self._holder: weakref.ref[Sequence] | None = None  # the conversation that has it
+        # Taken now, so that nothing grows later; and who has each: a reference to nothing if nobody.
+        self._caches = [self._new_cache() for _ in range(conversations)]
+        self._holders: list[weakref.ref[Sequence] | None] = [None] * conversations
         self._row = np.empty((1, self.weights.unembedding.rows), np.float32)
-
-    @property
-    def memory_bytes(self) -> int:
-        """What the engine and one conversation occupy once all of it has been touched, Python aside."""
-        cache = kv_cache_bytes(self.config, self.context_tokens, self.chunk_tokens, self.kv_dtype)
-        return self.weights.nbytes + self.model.buffers.nbytes + cache
 
     def sequence(self, seed: int | None = None) -> Sequence:
         """A new, empty conversation, with a KV cache for `context_tokens`.
 
-        The first has the cache that was made with the engine, and so has the next once that one is gone;
-        each further one takes its own.
+        It has one of the caches that were made with the engine, and gives it back when it is gone. Only
+        while all are in use it takes more memory.
         """
-        if self._holder and self._holder():
-            return Sequence(self._new_cache(), seed)
-        sequence = Sequence(self._cache, seed)
-        self._holder = weakref.ref(sequence)
-        return sequence
+        for index, (cache, holder) in enumerate(zip(self._caches, self._holders, strict=True)):
+            if holder is None or holder() is None:
+                sequence = Sequence(cache, seed)
+                self._holders[index] = weakref.ref(sequence)
+                return sequence
+        return Sequence(self._new_cache(), seed)
 
     def _new_cache(self) -> KVCache:
         return KVCache(self.config, self.context_tokens, self.chunk_tokens, self.kv_dtype)

@@ -20,8 +20,8 @@ from quant.layout import layer_specs
 from quant.manifest import Dtypes
 from quant.writer import file_bytes
 
-# Python, its libraries, the vocabulary and the compiled kernels: what `localoss run` has resident without a model,
-# on Linux x86-64 with Python 3.11. benchmarks/memory.py measures it anew.
+# Python, its libraries, the vocabulary and the compiled kernels, as benchmarks/memory.py measures them:
+# what is resident at the end of `localoss run` with next to no model, on Linux x86-64 with Python 3.11.
 PROGRAM_BYTES = 240_000_000
 CHUNK_TOKENS = 512  # of a prompt, run at once
 
@@ -33,12 +33,13 @@ _STEP_TOKENS = 1_024
 
 @dataclass(frozen=True)
 class Plan:
-    """What a model takes with one conversation of `context_tokens`."""
+    """What a model takes with `conversations` of `context_tokens` each."""
 
     config: ModelConfig
     dtypes: Dtypes = field(default_factory=Dtypes)
     context_tokens: int = USUAL_CONTEXTS[-1]
     kv_dtype: str = "f16"
+    conversations: int = 1
     threads: int = 1
     chunk_tokens: int = CHUNK_TOKENS
     exact: bool = False  # activations stay float32
@@ -61,8 +62,8 @@ class Plan:
         exact_experts = self.exact or self.dtypes.experts == "bf16"
         buffers = buffer_sizes(config, chunk, self.threads, exact_experts)
         return {
-            "KV cache, full layers": sum(caches) - sliding,
-            "KV cache, sliding layers": sliding,
+            "KV cache, full layers": self.conversations * (sum(caches) - sliding),
+            "KV cache, sliding layers": self.conversations * sliding,
             "scratch": sum(size.nbytes for size in buffers.values()) + logits_bytes(config),
             "program": PROGRAM_BYTES,
         }
@@ -134,12 +135,12 @@ class Plan:
         nearest = self.nearest(limit_bytes)
         if nearest:
             found.append(nearest.options(self))
-        smaller = replace(self.dtypes, attention="int4", unembedding="int4")
-        if self.dtypes.attention == "int8" and self.dtypes.unembedding == "int8":
-            saved = self.total_bytes - replace(self, dtypes=smaller).total_bytes
-            found.append(f"quantizing with --attention int4 --unembedding int4 saves {gigabytes(saved)}")
+        smaller = replace(self, dtypes=replace(self.dtypes, attention="int4", unembedding="int4"))
+        if smaller.verdict(limit_bytes) == FITS:
+            saved = gigabytes(self.total_bytes - smaller.total_bytes)
+            found.append(f"quantize with --attention int4 --unembedding int4, which saves {saved}")
         missing = self.total_bytes - limit_bytes
-        found.append(f"{gigabytes(missing)} more memory, for example from programs that can be closed")
+        found.append(f"{gigabytes(missing)} more memory, for example of programs that can be closed")
         return found
 
     def options(self, asked: "Plan") -> str:
@@ -191,7 +192,8 @@ def gpu_layers(plan: Plan, gpu_bytes: int) -> int:
     """How many layers, with their KV cache, a GPU of so much memory could hold beside its scratch."""
     chunk = min(plan.chunk_tokens, plan.context_tokens)
     slots = max(layer_slots(plan.config, plan.context_tokens, chunk))
-    layer = plan.layer_bytes + layer_cache_bytes(plan.config, slots, plan.kv_dtype)
+    cache = plan.conversations * layer_cache_bytes(plan.config, slots, plan.kv_dtype)
+    layer = plan.layer_bytes + cache
     free = gpu_bytes - plan.own["scratch"] - reserve_bytes(gpu_bytes)
     return max(0, min(plan.config.layers, free // layer))
 

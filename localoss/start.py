@@ -37,6 +37,7 @@ def start_engine(
     *,
     context_tokens: int | None,
     prompt_tokens: int,
+    conversations: int,
     threads: int | None,
     kv_dtype: str,
     activations: str,
@@ -58,7 +59,15 @@ def start_engine(
     dtypes, config = read_manifest(folder).dtypes, read_config(folder / "config.json")
     _check_options(config, context_tokens, kv_dtype, activations, chunk_tokens)
     exact, threads = activations == "f32", usable_threads(threads)
-    plan = Plan(config, dtypes, kv_dtype=kv_dtype, threads=threads, chunk_tokens=chunk_tokens, exact=exact)
+    plan = Plan(
+        config,
+        dtypes,
+        kv_dtype=kv_dtype,
+        conversations=conversations,
+        threads=threads,
+        chunk_tokens=chunk_tokens,
+        exact=exact,
+    )
     limit_bytes = this_machine().limit_bytes if memory_limit is None else memory_limit
     if context_tokens is None:
         plan = choose_context(plan, limit_bytes, prompt_tokens, must_fit)
@@ -74,6 +83,7 @@ def start_engine(
         kv_dtype=kv_dtype,
         activations=activations,
         chunk_tokens=chunk_tokens,
+        conversations=conversations,
     )
     with kernels.telling_compiled(compiling or (lambda name: None)):
         warm_up(kv_dtype, exact, engine.threads)

@@ -99,10 +99,13 @@ def test_run_passes_what_the_engine_is_made_with_to_load(monkeypatch, localoss_c
         return ScriptedEngine()
 
     monkeypatch.setattr(localoss, "load", load, raising=False)
-    localoss_cli("run", "tiny", "Hi", "--context", "512", "--threads", "3", "--kv-dtype", "int8")
-    asked.pop("compiling")
-    folder = home / "models" / "tiny"
-    assert asked == {"context_tokens": 512, "threads": 3, "kv_dtype": "int8", "folder": folder}
+    memory = ["--context", "512", "--kv-dtype", "int8", "--memory-limit", "12.5GB", "--must-fit"]
+    localoss_cli("run", "tiny", "Hi", "--threads", "3", *memory)
+    asked.pop("compiling"), asked.pop("notice")
+    assert 4096 < asked.pop("prompt_tokens") < 4296
+    folder, limit = home / "models" / "tiny", 12_500_000_000
+    expected = dict(context_tokens=512, threads=3, kv_dtype="int8", memory_limit=limit, must_fit=True)
+    assert asked == expected | {"folder": folder}
 
 
 def test_run_json(engine, localoss_cli):

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from localoss import settings
-from localoss.cli import bench, chat, eval, export, pull, quantize, run, serve, store
+from localoss.cli import bench, chat, eval, export, plan, pull, quantize, run, serve, store
 from localoss.errors import LocalossError
 from quant.errors import QuantError
 
@@ -39,6 +39,7 @@ app.command("list")(store.list_models)
 app.command()(store.show)
 app.command()(store.rm)
 app.command()(store.verify)
+app.command()(plan.plan)
 app.command()(serve.serve)
 app.command()(quantize.quantize)
 app.command()(export.export)

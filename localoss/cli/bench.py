@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from localoss.cli import options
 from localoss.cli.loading import load_model
-from localoss.cli.options import KVDtype, KVDtypeOption, ModelName, Threads
 from localoss.cli.terminal import say
 from localoss.errors import UsageError
 
@@ -21,13 +21,18 @@ _PROFILED_TOKENS = 32
 
 
 def bench(
-    model: ModelName,
+    model: options.ModelName,
     prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the prompt.")] = 512,
     gen_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate.")] = 64,
     depth: Annotated[int, typer.Option(min=0, help="Tokens of context before the prompt.")] = 0,
     repetitions: Annotated[int, typer.Option(min=1, help="How often; speeds are means.")] = 1,
-    kv_dtype: KVDtypeOption = KVDtype.f16,
-    threads: Threads = None,
+    context: Annotated[
+        int | None, typer.Option(metavar="TOKENS", help="Context to take memory for; default: what is used.")
+    ] = None,
+    kv_dtype: options.KVDtypeOption = options.KVDtype.f16,
+    memory_limit: options.MemoryLimit = None,
+    must_fit: options.MustFit = False,
+    threads: options.Threads = None,
     profile: Annotated[bool, typer.Option("--profile", help="Show where the time goes.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
 ) -> None:
@@ -41,12 +46,19 @@ def bench(
     from localoss.registry import find_model
     from quant.config import read_config
 
-    context = max(depth + prompt_tokens + gen_tokens, 2 * _PROFILED_TOKENS) + 1
+    needed = max(depth + prompt_tokens + gen_tokens, 2 * _PROFILED_TOKENS) + 1
     most = read_config(find_model(model, say) / "config.json").context
-    if context > most:
-        raise UsageError(f"{context:,} tokens in all; the model's context is {most:,}: ask for fewer")
+    if needed > most:
+        raise UsageError(f"{needed:,} tokens in all; the model's context is {most:,}: ask for fewer")
     start = time.perf_counter()
-    folder, engine = load_model(model, context_tokens=context, threads=threads, kv_dtype=kv_dtype.value)
+    folder, engine = load_model(
+        model,
+        context_tokens=max(needed, context or 0),
+        threads=threads,
+        kv_dtype=kv_dtype.value,
+        memory_limit=memory_limit,
+        must_fit=must_fit,
+    )
     load_s = time.perf_counter() - start
 
     from localoss import profile as profiling

@@ -30,6 +30,7 @@ def load_model(name: str, **options: Any) -> tuple[Path, "Engine"]:
         return folder, localoss.load(
             folder,
             compiling=lambda kernel: line.show(f"compiling kernels, once on this machine: {kernel}"),
+            notice=say,
             **options,
         )
     finally:

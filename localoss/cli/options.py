@@ -1,5 +1,6 @@
 """Options that several commands share."""
 
+import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -91,7 +92,29 @@ TopK = Annotated[int, typer.Option(metavar="K", min=0, help="Draw from the K lik
 MinP = Annotated[float, typer.Option(metavar="P", min=0, max=1, help=_MIN_P_HELP)]
 Seed = Annotated[int | None, typer.Option(metavar="N", min=0, help="The same seed gives the same answer.")]
 
-Context = Annotated[int, typer.Option(metavar="TOKENS", min=1, help="Room for prompt and answer.")]
+_SIZE = re.compile(r"(\d+(?:\.\d+)?(?:e\d+)?)\s*(?:([kmgt])?(i)?b?)?", re.ASCII | re.IGNORECASE)
+
+
+def size_bytes(text: str) -> int:
+    """16GB, 16 GiB, 13e9: a size in bytes. Raises: UsageError."""
+    match = _SIZE.fullmatch(text.strip())
+    if not match or float(match[1]) < 1:
+        raise UsageError(f"{text!r} is no size; write 16GB, 12.5GiB or a number of bytes")
+    power = " kmgt".index((match[2] or " ").lower())
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
+
+
+Context = Annotated[
+    int | None,
+    typer.Option(metavar="TOKENS", min=1, help="Room for prompt and answer; by default what fits, to 32768."),
+]
+MemoryLimit = Annotated[
+    int | None,
+    typer.Option(metavar="SIZE", parser=size_bytes, help="What it may take, as 12GB; default: what is free."),
+]
+MustFit = Annotated[
+    bool, typer.Option("--must-fit", help="Refuse a model that would run slowly, from the disk.")
+]
 Attention = Annotated[MatrixDtype, typer.Option(help="Format of the attention weights.")]
 Embedding = Annotated[EmbeddingDtype, typer.Option(help="Format of the embedding.")]
 Unembedding = Annotated[MatrixDtype, typer.Option(help="Format of the unembedding.")]

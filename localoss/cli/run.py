@@ -28,6 +28,8 @@ Raw = Annotated[
     typer.Option("--raw", help="No chat format: the model continues the prompt, control tokens included."),
 ]
 
+ANSWER_TOKENS = 4_096  # room that a context chosen for a long prompt leaves
+
 
 def run(
     model: options.ModelName,
@@ -45,8 +47,10 @@ def run(
     top_k: options.TopK = 0,
     min_p: options.MinP = 0.0,
     seed: options.Seed = None,
-    context: options.Context = 8192,
+    context: options.Context = None,
     kv_dtype: options.KVDtypeOption = options.KVDtype.f16,
+    memory_limit: options.MemoryLimit = None,
+    must_fit: options.MustFit = False,
     threads: options.Threads = None,
 ) -> None:
     """Answer one prompt.
@@ -69,7 +73,15 @@ def run(
         harmony.encode_raw(text) if setup is None else harmony.render(setup, [harmony.Message("user", text)])
     )
     started = time.perf_counter()
-    folder, engine = load_model(model, context_tokens=context, threads=threads, kv_dtype=kv_dtype.value)
+    folder, engine = load_model(
+        model,
+        context_tokens=context,
+        prompt_tokens=len(tokens) + ANSWER_TOKENS,
+        threads=threads,
+        kv_dtype=kv_dtype.value,
+        memory_limit=memory_limit,
+        must_fit=must_fit,
+    )
     load_s = time.perf_counter() - started
 
     turn = Turn(engine, tokens, setup, sampling)

@@ -35,9 +35,11 @@ def serve(
     conversations: Conversations = 4,
     queue: Queue = 64,
     cors_origin: CorsOrigin = None,
-    context: options.Context = 8192,
+    context: options.Context = None,
     threads: options.Threads = None,
     kv_dtype: options.KVDtypeOption = options.KVDtype.f16,
+    memory_limit: options.MemoryLimit = None,
+    must_fit: options.MustFit = False,
 ) -> None:
     """Serve a model over HTTP to whatever speaks OpenAI's API.
 
@@ -63,7 +65,15 @@ def serve(
 
     model = model or default_model()
     with open_socket(host, port) as bound:
-        folder, engine = load_model(model, context_tokens=context, threads=threads, kv_dtype=kv_dtype.value)
+        folder, engine = load_model(
+            model,
+            context_tokens=context,
+            conversations=conversations,
+            threads=threads,
+            kv_dtype=kv_dtype.value,
+            memory_limit=memory_limit,
+            must_fit=must_fit,
+        )
         check_vocabulary(engine.config.vocab)
         name = folder.resolve().name.replace("--", "/", 1)  # as the store writes a repository's name
         run_server(

@@ -43,9 +43,11 @@ def chat(
     top_k: options.TopK = 0,
     min_p: options.MinP = 0.0,
     seed: options.Seed = None,
-    context: options.Context = 8192,
+    context: options.Context = None,
     trim: TrimOption = Trim.none,
     kv_dtype: options.KVDtypeOption = options.KVDtype.f16,
+    memory_limit: options.MemoryLimit = None,
+    must_fit: options.MustFit = False,
     threads: options.Threads = None,
 ) -> None:
     """Talk with a model; /help lists what can be typed besides text.
@@ -61,7 +63,14 @@ def chat(
     from localoss.registry import default_model
 
     def load(name: str) -> "tuple[Path, Engine]":
-        folder, engine = load_model(name, context_tokens=context, threads=threads, kv_dtype=kv_dtype.value)
+        folder, engine = load_model(
+            name,
+            context_tokens=context,
+            threads=threads,
+            kv_dtype=kv_dtype.value,
+            memory_limit=memory_limit,
+            must_fit=must_fit,
+        )
         check_vocabulary(engine.config.vocab)
         return folder, engine
 

@@ -1,0 +1,196 @@
+"""`localoss plan`: what a model takes of memory, and whether this machine has it."""
+
+import json
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from localoss.cli import options
+from localoss.errors import ModelError, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from localoss.machine import Machine
+    from localoss.memory import Plan
+
+_BAR_COLUMNS = 64
+_LETTERS = {"experts": "█", "attention": "▓", "embedding": "▒", "unembedding": "▒", "routers and norms": "▒"}
+_OWN_LETTER, _FREE_LETTER = "#", "·"
+_VERDICTS = {
+    "fits": "It fits, with {left} to spare.",
+    "from disk": "It runs, but {missing} of the weights don't stay in memory: slowly, from the disk.",
+    "too large": "It doesn't run: even reading weights from the disk all the time it needs {least}.",
+}
+
+
+def plan(
+    model: options.ModelName,
+    context: options.Context = None,
+    kv_dtype: options.KVDtypeOption = options.KVDtype.f16,
+    conversations: Annotated[int, typer.Option(min=1, help="Conversations at a time, as for serve.")] = 1,
+    memory: Annotated[
+        int | None,
+        typer.Option(
+            metavar="SIZE", parser=options.size_bytes, help="Plan for a machine with this much, such as 16GB."
+        ),
+    ] = None,
+    gpu_memory: Annotated[
+        int | None,
+        typer.Option(
+            metavar="SIZE", parser=options.size_bytes, help="Say which part a GPU of this size could hold."
+        ),
+    ] = None,
+    threads: options.Threads = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Say what a model takes of memory, and whether it fits; nothing is loaded or downloaded.
+
+    MODEL may be one that `localoss pull` knows, an installed one, or a folder. --memory takes the machine to
+    be empty; without it, what other programs use is left to them.
+    """
+    import psutil
+
+    from localoss.machine import Machine, this_machine
+    from localoss.memory import Plan, choose_context
+
+    label, config, dtypes = _what(model)
+    if context is not None and context > config.context:
+        raise UsageError(f"--context is {context:,}; this model takes 1 to {config.context:,}")
+    machine = this_machine() if memory is None else Machine(memory, memory)
+    cores = psutil.cpu_count(logical=False) or 1
+    made = Plan(
+        config, dtypes, kv_dtype=kv_dtype.value, conversations=conversations, threads=threads or cores
+    )
+    if context is None:
+        made = choose_context(made, machine.limit_bytes)
+    else:
+        made = replace(made, context_tokens=context)
+    if as_json:
+        typer.echo(json.dumps(_report(label, made, machine, memory is None, gpu_memory), indent=2))
+    else:
+        _print(label, made, machine, memory is None, gpu_memory)
+
+
+def _what(model: str) -> tuple[str, Any, Any]:
+    """Name, architecture and number formats of `model`, installed or not."""
+    from localoss import registry
+    from quant.config import read_config
+    from quant.layout import MANIFEST
+    from quant.manifest import Dtypes, read_manifest
+
+    known = registry.known_models().get(registry.canonical_name(model))
+    try:
+        folder = registry.find_model(model)
+    except ModelError:
+        if known is None or known.config is None:
+            raise
+        return f"{known.name} (not installed)", known.config, Dtypes()
+    if not (folder / MANIFEST).exists() and (folder / "config.json").exists():
+        label = f"{folder.name} (as `localoss quantize` would make it)"
+        return label, read_config(folder / "config.json"), Dtypes()
+    return model, read_config(folder / "config.json"), read_manifest(folder).dtypes
+
+
+def _report(
+    label: str, plan: "Plan", machine: "Machine", is_this_machine: bool, gpu_bytes: int | None
+) -> dict[str, Any]:
+    from localoss.memory import gpu_layers
+
+    limit = machine.limit_bytes
+    report = {
+        "model": label,
+        "context_tokens": plan.context_tokens,
+        "kv_dtype": plan.kv_dtype,
+        "conversations": plan.conversations,
+        "dtypes": asdict(plan.dtypes),
+        "weights_bytes": plan.weights,
+        "own_bytes": plan.own,
+        "total_bytes": plan.total_bytes,
+        "machine": {
+            "is_this_machine": is_this_machine,
+            "in_cgroup": machine.in_cgroup,
+            "total_bytes": machine.total_bytes,
+            "available_bytes": machine.available_bytes,
+        },
+        "limit_bytes": limit,
+        "verdict": plan.verdict(limit),
+        "longest_context_tokens": plan.longest_context(limit),
+        "changes": plan.changes(limit),
+    }
+    if gpu_bytes is not None:
+        report["gpu"] = {"bytes": gpu_bytes, "layers": gpu_layers(plan, gpu_bytes), "is_built": False}
+    return report
+
+
+def _print(
+    label: str, plan: "Plan", machine: "Machine", is_this_machine: bool, gpu_bytes: int | None
+) -> None:
+    from rich.console import Console
+
+    from localoss.memory import gigabytes, gpu_layers
+
+    console = Console(highlight=False, soft_wrap=True)
+    several = f", {plan.conversations} conversations" if plan.conversations > 1 else ""
+    head = f"{label} · context {plan.context_tokens:,} tokens{several} · KV cache {plan.kv_dtype}"
+    console.print(f"{head}\n", markup=False)
+    limit = machine.limit_bytes
+    console.print(_bar(plan, limit) + "\n", markup=False)
+    _print_parts(console, plan)
+    where = "This machine" if is_this_machine else "Such a machine"
+    where = "This control group" if machine.in_cgroup else where
+    free = f", {gigabytes(machine.available_bytes)} free" if is_this_machine else ""
+    console.print(f"{where} has {gigabytes(machine.total_bytes)}{free}; a model may take {gigabytes(limit)}.")
+    verdict = plan.verdict(limit)
+    console.print(
+        _VERDICTS[verdict].format(
+            left=gigabytes(limit - plan.total_bytes),
+            missing=gigabytes(min(plan.total_bytes - limit, plan.weights_bytes)),
+            least=gigabytes(plan.least_bytes),
+        )
+    )
+    longest = plan.longest_context(limit)
+    if longest:
+        console.print(f"The longest context that fits: {longest:,} tokens.")
+    for change in plan.changes(limit):
+        console.print(f"To make it fit: {change}", markup=False)
+    if gpu_bytes is not None:
+        layers = gpu_layers(plan, gpu_bytes)
+        console.print(
+            f"A GPU of {gigabytes(gpu_bytes)} could hold {layers} of {plan.config.layers} layers, "
+            f"{gigabytes(layers * plan.layer_bytes)}. A plan only: this version runs on the CPU alone."
+        )
+
+
+def _bar(plan: "Plan", limit_bytes: int) -> str:
+    """The parts side by side, weights before what is the process's own, and where the limit is."""
+    scale = _BAR_COLUMNS / max(plan.total_bytes, limit_bytes, 1)
+    bar, end = "", 0
+    parts = [(_LETTERS[name], size) for name, size in plan.weights.items()]
+    for letter, size in [*parts, (_OWN_LETTER, plan.own_bytes), (_FREE_LETTER, limit_bytes)]:
+        end = max(end, limit_bytes) if letter == _FREE_LETTER else end + size
+        bar += letter * (round(end * scale) - len(bar))
+    mark = min(round(limit_bytes * scale), _BAR_COLUMNS)
+    return f"{bar}\n{' ' * max(mark - 1, 0)}^ {limit_bytes / 1e9:.1f} GB"
+
+
+def _print_parts(console: "Console", plan: "Plan") -> None:
+    from rich import box
+    from rich.table import Table
+
+    dtypes, config = asdict(plan.dtypes), plan.config
+    notes = {
+        **dtypes,
+        "KV cache, full layers": f"{config.layers - sum(config.is_sliding)} layers",
+        "KV cache, sliding layers": f"{sum(config.is_sliding)} layers",
+        "program": "Python, compiled code",
+    }
+    table = Table("", "part", "", box=box.SIMPLE_HEAD)
+    table.add_column("MB", justify="right")
+    for name, size in {**plan.weights, **plan.own}.items():
+        letter = _LETTERS.get(name, _OWN_LETTER)
+        table.add_row(letter, name, notes.get(name, ""), f"{size / 1e6:,.1f}")
+    table.add_section()
+    table.add_row("", "in all", "", f"{plan.total_bytes / 1e6:,.1f}")
+    console.print(table)

@@ -178,6 +178,8 @@ class Model:
         for name in sorted(set(index["weight_map"].values())):
             raw |= read_safetensors(folder / name)
         self.weights = {name: decode_bf16(bits) for name, bits in raw.items() if bits.dtype == np.uint16}
+        for name in [name for name in self.weights if name.endswith(("gate_up_proj", "down_proj"))]:
+            self.weights[name] = self.weights[name].swapaxes(1, 2)  # unquantized: columns before rows
         for name in [name for name in raw if name.endswith("_blocks")]:
             stem = name.removesuffix("_blocks")
             self.weights[stem] = decode_mxfp4(raw[name], raw[f"{stem}_scales"])

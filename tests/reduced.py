@@ -1,11 +1,13 @@
-"""A reduced checkpoint of the demo model's layout with random weights, and the same with all of its rows."""
+"""Reduced checkpoints, the demo model's layout: one with random weights, and any with all of its rows."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import checkpoints
 import layouts
+import naive
 import numpy as np
 
 VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
@@ -42,15 +44,24 @@ def write(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def write_expanded(folder: Path, seed: int = 0) -> Path:
-    """The same checkpoint in the published layout: a row for every token, written out one by one."""
-    tensors, config = tensors_of(seed)
-    known = token_ids()
+def expand(source: Path, folder: Path) -> Path:
+    """Write the reduced checkpoint `source` in the published layout, a row for every token, into `folder`."""
+    config = json.loads((source / "config.json").read_text())
+    known = json.loads((source / "token_ids.json").read_text())
+    tensors = dict(naive.read_safetensors(source / "model.safetensors"))
     for name in VOCABULARY:
         rows = tensors[name]
         expanded = np.empty((config["vocab_size"], rows.shape[1]), np.uint16)
-        expanded[:] = rows[KNOWN]
+        expanded[:] = rows[len(known)]
         for row, token in enumerate(known):
             expanded[token] = rows[row]
         tensors[name] = expanded
     return checkpoints.write_tensors(folder, config, tensors)
+
+
+def sha256_of(folder: Path) -> str:
+    """One sha256 over the three files of a reduced checkpoint."""
+    digest = hashlib.sha256()
+    for name in ("config.json", "token_ids.json", "model.safetensors"):
+        digest.update(name.encode() + b"\0" + (folder / name).read_bytes())
+    return digest.hexdigest()

@@ -45,7 +45,7 @@ def home(shipped, tmp_path, monkeypatch):
 @pytest.mark.parametrize("kept", [False, True])
 def test_it_becomes_what_the_published_layout_becomes(shipped, tmp_path, kept):
     dtypes = Dtypes("bf16", "bf16", "bf16", "bf16") if kept else Dtypes()
-    full = reduced.write_expanded(tmp_path / "full")
+    full = reduced.expand(shipped, tmp_path / "full")
     convert(shipped, tmp_path / "ours", dtypes)
     convert(full, tmp_path / "theirs", dtypes)
     ours, theirs = files_of(tmp_path / "ours"), files_of(tmp_path / "theirs")

@@ -7,6 +7,7 @@ Needs torch and transformers (`pip install -e '.[oracle]'`). What is stored, and
 """
 
 import argparse
+import json
 import platform
 import sys
 import tempfile
@@ -22,6 +23,17 @@ sys.path.insert(0, str(HERE.parent))
 
 import checkpoints  # noqa: E402
 import naive  # noqa: E402
+import reduced  # noqa: E402
+
+from localoss.chat import harmony  # noqa: E402
+from localoss.demo.dialogues import SKILLS, held_out  # noqa: E402
+from localoss.demo.install import WEIGHTS  # noqa: E402
+
+DEMO_STRIDE = 20  # of so many positions of a dialogue, one is stored
+VERSIONS = (
+    f"transformers {transformers.__version__}, torch {torch.__version__}, "
+    f"numpy {np.__version__}, Python {platform.python_version()}"
+)
 
 CHUNK_TOKENS = {"far": 128}  # in one chunk, each head's scores would need 68 GB
 
@@ -38,10 +50,10 @@ def positions_of(name: str) -> tuple[int, list[int]]:
     return tokens, list(range(tokens))
 
 
-def load_reference(folder: Path) -> GptOssForCausalLM:
+def load_reference(folder: Path, mxfp4: bool = True) -> GptOssForCausalLM:
     model = GptOssForCausalLM.from_pretrained(
         folder,
-        quantization_config=Mxfp4Config(dequantize=True),
+        quantization_config=Mxfp4Config(dequantize=True) if mxfp4 else None,
         dtype=torch.float32,
         attn_implementation="eager",
         experts_implementation="eager",
@@ -78,8 +90,7 @@ def make(name: str) -> None:
         positions=np.array(positions, np.int32),
         logits=logits.astype(np.float32),
         checkpoint_sha256=digest,
-        versions=f"transformers {transformers.__version__}, torch {torch.__version__}, "
-        f"numpy {np.__version__}, Python {platform.python_version()}",
+        versions=VERSIONS,
     )
     print(f"{name}: {logits.shape}, standard deviation {logits.std():.3f}")
 
@@ -100,12 +111,52 @@ def forward(
     return np.concatenate(rows)
 
 
+def make_demo() -> None:
+    """The demo model's shipped weights in bfloat16, on dialogues that its training left out.
+
+    Stored are the logits of the ids that it knows and of one other: all others share a row.
+    """
+    known = json.loads((WEIGHTS / "token_ids.json").read_text())
+    columns = [*known, next(token for token in range(len(known) + 1) if token not in set(known))]
+    dialogues = demo_dialogues()
+    with tempfile.TemporaryDirectory() as temporary:
+        model = load_reference(reduced.expand(WEIGHTS, Path(temporary)), mxfp4=False)
+    with torch.inference_mode():
+        hidden = [model.model(torch.tensor(tokens)[None]).last_hidden_state[0] for tokens in dialogues]
+        logits = [model.lm_head(h[DEMO_STRIDE - 1 :: DEMO_STRIDE]).numpy() for h in hidden]
+    unknown = np.setdiff1d(np.arange(model.config.vocab_size), known)
+    assert all((rows[:, unknown] == rows[:, unknown[:1]]).all() for rows in logits)
+    np.savez_compressed(
+        HERE / "demo.npz",
+        tokens=np.concatenate(dialogues).astype(np.int32),
+        lengths=np.array([len(tokens) for tokens in dialogues], np.int32),
+        stride=DEMO_STRIDE,
+        columns=np.array(columns, np.int32),
+        logits=np.concatenate(logits)[:, columns],
+        weights_sha256=reduced.sha256_of(WEIGHTS),
+        versions=VERSIONS,
+    )
+    print(
+        f"demo: {len(dialogues)} dialogues, standard deviation {np.concatenate(logits)[:, columns].std():.3f}"
+    )
+
+
+def demo_dialogues() -> list[list[int]]:
+    """The tokens of a few held-out dialogues of each skill, right replies included."""
+    dialogues = []
+    for skill in SKILLS:
+        for case in held_out(skill, 3, seed=0):
+            reply = [token for tokens, _ in harmony.render_reply(case.reply) for token in tokens]
+            dialogues.append([*harmony.render(case.setup, case.messages), *reply])
+    return dialogues
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    names = ["short", "window", "long", "wide", "far"]
+    names = ["short", "window", "long", "wide", "far", "demo"]
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(names)}; default: all")
     for name in parser.parse_args().names or names:
-        make(name)
+        make_demo() if name == "demo" else make(name)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from faults import FULL, Faults
 from test_convert import files_of
 
 import localoss
+from localoss import cli
 from localoss.demo import install as installing
 from localoss.errors import ModelError
 from localoss.registry import find_model
@@ -91,6 +92,19 @@ def test_damaged_token_ids(shipped, tmp_path, content, words):
 
 
 # Its installation
+
+
+def test_it_is_shown_with_what_it_is(home, capsys):
+    assert cli.main(["list"]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert listed[-1].startswith("`localoss chat demo` needs no pull: a tiny model that shows the machinery")
+    assert not any(line.startswith("  demo") for line in listed)
+    assert cli.main(["show", "demo"]) == 0
+    shown = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if " " in line)
+    assert shown["what"].startswith("a tiny model that shows the machinery")
+    assert shown["state"] == "complete" and shown["folder"] == str(home / "models" / "demo")
+    assert cli.main(["list"]) == 0
+    assert "needs no pull" not in capsys.readouterr().out
 
 
 def test_the_first_use_installs_it(home):

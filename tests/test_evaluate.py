@@ -186,6 +186,15 @@ def test_against_another_model(model, run, text):
     assert f"{report['mean_kl']:.5f}" in out and f"{report['perplexity']:.4f}" in out
 
 
+def test_what_an_int8_cache_costs(model, run, text):
+    folder = model("harmony")
+    _, out, _ = run(folder, text, "--against", folder, "--kv-dtype", "int8", "--json")
+    report = json.loads(out)
+    assert report["kv_dtype"] == "int8" and 0 < report["mean_kl"] < 0.01
+    _, out, _ = run(folder, text, "--against", folder, "--json")
+    assert json.loads(out)["mean_kl"] <= 1e-6
+
+
 def test_text_from_stdin_and_control_tokens(model, run, text, monkeypatch):
     (text.parent / "marked.txt").write_text("<|start|>user<|message|>Hi<|end|>")
     _, out, _ = run(model("harmony"), text.parent / "marked.txt", "--json")

@@ -107,7 +107,6 @@ def test_show_takes_a_folder_and_a_known_model(model, localoss_cli):
     code, out, _ = localoss_cli("show", "openai/gpt-oss-120b")
     assert code == 0 and "not installed" in out and "116.8 billion" in out and "65.25 GB" in out
     assert json.loads(localoss_cli("show", "gpt-oss-20b", "--json")[1])["parameters"] == 20_914_757_184
-    assert localoss_cli("show", "demo")[0] == 0
 
 
 def test_a_mistyped_name_gets_the_nearest(tiny, localoss_cli):

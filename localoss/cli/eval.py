@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from localoss.cli.loading import load_model
-from localoss.cli.options import AsJson, ModelName, Threads
+from localoss.cli.options import AsJson, KVDtype, ModelName, Threads
 from localoss.cli.terminal import StatusLine, interrupts, say
 from localoss.errors import UsageError
 
@@ -38,6 +38,9 @@ def evaluate(
     cases: Annotated[
         int, typer.Option(metavar="N", min=1, help="Held-out cases of each skill of the demo model.")
     ] = 40,
+    kv_dtype: Annotated[
+        KVDtype, typer.Option("--kv-dtype", help="Numbers of MODEL's KV cache; MODEL2's are f16.")
+    ] = KVDtype.f16,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
@@ -59,7 +62,10 @@ def evaluate(
     names = [model, against] if against else [model]
     context = min(context, len(tokens), *_longest_contexts(names, max(tokens)))
     stride = stride or context // 2
-    engines = [load_model(name, context_tokens=context, threads=threads)[1] for name in names]
+    engines = [
+        load_model(name, context_tokens=context, threads=threads, kv_dtype=cache.value)[1]
+        for name, cache in zip(names, (kv_dtype, KVDtype.f16), strict=False)
+    ]
     line = _ScoresLine(len(tokens) - 1)
     with interrupts() as cancelled:
         try:
@@ -72,7 +78,13 @@ def evaluate(
     if not scored:
         raise typer.Exit(_INTERRUPTED)
     report = {"model": model, "file": file, "tokens": len(tokens), "scored_tokens": scored}
-    report |= {"context": context, "stride": stride, **_measures(scores), "against": against}
+    report |= {
+        "context": context,
+        "stride": stride,
+        "kv_dtype": kv_dtype.value,
+        **_measures(scores),
+        "against": against,
+    }
     typer.echo(json.dumps(report, indent=2) if as_json else _text(report))
     if scored < len(tokens) - 1:
         say("(stopped: this is the beginning of the text)")

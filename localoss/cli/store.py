@@ -11,6 +11,7 @@ import typer
 
 from localoss.cli.options import AsJson, ModelName, OptionalModelName
 from localoss.cli.progress import progress_shown, size_text
+from localoss.cli.terminal import say
 from localoss.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 def list_models(as_json: AsJson = False) -> None:
     """List the models on this machine, and those that `localoss pull` knows by name."""
     from localoss import store
-    from localoss.registry import known_models
+    from localoss.registry import DEMO, known_models
 
     models = store.installed()
     there = {model.name for model in models}
@@ -31,15 +32,18 @@ def list_models(as_json: AsJson = False) -> None:
         listed = [_model_json(model) for model in models]
         _print_json({"models": listed, "not_installed": [_known_json(known) for known in others]})
         return
+    to_pull = [known for known in others if known.repository]
     rows = [("NAME", "SIZE", "WEIGHTS", "CHANGED", "")] if models else []
     for model in models:
         note = "" if model.state == store.COMPLETE else f"{model.state}: {model.problem}"
         size, changed = size_text(model.total_bytes), f"{model.changed.astimezone():%Y-%m-%d %H:%M}"
         rows.append((model.name, size, _weights(model), changed, note))
     _print_table(rows)
-    if others:
+    if to_pull:
         typer.echo("\nnot installed (`localoss pull NAME`):" if models else "nothing installed yet; to pull:")
-        _print_table([(f"  {known.name}", _download_text(known), known.description) for known in others])
+        _print_table([(f"  {known.name}", _download_text(known), known.description) for known in to_pull])
+    if DEMO not in there:
+        typer.echo(f"\n`localoss chat {DEMO}` needs no pull: {known_models()[DEMO].description}")
 
 
 def show(model: ModelName, as_json: AsJson = False) -> None:
@@ -47,6 +51,8 @@ def show(model: ModelName, as_json: AsJson = False) -> None:
     from localoss import registry, store
 
     name = registry.canonical_name(model)
+    if name == registry.DEMO:
+        registry.find_model(name, say)  # its first use
     if name not in registry.installed_models() and name in registry.known_models():
         known = registry.known_models()[name]
         _print_json(_known_json(known)) if as_json else _show_known(known)
@@ -184,9 +190,12 @@ def _weights(model: "Installed") -> str:
 
 def _show_model(model: "Installed") -> None:
     from localoss import store
+    from localoss.registry import known_models
     from quant.config import read_config
 
-    rows = [("name", model.name), ("folder", str(model.folder)), ("state", model.state)]
+    known = known_models().get(model.name)
+    rows = [("name", model.name), *([("what", known.description)] if known and known.description else [])]
+    rows += [("folder", str(model.folder)), ("state", model.state)]
     if model.manifest is None:
         _print_table([*rows, ("", model.problem or "")])
         return

@@ -1,7 +1,7 @@
 """From a model's name to a loaded engine: compiled kernels are found or made, options checked."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ from quant.manifest import read_manifest
 
 if TYPE_CHECKING:
     from localoss.engine import Engine
+    from quant.calibration import Calibration
 
 
 def usable_threads(asked: int | None) -> int:
@@ -101,3 +102,17 @@ def _check_options(
         raise UsageError(f"chunk_tokens is {chunk_tokens}; use 1 or more")
     if context_tokens is not None and not 0 < context_tokens <= config.context:
         raise UsageError(f"context_tokens is {context_tokens:,}; this model takes 1 to {config.context:,}")
+
+
+def start_calibration(
+    tokens: Sequence[int], sha256: str, threads: int | None, compiling: Callable[[str], None]
+) -> "Calibration":
+    """calibration.calibration_of, once the kernels are there. Raises: UsageError for `threads`."""
+    kernels.keep_compiled_in(settings.kernel_cache(), settings.simd() or "best")
+    from localoss.calibration import calibration_of
+    from localoss.warmup import warm_up
+
+    usable = usable_threads(threads)
+    with kernels.telling_compiled(compiling):
+        warm_up("f32", True, usable)
+    return calibration_of(tokens, sha256, usable)

@@ -4,16 +4,24 @@ Published MXFP4 is permuted into tiles and never rounded again; the rest becomes
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from quant.calibration import Calibration, Moments, calibration_specs
 from quant.config import ModelConfig
 from quant.errors import QuantError
-from quant.layout import VOCABULARY_FILE, TensorSpec, layer_file, layer_specs, vocabulary_specs
+from quant.layout import (
+    CALIBRATION_FILE,
+    VOCABULARY_FILE,
+    TensorSpec,
+    layer_file,
+    layer_specs,
+    vocabulary_specs,
+)
 from quant.manifest import Dtypes, Manifest, Origin
-from quant.parts import layer_parts, vocabulary_parts
+from quant.parts import Part, layer_parts, vocabulary_parts
 from quant.probe import expected_seconds
 from quant.sources import Source, open_source
 from quant.target import Target
@@ -54,16 +62,17 @@ def convert(
     force: bool = False,
     progress: Progress | None = None,
     name: str | None = None,
+    calibration: Calibration | None = None,
 ) -> Summary:
     """Convert the checkpoint `source`, a folder or a GGUF file, to a model directory `out`.
 
     An interrupted conversion goes on where it stopped. `force` replaces another model in `out`, never
     anything else. `progress(done_bytes, total_bytes)` counts bytes of the model directory. `name` is what the
-    manifest calls the checkpoint, else its own name. Memory stays under 2 GB at any model size.
-    Raises: QuantError.
+    manifest calls the checkpoint, else its own name. `calibration` weighs the rounding of int4 weights.
+    Memory stays under 2 GB at any model size. Raises: QuantError.
     """
     with open_source(source) as checkpoint:
-        return convert_source(checkpoint, out, dtypes, force, progress, name)
+        return convert_source(checkpoint, out, dtypes, force, progress, name, calibration)
 
 
 def convert_source(
@@ -73,22 +82,32 @@ def convert_source(
     force: bool = False,
     progress: Progress | None = None,
     name: str | None = None,
+    calibration: Calibration | None = None,
 ) -> Summary:
     """`convert` for a checkpoint that is open already. Raises: QuantError."""
     started_s = time.monotonic()
-    wanted = _wanted(checkpoint, dtypes or Dtypes(), name)
-    files = _files(checkpoint.config, wanted.dtypes)
+    wanted = _wanted(checkpoint, dtypes or Dtypes(), name, calibration)
+    files = _files(checkpoint.config, wanted.dtypes, calibration is not None)
     with Target(out, wanted, checkpoint.stamps) as target:
         there = target.prepare({name: file_bytes(specs) for name, specs in files.items()}, force)
-        written_bytes = 0 if there else _write_files(checkpoint, files, target, progress)
+        written_bytes = 0 if there else _write_files(checkpoint, files, target, progress, calibration)
     return Summary(target.manifest, there, written_bytes, time.monotonic() - started_s)
 
 
-def plan(source: Path, out: Path, dtypes: Dtypes | None = None, force: bool = False) -> Plan:
-    """What `convert` would do with these arguments; `out` stays as it is. Raises: QuantError as convert."""
+def plan(
+    source: Path,
+    out: Path,
+    dtypes: Dtypes | None = None,
+    force: bool = False,
+    calibration: Calibration | None = None,
+) -> Plan:
+    """What `convert` would do with these arguments; `out` stays as it is. Raises: QuantError as convert.
+
+    The time is without that of calibrating.
+    """
     with open_source(source) as checkpoint:
-        wanted = _wanted(checkpoint, dtypes or Dtypes())
-        files = output_bytes(checkpoint, wanted.dtypes)
+        wanted = _wanted(checkpoint, dtypes or Dtypes(), calibration=calibration)
+        files = _sizes(checkpoint, _files(checkpoint.config, wanted.dtypes, calibration is not None))
         target = Target(out, wanted, checkpoint.stamps)
         complete = target.look(force)
         left = {name: size for name, size in files.items() if name not in target.manifest.files}
@@ -100,23 +119,30 @@ def plan(source: Path, out: Path, dtypes: Dtypes | None = None, force: bool = Fa
         return Plan(files, to_write_bytes, read_bytes, target.free_bytes(), expected_s)
 
 
-def _wanted(checkpoint: Source, dtypes: Dtypes, name: str | None = None) -> Manifest:
+def _wanted(
+    checkpoint: Source, dtypes: Dtypes, name: str | None = None, calibration: Calibration | None = None
+) -> Manifest:
     """The manifest to be, without files."""
     _check_experts(checkpoint, dtypes)
-    return Manifest(origin_of(checkpoint, name), dtypes, _localoss_version())
+    text = calibration.text if calibration else None
+    return Manifest(origin_of(checkpoint, name), dtypes, _localoss_version(), calibration=text)
 
 
 def output_bytes(checkpoint: Source, dtypes: Dtypes) -> dict[str, int]:
     """Size in bytes of each file of the model directory but localoss.json, by name."""
+    return _sizes(checkpoint, _files(checkpoint.config, dtypes))
+
+
+def _sizes(checkpoint: Source, files: dict[str, dict[str, TensorSpec]]) -> dict[str, int]:
     small = {name: len(content) for name, content in checkpoint.small_files.items()}
-    return small | {name: file_bytes(specs) for name, specs in _files(checkpoint.config, dtypes).items()}
+    return small | {name: file_bytes(specs) for name, specs in files.items()}
 
 
-def _files(config: ModelConfig, dtypes: Dtypes) -> dict[str, dict[str, TensorSpec]]:
-    files = {
-        layer_file(layer): layer_specs(config, dtypes.attention, dtypes.experts)
-        for layer in range(config.layers)
-    }
+def _files(config: ModelConfig, dtypes: Dtypes, calibrated: bool = False) -> dict[str, dict[str, TensorSpec]]:
+    """The tensors of each safetensors file, in the order in which they are written."""
+    files = {CALIBRATION_FILE: calibration_specs(config, dtypes)} if calibrated else {}
+    for layer in range(config.layers):
+        files[layer_file(layer)] = layer_specs(config, dtypes.attention, dtypes.experts)
     return files | {VOCABULARY_FILE: vocabulary_specs(config, dtypes.embedding, dtypes.unembedding)}
 
 
@@ -125,11 +151,11 @@ def _write_files(
     files: dict[str, dict[str, TensorSpec]],
     target: Target,
     progress: Progress | None,
+    calibration: Calibration | None,
 ) -> int:
     """Write what `target` lacks, localoss.json last; gives the bytes written."""
-    dtypes = target.manifest.dtypes
     small = checkpoint.small_files
-    sizes = output_bytes(checkpoint, dtypes)
+    sizes = _sizes(checkpoint, files)
     missing = [name for name in sizes if name not in target.manifest.files]
     to_write_bytes, total_bytes = sum(sizes[name] for name in missing), sum(sizes.values())
     done_bytes = total_bytes - to_write_bytes
@@ -146,15 +172,33 @@ def _write_files(
             path = target.folder / name
             if name in small:
                 entry = writer.write(path, [small[name]])
-            elif name == VOCABULARY_FILE:
-                entry = writer.write_tensors(path, files[name], vocabulary_parts(checkpoint, dtypes))
             else:
-                layer = list(files).index(name)
-                parts = layer_parts(checkpoint, layer, dtypes)
+                parts = _parts(checkpoint, name, files[name], target, calibration)
                 entry = writer.write_tensors(path, files[name], parts)
             target.add(name, entry)
     target.finish()
     return to_write_bytes
+
+
+def _parts(
+    checkpoint: Source,
+    name: str,
+    specs: dict[str, TensorSpec],
+    target: Target,
+    calibration: Calibration | None,
+) -> Iterator[Part]:
+    """The content of safetensors file `name`."""
+    if name == CALIBRATION_FILE:
+        assert calibration
+        yield from calibration.measure(checkpoint, list(specs))
+        return
+    dtypes = target.manifest.dtypes
+    with Moments(target.folder if calibration else None) as moments:
+        if name == VOCABULARY_FILE:
+            yield from vocabulary_parts(checkpoint, dtypes, moments)
+        else:
+            layer = [layer_file(layer) for layer in range(checkpoint.config.layers)].index(name)
+            yield from layer_parts(checkpoint, layer, dtypes, moments)
 
 
 def _check_experts(checkpoint: Source, dtypes: Dtypes) -> None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from quant.fast_scales import best_int_scales, best_mxfp4_scales
 from quant.formats import (
     F16,
+    F32,
     GROUP,
     I8,
     INT4,
@@ -55,14 +56,14 @@ def tile_int8(weights: Weights) -> tuple[U8, F16]:
     return tiles, scales
 
 
-def tile_int4(weights: Weights) -> tuple[U8, F16]:
-    """int4 tiles (R/8, C/32, 128) u8 and scales (R/8, C/32, 8) f16 of `weights` (R, C).
+def tile_int4(weights: Weights, moments: F32 | None = None) -> tuple[U8, F16]:
+    """int4 tiles (R/8, C/32, 128) u8 and scales (R/8, C/32, 8) f16 of `weights` (R, C); moments (C,).
 
     Raises: QuantError as formats.encode_int4.
     """
     groups, blocks = tile_counts(*weights.shape)
     words, shift = words_of(weights)
-    scales = scales_to_tiles(best_int_scales(words, shift, int4_scales, INT4))
+    scales = scales_to_tiles(best_int_scales(words, shift, int4_scales, INT4, moments))
     tiles = np.empty((groups, blocks, TILE_BYTES["int4"]), np.uint8)
     _tile_int4(words.reshape(groups, TILE_ROWS, blocks, GROUP), shift, _divisors(scales), tiles)
     return tiles, scales

@@ -171,39 +171,43 @@ def encode_int8(weights: F32) -> tuple[I8, F16]:
     return _encode_int(weights, int8_scales(group_extremes(weights)), INT8)
 
 
-def encode_int4(weights: F32) -> tuple[I8, F16]:
+def encode_int4(weights: F32, moments: F32 | None = None) -> tuple[I8, F16]:
     """int4 codes (R, C) i8 in -8..7 and signed float16 scales (R, C/32) of `weights` (R, C) f32.
 
     scale = the weight of largest magnitude / -8, so that the full range serves its sign; otherwise as int8.
+    `moments` (C,) f32 weigh the squared errors of the columns.
     """
-    return _encode_int(weights, int4_scales(group_extremes(weights)), INT4)
+    return _encode_int(weights, int4_scales(group_extremes(weights)), INT4, moments)
 
 
-def _encode_int(weights: F32, scales: F16, form: IntFormat) -> tuple[I8, F16]:
+def _encode_int(weights: F32, scales: F16, form: IntFormat, moments: F32 | None = None) -> tuple[I8, F16]:
     groups = in_groups(weights)
-    scales = search_int_scales(groups, scales, form)
+    scales = search_int_scales(groups, scales, form, moments)
     return _quantize(groups, scales, form).astype(np.int8).reshape(weights.shape), scales
 
 
-def search_int_scales(groups: F32, scales: F16, form: IntFormat) -> F16:
+def search_int_scales(groups: F32, scales: F16, form: IntFormat, moments: F32 | None = None) -> F16:
     """The best of each of `scales` (R, G) and those `form.steps` float16 steps away, for `groups` (R, G, 32).
 
-    Scales at the ends of float16's range stay as they are.
+    `moments` (32 * G,) f32 weigh the columns' squared errors. Scales at the ends of float16's range stay as
+    they are.
     """
     bits = scales.view(np.uint16)
     magnitudes = bits & 0x7FFF
     searched = (magnitudes >= SEARCHED_F16[0]) & (magnitudes <= SEARCHED_F16[1])
-    best, least = scales.copy(), _int_errors(groups, scales, form)
+    columns = np.ones(groups.shape[1:], np.float32) if moments is None else moments.reshape(-1, GROUP)
+    best, least = scales.copy(), _int_errors(groups, scales, form, columns)
     for step in form.steps:
         tried = np.where(searched, bits + np.uint16(step % 65536), bits).view(np.float16)
-        error = _int_errors(groups, tried, form)
+        error = _int_errors(groups, tried, form, columns)
         better = error < least * SURELY_LESS
         best[better], least[better] = tried[better], error[better]
     return best
 
 
-def _int_errors(groups: F32, scales: F16, form: IntFormat) -> F32:
-    return _sums(np.square(groups - _quantize(groups, scales, form) * scales.astype(np.float32)[:, :, None]))
+def _int_errors(groups: F32, scales: F16, form: IntFormat, columns: F32) -> F32:
+    errors = groups - _quantize(groups, scales, form) * scales.astype(np.float32)[:, :, None]
+    return _sums(columns * np.square(errors))
 
 
 def _quantize(groups: F32, scales: F16, form: IntFormat) -> F32:

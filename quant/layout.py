@@ -24,6 +24,7 @@ MANIFEST = "localoss.json"
 JOURNAL = f"{MANIFEST}.part"  # the manifest of an interrupted conversion: the files that are complete
 CONFIG_FILES = ("config.json", "generation_config.json")
 VOCABULARY_FILE = "vocabulary.safetensors"
+CALIBRATION_FILE = "calibration.safetensors"
 
 
 def layer_file(layer: int) -> str:

@@ -50,6 +50,14 @@ class Origin:
 
 
 @dataclass(frozen=True)
+class Text:
+    """A calibration text: the sha256 of the file, in hexadecimal, and how many of its tokens were run."""
+
+    sha256: str
+    tokens: int
+
+
+@dataclass(frozen=True)
 class FileEntry:
     """One file of the model directory: its size in bytes and the sha256 of all of it, in hexadecimal."""
 
@@ -66,6 +74,7 @@ class Manifest:
     localoss_version: str
     files: dict[str, FileEntry] = field(default_factory=dict)  # by name
     format_version: int = FORMAT_VERSION
+    calibration: Text | None = None
 
     @property
     def total_bytes(self) -> int:
@@ -80,6 +89,8 @@ class Manifest:
         content = asdict(self)
         if self.source.revision is None:
             del content["source"]["revision"]
+        if self.calibration is None:
+            del content["calibration"]
         return (json.dumps(first | content | more, indent=2) + "\n").encode()
 
 
@@ -137,7 +148,12 @@ def _from_json(raw: dict[str, Any]) -> Manifest:
         dtypes=Dtypes(**{key: raw["dtypes"][key] for key in CHOICES}),
         localoss_version=str(raw["localoss_version"]),
         files=files,
+        calibration=_text(raw["calibration"]) if raw.get("calibration") else None,
     )
+
+
+def _text(raw: dict[str, Any]) -> Text:
+    return Text(str(raw["sha256"]), _natural(raw["tokens"]))
 
 
 def _origin(raw: dict[str, Any]) -> Origin:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quant import fast
+from quant.calibration import Moments
 from quant.errors import QuantError
 from quant.formats import E8M0_NAN, F32, U8, Weights, decode_mxfp4, f32_to_bf16, unpack_blocks
 from quant.layout import TILE_COLUMNS, TILE_ROWS, ExpertRun, expert_run, round_up
@@ -30,20 +31,29 @@ from quant.tiles import scales_to_tiles
 SLICE_BYTES = 16 << 20  # of a source tensor, read at once
 Part = tuple[str, NDArray[Any]]  # tensor of the model directory, its next entries
 Coded = tuple[NDArray[Any], NDArray[Any] | None]  # codes, and scales where the format has them
+Encoder = Callable[[Weights], Coded]
+NO_MOMENTS = Moments(None)
 
 
-def layer_parts(source: Source, layer: int, dtypes: Dtypes) -> Iterator[Part]:
+def layer_parts(source: Source, layer: int, dtypes: Dtypes, moments: Moments = NO_MOMENTS) -> Iterator[Part]:
     """The tensors of one layer's file, in the order of layout.layer_specs."""
+    weighed = f"layer-{layer:03d}."
     prefix = layer_prefix(layer)
     attention = prefix + "self_attn."
-    for run in in_order(_expert_runs(source, layer, dtypes.experts)):
+    for run in in_order(_expert_runs(source, layer, dtypes.experts, moments)):
         yield "experts", run
     yield from _matrices(
         source,
         {
-            "qkv": ([f"{attention}{name}_proj.weight" for name in "qkv"], dtypes.attention),
-            "output": ([f"{attention}o_proj.weight"], dtypes.attention),
-            "router": ([f"{prefix}mlp.router.weight"], "bf16"),
+            "qkv": (
+                [f"{attention}{name}_proj.weight" for name in "qkv"],
+                _tiler(dtypes.attention, moments.of(weighed + "qkv")),
+            ),
+            "output": (
+                [f"{attention}o_proj.weight"],
+                _tiler(dtypes.attention, moments.of(weighed + "output")),
+            ),
+            "router": ([f"{prefix}mlp.router.weight"], _bf16_tiles),
         },
     )
     for name, names in {
@@ -58,11 +68,12 @@ def layer_parts(source: Source, layer: int, dtypes: Dtypes) -> Iterator[Part]:
             yield name, source.vector(vector)
 
 
-def vocabulary_parts(source: Source, dtypes: Dtypes) -> Iterator[Part]:
+def vocabulary_parts(source: Source, dtypes: Dtypes, moments: Moments = NO_MOMENTS) -> Iterator[Part]:
     """The tensors of the vocabulary file, in the order of layout.vocabulary_specs."""
     unembedding_scales: list[Part] = []
     embedding_scales: list[Part] = []
-    for part in _matrices(source, {"unembedding": ([UNEMBEDDING], dtypes.unembedding)}):
+    tiler = _tiler(dtypes.unembedding, moments.of("unembedding"))
+    for part in _matrices(source, {"unembedding": ([UNEMBEDDING], tiler)}):
         if part[0].endswith(".scales"):
             unembedding_scales.append(part)
         else:
@@ -79,12 +90,12 @@ def vocabulary_parts(source: Source, dtypes: Dtypes) -> Iterator[Part]:
     yield from embedding_scales
 
 
-def _matrices(source: Source, matrices: dict[str, tuple[list[str], str]]) -> Iterator[Part]:
-    """Tiles of all `matrices` (name: source tensors, one below the other, and dtype), then their scales."""
+def _matrices(source: Source, matrices: dict[str, tuple[list[str], Encoder]]) -> Iterator[Part]:
+    """Tiles of all `matrices` (name: source tensors, one below the other, and encoder), then their scales."""
     later: list[Part] = []
     work = (
-        partial(_part, name, tensor, _TILES[dtype], weights)
-        for name, (tensors, dtype) in matrices.items()
+        partial(_part, name, tensor, encode, weights)
+        for name, (tensors, encode) in matrices.items()
         for tensor in tensors
         for weights in _slices(source, tensor)
     )
@@ -95,7 +106,7 @@ def _matrices(source: Source, matrices: dict[str, tuple[list[str], str]]) -> Ite
     yield from later
 
 
-def _part(name: str, tensor: str, encode: Callable[[Weights], Coded], weights: Weights) -> tuple[str, Coded]:
+def _part(name: str, tensor: str, encode: Encoder, weights: Weights) -> tuple[str, Coded]:
     return name, _named(tensor, encode, weights)
 
 
@@ -107,12 +118,13 @@ def _bf16_tiles(weights: Weights) -> Coded:
     return fast.tile_bf16(weights), None
 
 
-_ROWS: dict[str, Callable[[Weights], Coded]] = {"int8": fast.encode_int8_rows, "bf16": _bits}
-_TILES: dict[str, Callable[[Weights], Coded]] = {
-    "int8": fast.tile_int8,
-    "int4": fast.tile_int4,
-    "bf16": _bf16_tiles,
-}
+def _tiler(dtype: str, moments: F32 | None) -> Encoder:
+    """What makes tiles of `dtype`; `moments` weigh the columns of int4."""
+    return partial(fast.tile_int4, moments=moments) if dtype == "int4" else _TILES[dtype]
+
+
+_ROWS: dict[str, Encoder] = {"int8": fast.encode_int8_rows, "bf16": _bits}
+_TILES: dict[str, Encoder] = {"int8": fast.tile_int8, "bf16": _bf16_tiles}
 
 
 def _slices(source: Source, name: str, pad: bool = True) -> Iterator[Weights]:
@@ -125,22 +137,29 @@ def _slices(source: Source, name: str, pad: bool = True) -> Iterator[Weights]:
         yield np.pad(weights, ((0, missing), (0, 0))) if missing else weights
 
 
-def _expert_runs(source: Source, layer: int, dtype: str) -> Iterator[Callable[[], U8]]:
+def _expert_runs(source: Source, layer: int, dtype: str, moments: Moments) -> Iterator[Callable[[], U8]]:
     """The work that gives each expert's run, its weights read already."""
     run = expert_run(source.config, dtype)
     for expert in range(source.config.experts):
         parts = [
-            (name, source.expert(layer, name, expert), source.expert_bias(layer, name, expert))
+            (
+                name,
+                source.expert(layer, name, expert),
+                source.expert_bias(layer, name, expert),
+                moments.of(f"layer-{layer:03d}.{name}", expert),
+            )
             for name in EXPERT_MATRICES
         ]
         yield partial(_expert_run, run, f"{experts_prefix(layer)}%s, expert {expert}", parts, dtype)
 
 
-def _expert_run(run: ExpertRun, where: str, parts: list[tuple[str, Blocks | Weights, F32]], dtype: str) -> U8:
+def _expert_run(
+    run: ExpertRun, where: str, parts: list[tuple[str, Blocks | Weights, F32, F32 | None]], dtype: str
+) -> U8:
     """One expert's run, (run.size,) u8. Raises: QuantError for a scale or a weight that is NaN."""
     out = np.zeros(run.size, np.uint8)
-    for name, matrix, bias in parts:
-        codes, scales = _expert_tiles(where % name, matrix, dtype)
+    for name, matrix, bias, moments in parts:
+        codes, scales = _expert_tiles(where % name, matrix, dtype, moments)
         for at, array in zip(_places(run)[name], (codes, scales, bias), strict=True):
             if array is not None:
                 out[at : at + array.nbytes] = array.reshape(-1).view(np.uint8)
@@ -155,11 +174,11 @@ def _places(run: ExpertRun) -> dict[str, tuple[int, int, int]]:
     }
 
 
-def _expert_tiles(name: str, matrix: Blocks | Weights, dtype: str) -> Coded:
+def _expert_tiles(name: str, matrix: Blocks | Weights, dtype: str, moments: F32 | None) -> Coded:
     """Tiles and tiled scales of an expert's matrix: MXFP4 is permuted, floats are rounded or kept."""
     if dtype != "mxfp4":
         weights = _decoded(name, matrix) if isinstance(matrix, Blocks) else matrix
-        return _named(name, _TILES[dtype], weights)
+        return _named(name, _tiler(dtype, moments), weights)
     if not isinstance(matrix, Blocks):
         matrix = Blocks(*_named(name, fast.encode_mxfp4_blocks, matrix))
     _check_scales(name, matrix)

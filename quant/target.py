@@ -10,7 +10,7 @@ from typing import Any
 from quant import disk
 from quant.errors import QuantError
 from quant.json_file import read_json
-from quant.layout import CONFIG_FILES, JOURNAL, MANIFEST, VOCABULARY_FILE
+from quant.layout import CALIBRATION_FILE, CONFIG_FILES, JOURNAL, MANIFEST, VOCABULARY_FILE
 from quant.manifest import FileEntry, Manifest, parse_manifest
 from quant.writer import PART
 
@@ -161,6 +161,9 @@ class Target:
         wanted = self.manifest
         if there.dtypes != wanted.dtypes:
             what = f"{there.source.name} in other number formats"
+        elif there.calibration != wanted.calibration:
+            how = "without a" if not there.calibration else "with another" if wanted.calibration else "with a"
+            what = f"{there.source.name} rounded {how} calibration text"
         elif there.source.fingerprint != wanted.source.fingerprint:
             what = f"a model made from another checkpoint ({there.source.name})"
         else:
@@ -233,6 +236,6 @@ def reopen(folder: Path, manifest: Manifest, bad: set[str]) -> None:
 
 def _is_ours(name: str) -> bool:
     name = name.removesuffix(PART)
-    return name in (*CONFIG_FILES, MANIFEST, NEW_JOURNAL, VOCABULARY_FILE) or (
+    return name in (*CONFIG_FILES, MANIFEST, NEW_JOURNAL, VOCABULARY_FILE, CALIBRATION_FILE) or (
         name.startswith("layer-") and name.endswith(".safetensors")
     )

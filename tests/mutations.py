@@ -29,7 +29,13 @@ def odd_value(numbers):
         return numbers.choice(WORDS)
     if kind == 5 and numbers.random() < 0.3:
         return deep(numbers.choice([3, 90]))
-    return numbers.choice(ODD)
+    return copy.deepcopy(numbers.choice(ODD))
+
+
+def is_flat(value):
+    """Whether nothing in `value` has an inside of its own: it may change places without making a circle."""
+    inside = value if isinstance(value, list) else [value]
+    return not any(isinstance(v, list | dict) for v in inside)
 
 
 def places(value):
@@ -58,7 +64,7 @@ def mutate_value(numbers, value):
                 del container[key]
             case 3 if isinstance(container, dict):
                 container[numbers.choice(WORDS)] = container.pop(key)
-            case 4 if type(container[key]) is type(other[other_key]) is not dict:
+            case 4 if is_flat(container[key]) and type(container[key]) is type(other[other_key]):
                 container[key], other[other_key] = other[other_key], container[key]
             case _:
                 if type(container[key]) is int:

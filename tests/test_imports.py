@@ -25,7 +25,7 @@ LAYERS = [
     {"localoss.machine"},
     {"localoss.cache", "localoss.rope", "localoss.sampler", "localoss.weights"},
     {"localoss.model"},
-    {"localoss.engine", "localoss.warmup"},
+    {"localoss.calibration", "localoss.engine", "localoss.warmup"},
     {"localoss.bench", "localoss.evaluate", "localoss.profile", "localoss.start"},
     {"localoss"},
     {"localoss.chat"},

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from localoss.cli.calibrate import read_calibration
 from localoss.cli.options import (
     AsJson,
     Attention,
@@ -36,6 +37,14 @@ def quantize(
     embedding: Embedding = EmbeddingDtype.int8,
     unembedding: Unembedding = MatrixDtype.int8,
     experts: Experts = ExpertDtype.mxfp4,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Run the first 4,096 tokens of this text, and round int4 weights the more exactly the more "
+            "they are used.",
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace another model in OUT.")] = False,
     with_report: Annotated[
         bool, typer.Option("--report", help="Measure what rounding did to each class of weights.")
@@ -54,13 +63,14 @@ def quantize(
     from quant.manifest import Dtypes
 
     dtypes = Dtypes(attention.value, embedding.value, unembedding.value, experts.value)
+    calibration = read_calibration(calibrate) if calibrate else None
     if dry_run:
-        planned = plan(source, out, dtypes, force)
+        planned = plan(source, out, dtypes, force, calibration)
         _say(plan_json(out, planned) if as_json else plan_text(out, planned))
         return
     try:
         with progress_shown("quantize") as progress:
-            summary = convert(source, out, dtypes, force=force, progress=progress)
+            summary = convert(source, out, dtypes, force, progress, calibration=calibration)
     except KeyboardInterrupt:
         typer.echo(f"{out}: interrupted; the same command goes on where it stopped", err=True)
         raise typer.Exit(130) from None

@@ -49,6 +49,8 @@ class Buffers:
     sources: NDArray[np.int32]
     places: NDArray[np.int32]
     in_order: NDArray[np.int32]
+    gathered: F32Array  # (D/32, pairs, 32) in exact arithmetic: what the experts are given
+    h: NDArray[np.generic]  # (I/32, pairs, 32): float32 in exact arithmetic, else int8
     attention_scratch: F32Array
 
     def __init__(self, config: ModelConfig, tokens: int, threads: int, exact_experts: bool):

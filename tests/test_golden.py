@@ -45,6 +45,17 @@ def test_prefill_in_any_chunking(name, chunk_tokens, exact_engine):
     assert np.abs(logits - golden.logits).max() <= CLOSE
 
 
+@pytest.mark.parametrize("tokens", [20_000, pytest.param(131_072, marks=pytest.mark.soak)])
+def test_positions_far_out(tokens, model):
+    """To the end of the context. A float64 rotary angle alone differs by 0.005 there."""
+    golden = read_golden("far")
+    positions = [position for position in golden.positions if position < tokens]
+    assert max(positions) == tokens - 1
+    engine = localoss.load(model("far", **KEPT), context_tokens=tokens, **EXACT)
+    logits = engine.logits(golden.tokens[:tokens], positions)
+    assert np.abs(logits - golden.logits[: len(positions)]).max() <= CLOSE
+
+
 @pytest.mark.parametrize(("name", "prefilled"), [("short", 1), ("window", 11), ("wide", 250), ("long", 4080)])
 def test_decode_token_by_token(name, prefilled, exact_engine):
     """Ring buffers wrap, the window leaves the prompt, and positions pass 4,096 while decoding."""

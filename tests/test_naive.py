@@ -7,7 +7,7 @@ import pytest
 from golden_files import NAMES, read_golden
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "far"])
 def test_checkpoint_is_the_one_that_golden_logits_were_made_from(name, checkpoint):
     assert checkpoints.checkpoint_sha256(checkpoint(name)) == read_golden(name).checkpoint_sha256
 

@@ -11,12 +11,15 @@ import json
 import platform
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
 from transformers import DynamicCache, GptOssForCausalLM, Mxfp4Config
+from transformers.models.gpt_oss import modeling_gpt_oss
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
@@ -34,8 +37,6 @@ VERSIONS = (
     f"transformers {transformers.__version__}, torch {torch.__version__}, "
     f"numpy {np.__version__}, Python {platform.python_version()}"
 )
-
-CHUNK_TOKENS = {"far": 128}  # in one chunk, each head's scores would need 68 GB
 
 
 def positions_of(name: str) -> tuple[int, list[int]]:
@@ -83,7 +84,10 @@ def make(name: str) -> None:
         digest = checkpoints.checkpoint_sha256(folder)
     vocab = model.config.vocab_size
     tokens = np.random.RandomState(17).randint(0, vocab, length).astype(np.int32)
-    logits = forward(model, tokens, positions, CHUNK_TOKENS.get(name, length))
+    with torch.inference_mode():
+        if name == "far":
+            check_far(model, tokens)
+        logits = (forward_far if name == "far" else forward)(model, tokens, positions)
     np.savez_compressed(
         HERE / f"{name}.npz",
         tokens=tokens.astype(np.min_scalar_type(vocab)),
@@ -95,19 +99,29 @@ def make(name: str) -> None:
     print(f"{name}: {logits.shape}, standard deviation {logits.std():.3f}")
 
 
-def forward(
-    model: GptOssForCausalLM, tokens: np.ndarray, positions: list[int], chunk_tokens: int
-) -> np.ndarray:
-    """Logits (P, V) at `positions`; the tokens go through in chunks, with a cache."""
-    cache, rows = DynamicCache(config=model.config), []
-    with torch.inference_mode():
-        for first in range(0, len(tokens), chunk_tokens):
-            chunk = torch.tensor(tokens[first : first + chunk_tokens].astype(np.int64))[None]
+def forward(model: GptOssForCausalLM, tokens: np.ndarray, positions: list[int]) -> np.ndarray:
+    """Logits (P, V) at `positions`."""
+    hidden = model.model(torch.tensor(tokens.astype(np.int64))[None]).last_hidden_state
+    return model.lm_head(hidden[0, positions]).numpy()
+
+
+def forward_far(model: GptOssForCausalLM, tokens: np.ndarray, positions: list[int]) -> np.ndarray:
+    """The same in chunks with a cache, for layers sliding, full, sliding: a whole head's scores need 68 GB.
+
+    A stored position sees all keys and values of the full layer, but its results only of the last window, by
+    the layer above. So the full layer attends where somebody sees what comes of it; elsewhere it gives zeros.
+    """
+    assert model.config.layer_types == ["sliding_attention", "full_attention", "sliding_attention"]
+    window, cache, rows, first = model.config.sliding_window, DynamicCache(config=model.config), [], 0
+    while first < len(tokens):
+        seen_from = max(min(p for p in positions if p >= first) - window + 1, 0)
+        is_seen = first >= seen_from
+        end = min(first + 128, len(tokens)) if is_seen else min(first + 1024, seen_from)
+        chunk = torch.tensor(tokens[first:end].astype(np.int64))[None]
+        with full_attention(is_seen):
             hidden = model.model(chunk, past_key_values=cache, use_cache=True).last_hidden_state[0]
-            here = [p - first for p in positions if first <= p < first + chunk.shape[1]]
-            rows.append(model.lm_head(hidden[here]).numpy())
-            if first and first % (64 * chunk_tokens) == 0:
-                print(f"{first:,} of {len(tokens):,} tokens", flush=True)
+        rows.append(model.lm_head(hidden[[p - first for p in positions if first <= p < end]]).numpy())
+        first = end
     return np.concatenate(rows)
 
 
@@ -149,6 +163,30 @@ def demo_dialogues() -> list[list[int]]:
             reply = [token for tokens, _ in harmony.render_reply(case.reply) for token in tokens]
             dialogues.append([*harmony.render(case.setup, case.messages), *reply])
     return dialogues
+
+
+@contextmanager
+def full_attention(computed: bool) -> Iterator[None]:
+    """Inside, the full layers give zeros unless `computed`; keys and values go to the cache all the same."""
+    whole = modeling_gpt_oss.eager_attention_forward
+
+    def attend(module, query, *arguments, **options):
+        if computed or module.sliding_window is not None:
+            return whole(module, query, *arguments, **options)
+        return torch.zeros_like(query.transpose(1, 2)).contiguous(), None
+
+    modeling_gpt_oss.eager_attention_forward = attend
+    try:
+        yield
+    finally:
+        modeling_gpt_oss.eager_attention_forward = whole
+
+
+def check_far(model: GptOssForCausalLM, tokens: np.ndarray) -> None:
+    """The shortcut gives what the whole does, where the whole can be had."""
+    tokens, positions = tokens[:3000], [0, 7, 1500, *range(2500, 2600), 2998]
+    difference = forward(model, tokens, positions) - forward_far(model, tokens, positions)
+    assert np.abs(difference).max() < 2e-5, np.abs(difference).max()
 
 
 def main() -> None:

@@ -43,6 +43,29 @@ def config_folder() -> Path:
     return user_config_path("localoss", appauthor=False)
 
 
+def ollama_models() -> list[Path]:
+    """Where Ollama keeps its models: OLLAMA_MODELS, or the user's and the Linux service's folders."""
+    given = os.environ.get("OLLAMA_MODELS")
+    if given:
+        return [Path(given)]
+    return [Path.home() / ".ollama" / "models", Path("/usr/share/ollama/.ollama/models")]
+
+
+def lm_studio_models() -> list[Path]:
+    """Where LM Studio keeps its models, and where it did before version 0.3.6."""
+    return [Path.home() / ".lmstudio" / "models", Path.home() / ".cache" / "lm-studio" / "models"]
+
+
+def llama_cpp_models() -> list[Path]:
+    """Where llama.cpp's -hf keeps what it downloads: LLAMA_CACHE, or the user's cache folder."""
+    given = os.environ.get("LLAMA_CACHE")
+    if given:
+        return [Path(given)]
+    from platformdirs import user_cache_path
+
+    return [user_cache_path("llama.cpp", appauthor=False)]
+
+
 def kernel_cache() -> Path:
     """The user's cache folder for compiled kernels."""
     from platformdirs import user_cache_path

@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from localoss.errors import ModelError, UsageError
-from localoss.registry import find_installed, installed_models, models_folder, sources_folder, store_folder
+from localoss.registry import (
+    DEMO,
+    find_installed,
+    installed_models,
+    models_folder,
+    sources_folder,
+    store_folder,
+)
 from quant import disk
 from quant.config import ModelConfig
 from quant.errors import QuantError
@@ -139,10 +146,13 @@ def read_total_bytes(folder: Path) -> int:
 
 def remedy(name: str, folder: Path) -> str:
     """How a model with bad files is mended."""
+    origin = parse_manifest(folder / MANIFEST).source
     if folder.absolute().parent == models_folder():
-        return f"`localoss pull {name} --repair` fetches what the bad files are made from, and no more"
-    origin = parse_manifest(folder / MANIFEST).source.name
-    return f"convert it again: `localoss quantize {origin} {folder} --force`"
+        if origin.revision:
+            return f"`localoss pull {name} --repair` fetches what the bad files are made from, and no more"
+        if name == DEMO:
+            return f"`localoss rm {name}`; its next use makes it anew"
+    return f"make it again from {origin.name}: `localoss quantize SRC {folder} --force`"
 
 
 def verify(folder: Path, advance: Callable[[int], None] = lambda size: None) -> Iterator[FileState]:

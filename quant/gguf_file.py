@@ -22,6 +22,7 @@ from quant.layout import TILE_COLUMNS, round_up
 MOST_HEADER_BYTES = 40 << 20
 MOST_TEXT_BYTES = 1 << 20
 MOST_TENSORS, MOST_PAIRS = 16_384, 4_096
+MAGIC = b"GGUF"
 MXFP4_BYTES = 17  # a scale, then 16 bytes of codes
 FORMATS = {  # ggml's number: (name, weights a block, bytes a block)
     0: ("F32", 1, 4),
@@ -59,6 +60,15 @@ _SCALARS = {
 _STRING, _ARRAY = 8, 9
 
 
+def has_magic(path: Path) -> bool:
+    """Whether file `path` begins as a GGUF file does, whatever its name; False too if it can't be read."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False
+
+
 class GgufFile(TensorFiles):
     """A GGUF file: its tensors, rows first as in NumPy, and its metadata but for arrays.
 
@@ -81,7 +91,7 @@ class GgufFile(TensorFiles):
             raise QuantError(f"{path}: its header is cut off or malformed; {DAMAGED}") from None
 
     def _parse(self, path: Path, header: "_Cursor") -> None:
-        if header.take(4) != b"GGUF":
+        if header.take(len(MAGIC)) != MAGIC:
             raise QuantError(f"{path}: not a GGUF file; {DAMAGED}")
         version = header.scalar("<I")
         if version not in (2, 3):

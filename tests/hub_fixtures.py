@@ -7,7 +7,7 @@ import checkpoints
 import pytest
 from hub_server import HubServer
 
-from localoss import registry
+from localoss import registry, settings
 from localoss.download.failures import Patience
 from localoss.download.progress import Progress
 from localoss.download.pull import Order, pull
@@ -71,7 +71,9 @@ def hub(published, tmp_path, monkeypatch):
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """The data folder."""
+    """The data folder; no other program's models are on this machine."""
+    for program in ("ollama_models", "lm_studio_models", "llama_cpp_models"):
+        monkeypatch.setattr(settings, program, lambda: [])
     monkeypatch.setenv("LOCALOSS_HOME", str(tmp_path / "home"))
     registry.known_models.cache_clear()
     yield tmp_path / "home"

@@ -26,7 +26,11 @@ def home(tmp_path, monkeypatch):
 @pytest.fixture
 def tiny(home, model):
     """A model of the store named tiny."""
-    return shutil.copytree(model("short"), home / "models" / "tiny")
+    folder = shutil.copytree(model("short"), home / "models" / "tiny")
+    manifest = json.loads((folder / "localoss.json").read_text())
+    manifest["source"]["revision"] = "0" * 40  # as if it had been pulled
+    (folder / "localoss.json").write_text(json.dumps(manifest))
+    return folder
 
 
 @pytest.fixture
@@ -148,7 +152,7 @@ def test_verify_a_folder_says_how_it_was_made(tiny, tmp_path, localoss_cli):
     folder = shutil.move(tiny, tmp_path / "elsewhere")
     flip(folder / "vocabulary.safetensors")
     code, out, _ = localoss_cli("verify", str(folder))
-    assert code == 1 and f"`localoss quantize short {folder} --force`" in out
+    assert code == 1 and f"from short: `localoss quantize SRC {folder} --force`" in out
 
 
 def test_verify_without_models(localoss_cli):

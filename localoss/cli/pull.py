@@ -1,6 +1,8 @@
 """`localoss pull`: a model from the hub becomes one of this machine's."""
 
 import json
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,13 +19,18 @@ from localoss.cli.options import (
     Unembedding,
 )
 from localoss.cli.progress import duration_text, size_text
+from localoss.errors import UsageError
 
 if TYPE_CHECKING:
-    from localoss.download.pull import Pulled
+    from localoss.download.pull import Order, Pulled
 
 
 def pull(
     name: PullName,
+    source: Annotated[
+        str | None,
+        typer.Option("--from", metavar="FILE|auto", help="A GGUF file to take; auto looks for one."),
+    ] = None,
     revision: Annotated[
         str | None, typer.Option(metavar="REV", help="A branch, tag or commit; the newest if not given.")
     ] = None,
@@ -49,15 +56,16 @@ def pull(
     interrupted pull goes on where it stopped when the same command is given again.
     """
     from localoss.cli.pull_progress import pull_progress
-    from localoss.download.pull import Order
+    from localoss.download.pull import Order, take
     from localoss.download.pull import pull as pull_model
     from quant.manifest import Dtypes
 
     dtypes = Dtypes(attention.value, embedding.value, unembedding.value, experts.value)
     order = Order(name, dtypes, revision, stored_as, keep_source, force, repair)
+    path = _local_file(order, source)
     try:
         with pull_progress() as progress:
-            pulled = pull_model(order, progress)
+            pulled = take(order, path, progress) if path else pull_model(order, progress)
     except KeyboardInterrupt:
         typer.echo(f"{name}: interrupted; the same command goes on where it stopped", err=True)
         raise typer.Exit(130) from None
@@ -67,14 +75,41 @@ def pull(
         typer.echo(_text(order.stored_name, pulled))
 
 
+def _local_file(order: "Order", source: str | None) -> Path | None:
+    """What --from says, or the user when asked about a file that was found; None to download.
+
+    Raises: UsageError if there is no file to take.
+    """
+    from localoss.download.pull import offers
+
+    if source not in (None, "auto"):
+        return Path(source)
+    found = offers(order)
+    if source == "auto":
+        if not found:
+            raise UsageError(
+                f"no GGUF file of {order.name} with MXFP4 experts was found where Ollama, LM Studio and "
+                "llama.cpp keep theirs; give its path, or leave out --from to download"
+            )
+        typer.echo(f"taking {found[0].path} ({found[0].program})", err=True)
+        return found[0].path
+    for offer in found[:1]:
+        there = f"{offer.program} has it: {offer.path} ({size_text(offer.bytes)})"
+        if not (sys.stdin.isatty() and sys.stderr.isatty()):
+            typer.echo(f"note: {there}; `--from auto` takes that instead of a download", err=True)
+        elif typer.confirm(f"{there}. Take that instead of a download?", default=True, err=True):
+            return offer.path
+    return None
+
+
 def _text(name: str, pulled: "Pulled") -> str:
     summary = pulled.summary
     size = size_text(summary.manifest.total_bytes)
     if summary.already_there:
-        return f"{name}: there already, {size}, as {pulled.repository} is now; `localoss chat {name}`"
+        return f"{name}: there already, {size}, the same as {pulled.origin}; `localoss chat {name}`"
     time = duration_text(summary.elapsed_s)
-    came = size_text(pulled.received_bytes)
-    return f"{name}: {size}, from {came} downloaded in {time}; `localoss chat {name}`"
+    came = f"{size_text(pulled.received_bytes)} downloaded" if pulled.commit else pulled.origin
+    return f"{name}: {size}, from {came} in {time}; `localoss chat {name}`"
 
 
 def _report(name: str, pulled: "Pulled") -> dict[str, Any]:
@@ -82,7 +117,7 @@ def _report(name: str, pulled: "Pulled") -> dict[str, Any]:
 
     return {
         "name": name,
-        "repository": pulled.repository,
+        "origin": pulled.origin,
         "commit": pulled.commit,
         "received_bytes": pulled.received_bytes,
         **summary_json(pulled.folder, pulled.summary),

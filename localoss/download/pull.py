@@ -10,6 +10,7 @@ from localoss import settings, store
 from localoss.download.errors import DownloadError, GoneError
 from localoss.download.failures import Patience
 from localoss.download.hub import Hub
+from localoss.download.local import Found, discover, open_local
 from localoss.download.progress import Progress
 from localoss.download.source import PulledSource
 from localoss.errors import ModelError, UsageError
@@ -69,11 +70,14 @@ class Order:
 
 @dataclass(frozen=True)
 class Pulled:
-    """What a pull did. `received_bytes` came over the network, damaged and small files included."""
+    """What a pull did. `received_bytes` came over the network, damaged and small files included.
+
+    `origin` is a repository, of which `commit` was taken, or a file on this machine.
+    """
 
     folder: Path
-    repository: str
-    commit: str
+    origin: str
+    commit: str | None
     received_bytes: int
     summary: Summary
 
@@ -102,6 +106,24 @@ def pull(order: Order, progress: Progress, patience: Patience | None = None) -> 
     with suppress(OSError):
         sources.rmdir()  # only when nothing is left in it
     return Pulled(folder, repository, hub.commit, hub.received_bytes, summary)
+
+
+def take(order: Order, path: Path, progress: Progress) -> Pulled:
+    """Make the model of `order` from a checkpoint on this machine. Raises: as `pull`."""
+    known = known_models().get(canonical_name(order.name)) if order.stored_as is None else None
+    with open_local(path, known) as source:
+        name = f"{order.name} from {path.name}"
+        summary = convert_source(
+            source, order.folder, order.dtypes, order.force, progress.converted, name=name
+        )
+    return Pulled(order.folder, str(path), None, 0, summary)
+
+
+def offers(order: Order) -> list[Found]:
+    """Files on this machine that could stand for a download which has not begun; none if it has."""
+    known = known_models().get(canonical_name(order.name))
+    begun = any((order.folder / name).exists() for name in (MANIFEST, JOURNAL))
+    return discover(known) if known and known.config and not begun and not order.revision else []
 
 
 def _hub(order: Order, sources: Path, progress: Progress, patience: Patience | None) -> Hub:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from quant.checkpoint import WANTED
 from quant.errors import QuantError
+from quant.gguf_file import has_magic
 from quant.layout import MANIFEST
 from quant.sources.base import Blocks, Source
 from quant.sources.gguf import GgufSource
@@ -21,7 +22,7 @@ def open_source(path: Path) -> Source:
     """
     if not path.exists():
         raise QuantError(f"{path}: not found; {WANTED}")
-    if path.is_file() and path.suffix != ".gguf":
+    if path.is_file() and path.suffix != ".gguf" and not has_magic(path):
         raise QuantError(f"{path}: a file of another kind; {WANTED}")
     source = _reader(path)
     try:

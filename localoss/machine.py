@@ -1,6 +1,6 @@
 """What this machine, or the control group that this process is held in, has of memory."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -25,6 +25,11 @@ class Machine:
     def limit_bytes(self) -> int:
         """What a model may take: what is available, but for a reserve."""
         return max(0, self.available_bytes - reserve_bytes(self.total_bytes))
+
+    @property
+    def idle_limit_bytes(self) -> int:
+        """What a model may take with nothing else running: whether it can be for this machine at all."""
+        return replace(self, available_bytes=self.total_bytes).limit_bytes
 
 
 def this_machine(cgroups: Path = _CGROUPS, proc: Path = Path("/proc")) -> Machine:

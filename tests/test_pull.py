@@ -12,6 +12,7 @@ from localoss.download import transfer
 from localoss.download.errors import DownloadError
 from localoss.download.pull import Order, pull
 from localoss.errors import ModelError, UsageError
+from localoss.machine import Machine
 from localoss.registry import find_model
 from quant import disk
 from quant.checkpoint import INDEX_FILE
@@ -225,6 +226,17 @@ def test_too_little_disk_is_told_before_the_weights_come(hub, home, pulled, monk
     with pytest.raises(DownloadError, match=r"needs 0.1 GB of disk, and 0.1 GB are free in .*LOCALOSS_HOME"):
         pulled()
     assert all(served <= HEADER_BYTES for served in hub.served.values())
+
+
+def test_too_little_memory_is_told_before_the_weights_come(hub, pulled, monkeypatch):
+    from localoss.download import pull as module
+
+    monkeypatch.setattr(module, "this_machine", lambda: Machine(100_000_000, 0))
+    with pytest.raises(UsageError, match=r"at the very least, and 0 MB are there for it"):
+        pulled()
+    assert all(served <= HEADER_BYTES for served in hub.served.values())
+    monkeypatch.setattr(module, "check", lambda plan, limit: "it will be slow")
+    assert "note: it will be slow" in pulled()[1].lines
 
 
 def test_names_that_stand_for_nothing(home, hub):

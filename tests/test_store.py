@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from localoss import cli, registry
+from localoss.machine import Machine
 from quant import disk
 
 ROOT = Path(__file__).parent.parent
@@ -77,7 +78,7 @@ def test_list(tiny, unfinished, localoss_cli):
     lines = out.splitlines()
     assert (code, err) == (0, "")
     assert lines[1].startswith("someone/half") and "`localoss pull someone/half` goes on" in lines[1]
-    assert lines[2].startswith("tiny") and "mxfp4, rest int8" in lines[2]
+    assert lines[2].startswith("tiny") and "mxfp4, rest int8" in lines[2] and lines[2].endswith("fits")
     listed = json.loads(localoss_cli("list", "--json")[1])
     half, whole = listed["models"]
     assert (half["name"], half["state"]) == ("someone/half", "unfinished")
@@ -111,6 +112,23 @@ def test_show_takes_a_folder_and_a_known_model(model, localoss_cli):
     code, out, _ = localoss_cli("show", "openai/gpt-oss-120b")
     assert code == 0 and "not installed" in out and "116.8 billion" in out and "65.25 GB" in out
     assert json.loads(localoss_cli("show", "gpt-oss-20b", "--json")[1])["parameters"] == 20_914_757_184
+
+
+@pytest.mark.parametrize(
+    ("machine_gb", "verdict", "words"),
+    [
+        (16, "fits", "fits in"),
+        (8, "from disk", "runs slowly, from the disk"),
+        (0.5, "too large", "too large in"),
+    ],
+)
+def test_whether_it_fits_this_machine(machine_gb, verdict, words, localoss_cli, monkeypatch):
+    machine = Machine(int(machine_gb * 1e9), 0)  # whatever else runs on it now
+    monkeypatch.setattr("localoss.machine.this_machine", lambda: machine)
+    (line,) = [line for line in localoss_cli("list")[1].splitlines() if " gpt-oss-20b " in line]
+    assert verdict in line
+    assert words in localoss_cli("show", "gpt-oss-20b")[1]
+    assert json.loads(localoss_cli("show", "gpt-oss-20b", "--json")[1])["memory"]["verdict"] == verdict
 
 
 def test_a_mistyped_name_gets_the_nearest(tiny, localoss_cli):

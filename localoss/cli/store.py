@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from localoss.registry import KnownModel
     from localoss.store import FileState, Installed
     from quant.config import ModelConfig
+    from quant.manifest import Dtypes
 
 
 def list_models(as_json: AsJson = False) -> None:
@@ -33,15 +34,16 @@ def list_models(as_json: AsJson = False) -> None:
         _print_json({"models": listed, "not_installed": [_known_json(known) for known in others]})
         return
     to_pull = [known for known in others if known.repository]
-    rows = [("NAME", "SIZE", "WEIGHTS", "CHANGED", "")] if models else []
+    rows = [("NAME", "SIZE", "WEIGHTS", "CHANGED", "MEMORY")] if models else []
     for model in models:
-        note = "" if model.state == store.COMPLETE else f"{model.state}: {model.problem}"
+        fit = _fit_of(model)
+        note = f"{model.state}: {model.problem}" if fit is None else fit["verdict"]
         size, changed = size_text(model.total_bytes), f"{model.changed.astimezone():%Y-%m-%d %H:%M}"
         rows.append((model.name, size, _weights(model), changed, note))
     _print_table(rows)
     if to_pull:
         typer.echo("\nnot installed (`localoss pull NAME`):" if models else "nothing installed yet; to pull:")
-        _print_table([(f"  {known.name}", _download_text(known), known.description) for known in to_pull])
+        _print_table([_known_row(known) for known in to_pull])
     if DEMO not in there:
         typer.echo(f"\n`localoss chat {DEMO}` needs no pull: {known_models()[DEMO].description}")
 
@@ -152,20 +154,65 @@ def _model_json(model: "Installed") -> dict[str, Any]:
         "dtypes": asdict(manifest.dtypes) if manifest else None,
         "source": asdict(manifest.source) if manifest else None,
         "localoss_version": manifest.localoss_version if manifest else None,
+        "memory": _fit_of(model),
     }
 
 
 def _known_json(known: "KnownModel") -> dict[str, Any]:
     from localoss import store
 
-    sizes = asdict(store.expected_sizes(known.config)) if known.config else {}
-    return {key: value for key, value in asdict(known).items() if value is not None} | sizes
+    told = {key: value for key, value in asdict(known).items() if value is not None}
+    if known.config is None:
+        return told
+    return told | asdict(store.expected_sizes(known.config)) | {"memory": _fit(known.config)}
 
 
-def _download_text(known: "KnownModel") -> str:
+def _known_row(known: "KnownModel") -> tuple[str, ...]:
     from localoss import store
 
-    return size_text(store.expected_sizes(known.config).download_bytes) if known.config else ""
+    if known.config is None:
+        return f"  {known.name}", "", "", known.description
+    size = size_text(store.expected_sizes(known.config).download_bytes)
+    return f"  {known.name}", size, _fit(known.config)["verdict"], known.description
+
+
+def _fit_of(model: "Installed") -> dict[str, Any] | None:
+    """Whether an installed model fits this machine; None for one that isn't whole."""
+    from quant.config import read_config
+    from quant.errors import QuantError
+
+    if model.manifest is None:
+        return None
+    try:
+        return _fit(read_config(model.folder / "config.json"), model.manifest.dtypes)
+    except QuantError:  # a damaged config.json: `verify` tells
+        return None
+
+
+def _fit(config: "ModelConfig", dtypes: "Dtypes | None" = None) -> dict[str, Any]:
+    """Whether a model fits the memory of this machine, with next to nothing else running on it."""
+    from localoss.machine import this_machine
+    from localoss.memory import Plan
+    from quant.manifest import Dtypes
+
+    machine = this_machine()
+    plan = Plan(config, dtypes or Dtypes())
+    limit_bytes = machine.idle_limit_bytes
+    return {
+        "verdict": plan.verdict(limit_bytes),
+        "context_tokens": plan.context_tokens,
+        "total_bytes": plan.total_bytes,
+        "longest_context_tokens": plan.longest_context(limit_bytes),
+        "machine_bytes": machine.total_bytes,
+    }
+
+
+def _fit_rows(fit: dict[str, Any]) -> list[tuple[str, str]]:
+    needs = f"{size_text(fit['total_bytes'])} with a context of {fit['context_tokens']:,}"
+    longest = f", {fit['longest_context_tokens']:,} at most" if fit["longest_context_tokens"] else ""
+    verdict = {"fits": "fits", "from disk": "runs slowly, from the disk", "too large": "too large"}
+    where = f"this machine's {size_text(fit['machine_bytes'])}"
+    return [("memory", f"{needs}{longest}: {verdict[fit['verdict']]} in {where}")]
 
 
 def _details(model: "Installed") -> dict[str, Any]:
@@ -202,7 +249,7 @@ def _show_model(model: "Installed") -> None:
     config, version = read_config(model.folder / "config.json"), model.manifest.localoss_version
     rows += [("made from", model.manifest.source.name)]
     rows += [("made", f"{model.changed.astimezone():%Y-%m-%d %H:%M} by localoss {version}")]
-    rows += _architecture(config)
+    rows += [*_architecture(config), *_fit_rows(_fit(config, model.manifest.dtypes))]
     _print_table(rows)
     dtypes = asdict(model.manifest.dtypes)
     sizes = store.class_bytes(config, model.manifest.dtypes)
@@ -226,7 +273,7 @@ def _show_known(known: "KnownModel") -> None:
     if known.config:
         sizes = store.expected_sizes(known.config)
         rows += [("to download", size_text(sizes.download_bytes)), ("on disk", size_text(sizes.model_bytes))]
-        rows += _architecture(known.config)
+        rows += [*_architecture(known.config), *_fit_rows(_fit(known.config))]
     rows += [("sampling", f"temperature {known.temperature:g}, top-p {known.top_p:g}")]
     _print_table(rows)
 

@@ -14,6 +14,8 @@ from localoss.download.local import Found, discover, open_local
 from localoss.download.progress import Progress
 from localoss.download.source import PulledSource
 from localoss.errors import ModelError, UsageError
+from localoss.machine import this_machine
+from localoss.memory import Plan, check
 from localoss.registry import (
     REPOSITORY,
     canonical_name,
@@ -100,6 +102,7 @@ def pull(order: Order, progress: Progress, patience: Patience | None = None) -> 
             progress.say(f"{repository} at {hub.commit[:12]}")
             _take_back(source, order, progress)
             _check_room(source, order)
+            _check_memory(source, order, progress)
             summary = convert_source(source, folder, order.dtypes, order.force, progress.converted)
         if not order.keep_source:
             _clear(sources)
@@ -206,3 +209,10 @@ def _check_room(source: PulledSource, order: Order) -> None:
             f"{order.name} needs {needed_bytes / 1e9:.1f} GB of disk, and {free_bytes / 1e9:.1f} GB are free "
             f"in {settings.home()}: {less}make room, or set LOCALOSS_HOME to a folder on another disk"
         )
+
+
+def _check_memory(source: PulledSource, order: Order, progress: Progress) -> None:
+    """Say if the model will be slow on this machine, even an idle one. Raises: UsageError if too large."""
+    slow = check(Plan(source.config, order.dtypes), this_machine().idle_limit_bytes)
+    if slow:
+        progress.say(f"note: {slow}")

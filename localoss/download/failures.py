@@ -54,19 +54,24 @@ class Patience:
     first_wait_s: float = 1.0  # doubles with each failure
     longest_wait_s: float = 60.0
     failures: int = 8
+    first_failures: int = 3  # before anything has come: more likely there is no network at all
 
     @property
     def timeout(self) -> tuple[float, float, float, float]:
         """connect, read, write and pool, as httpx takes them."""
         return self.connect_s, self.read_s, self.read_s, self.read_s
 
-    def wait_s(self, error: Exception, failures: int) -> float | None:
-        """How long to wait after `error`, the n-th of `failures` in a row; None if no wait will help."""
+    def wait_s(self, error: Exception, failures: int, is_first: bool) -> float | None:
+        """How long to wait after `error`, the last of `failures` in a row; None if no wait will help.
+
+        `is_first`: nothing has come from there yet.
+        """
         if isinstance(error, ExpiredError):
             return 0.0 if failures < TIMES else None
         wait_s = min(self.first_wait_s * 2 ** (failures - 1), self.longest_wait_s)
         status, headers = _status_of(error)
-        if failures > self.failures or not _is_transient(error, status):
+        most = self.first_failures if is_first else self.failures
+        if failures > most or not _is_transient(error, status):
             return None
         asked = headers.get("retry-after", "")
         return max(wait_s, min(float(asked), 5 * self.longest_wait_s)) if asked.isdigit() else wait_s

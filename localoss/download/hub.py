@@ -74,6 +74,7 @@ class Hub:
         self.received_bytes = 0
         self._say = say
         self._quiet_until = 0.0
+        self._has_answered = False
         self._lock = Lock()
         self._locations: dict[str, str] = {}
         if urlsplit(self.endpoint).scheme not in ("http", "https") or not self.host:
@@ -233,12 +234,14 @@ class Hub:
         count, done = 0, progressed()
         while True:
             try:
-                return action()
+                result = action()
+                self._has_answered = True
+                return result
             except failures.FAILURES as error:
                 if progressed() > done:
                     count, done = 0, progressed()
                 count += 1
-                wait_s = self.patience.wait_s(error, count)
+                wait_s = self.patience.wait_s(error, count, not self._has_answered)
                 if wait_s is None:
                     page = f"{self.endpoint}/{self.repository}"
                     raise failures.explained(error, self.host, self.repository, page) from None

@@ -8,6 +8,8 @@ import pytest
 
 import localoss
 from localoss import cli
+from localoss.bench import anonymous_bytes
+from localoss.cache import KVCache
 from localoss.cli.options import size_bytes
 from localoss.errors import UsageError
 from localoss.machine import this_machine
@@ -232,6 +234,20 @@ def test_where_the_weights_do_not_fit_it_says_so_or_refuses(load, small):
         load(memory_limit=plan.total_bytes - 1, must_fit=True)
     with pytest.raises(UsageError, match="at the very least"):
         load(memory_limit=plan.own_bytes - plan.kv_cache_bytes)
+
+
+@pytest.mark.skipif(anonymous_bytes() is None, reason="the system does not tell anonymous memory")
+def test_a_cache_is_taken_when_it_is_made(small):
+    config = small[0].config
+    before = anonymous_bytes()
+    cache = KVCache(config, 131_072, 32, "f16")
+    made = anonymous_bytes()
+    size = sum(layer.nbytes for layer in cache.layers)
+    assert size > 30_000_000 and made - before > 0.98 * size
+    for layer in cache.layers:
+        for array in layer.arrays:
+            array[:] = 1
+    assert anonymous_bytes() - made < 1_000_000
 
 
 def test_the_context_is_chosen_where_none_is_given(load):

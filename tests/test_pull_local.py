@@ -168,8 +168,10 @@ def test_errors_are_one_line(machine, hub, ggufs, localoss_cli):
         (str(ggufs / "other.gguf"), 2, "layers 3 where gpt-oss-20b has 5; give it another name with --as"),
         (str(machine / "text.txt"), 2, "a file of another kind"),
         (str(machine / "absent.gguf"), 2, "not found"),
+        (["auto", "--repair"], 2, "leave out --revision, --keep-source, --repair"),
     ):
-        result = localoss_cli("pull", NAME, "--from", source)
+        arguments = source if isinstance(source, list) else [source]
+        result = localoss_cli("pull", NAME, "--from", *arguments)
         err = result[2].splitlines()[-1]
         assert result[0] == code and words in err and err.startswith("error: "), result
     blob.unlink()

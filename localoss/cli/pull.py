@@ -82,6 +82,8 @@ def _local_file(order: "Order", source: str | None) -> Path | None:
     """
     from localoss.download.pull import offers
 
+    if source and (order.revision or order.keep_source or order.repair):
+        raise UsageError("--from takes a file on this machine: leave out --revision, --keep-source, --repair")
     if source not in (None, "auto"):
         return Path(source)
     found = offers(order)

@@ -251,3 +251,20 @@ def test_noise_answers_by_the_schema(noisy):
         if choice.finish_reason == "stop":
             jsonschema.validate(json.loads(choice.message.content), FLAG)
     assert set(reasons) <= {"stop", "length"} and "stop" in reasons
+
+
+def test_the_thinking_budget(noisy):
+    """Noise would think on for ever: at the budget the answer begins, or the call where one is due."""
+    wanted = {"type": "json_schema", "json_schema": {"name": "flag", "schema": FLAG, "strict": True}}
+    for seed in range(4):
+        options = {"seed": seed, "max_tokens": 90, "extra_body": {"think_budget": seed * 3}}
+        done = complete(noisy, tools=openai.NOT_GIVEN, response_format=wanted, **options)
+        assert done.choices[0].finish_reason == "stop"
+        jsonschema.validate(json.loads(done.choices[0].message.content), FLAG)
+        assert done.usage.completion_tokens_details.reasoning_tokens <= seed * 3
+        done = complete(noisy, tools=[tool("flag", FLAG)], tool_choice="required", **options)
+        assert done.choices[0].finish_reason == "tool_calls"
+    done = noisy.client().responses.create(
+        model=MODEL, input="Hi", max_output_tokens=20, extra_body={"think_budget": 0}
+    )
+    assert [item.type for item in done.output] == ["message"]

@@ -93,7 +93,6 @@ class Answering:
         self._part: Part | None = "answer" if question.setup is None else None
         self._text: list[str] = []
         self._tokens: list[Token] = []  # of the open part, not given yet
-        self._reasoning = 0
         self._stops = StopFinder(question.stops)
         self._stopped = False
 
@@ -118,9 +117,7 @@ class Answering:
         yield self._done(turn)
 
     def _note(self, token: Token) -> None:
-        if self._part == "thinking":
-            self._reasoning += token.id < TEXT_TOKENS
-        elif self._part == "answer" and token.id < TEXT_TOKENS:
+        if self._part == "answer" and token.id < TEXT_TOKENS:
             self._tokens.append(token)
 
     def _pieces(self, event: Event, before: list[Message]) -> Iterator[Piece]:
@@ -176,7 +173,7 @@ class Answering:
         prompt = len(turn.prompt)
         return Done(
             reason,
-            Usage(prompt, prompt - turn.prefilled_tokens, turn.generated_tokens, self._reasoning),
+            Usage(prompt, prompt - turn.prefilled_tokens, turn.generated_tokens, turn.thinking_tokens),
             tuple(messages),
             turn.prefill_s,
             turn.decode_s,

@@ -69,7 +69,9 @@ async def _questions(service: Service, body: ChatRequest) -> list[Question]:
             prompt,
             setup,
             rules,
-            replace(sampling_of(body, limit, body.seed, index), top_logprobs=top),
+            replace(
+                sampling_of(body, limit, body.seed, index), top_logprobs=top, think_budget=body.think_budget
+            ),
             stops_of(body.stop),
         )
         for index in range(body.n or 1)

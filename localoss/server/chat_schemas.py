@@ -14,6 +14,7 @@ from localoss.server.schemas import (
     Seed,
     Stop,
     StreamOptions,
+    ThinkBudget,
     Tolerant,
     Tools,
 )
@@ -61,7 +62,7 @@ class ResponseFormat(Known):
 class ChatRequest(Sampled):
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     reasoning_effort: Effort | None = None
-    think_budget: Annotated[int | None, Field(ge=0)] = None
+    think_budget: ThinkBudget = None
     max_tokens: Annotated[int | None, Field(ge=1)] = None
     max_completion_tokens: Annotated[int | None, Field(ge=1)] = None
     n: Annotated[int | None, Field(ge=1, le=MAX_CHOICES)] = None

@@ -11,6 +11,7 @@ from localoss.server.schemas import (
     Sampled,
     Seed,
     StreamOptions,
+    ThinkBudget,
     Tolerant,
     Tools,
 )
@@ -59,7 +60,7 @@ class ResponseRequest(Sampled):
     previous_response_id: Annotated[str | None, Field(max_length=128)] = None
     store: bool | None = None
     reasoning: Reasoning | None = None
-    think_budget: Annotated[int | None, Field(ge=0)] = None
+    think_budget: ThinkBudget = None
     max_output_tokens: Annotated[int | None, Field(ge=1)] = None
     text: TextOptions | None = None
     tools: Tools = None

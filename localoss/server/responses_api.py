@@ -109,7 +109,7 @@ async def _question(service: Service, body: ResponseRequest) -> tuple[Question, 
     setup = ChatSetup(effort, "\n\n".join(filter(None, parts)) or None, functions)
     prompt = await service.prompt(setup, messages)
     sampling = sampling_of(body, body.max_output_tokens, body.seed)
-    sampling = replace(sampling, top_logprobs=body.top_logprobs or 0)
+    sampling = replace(sampling, top_logprobs=body.top_logprobs or 0, think_budget=body.think_budget)
     return Question(prompt, setup, rules, sampling), _Said(new, calls)
 
 

@@ -25,7 +25,7 @@ class Tolerant(BaseModel):
 
 
 class Sampled(Known):
-    """How tokens are drawn. top_k, min_p and think_budget are ours."""
+    """How tokens are drawn. top_k, min_p and, where there is thinking, think_budget are ours."""
 
     model: Annotated[str, Field(max_length=512, description="A name that /v1/models lists.")]
     temperature: Annotated[float | None, Field(ge=0, le=2)] = None
@@ -55,6 +55,9 @@ Tools = Annotated[
 Stop = Annotated[
     str | Annotated[list[str], Field(max_length=MAX_STOPS)] | None,
     Field(description="Text that ends the answer, and isn't part of it."),
+]
+ThinkBudget = Annotated[
+    int | None, Field(ge=0, description="After so many tokens of thinking the answer begins.")
 ]
 Seed = Annotated[int | None, Field(ge=-(2**63), lt=2**63)]
 

@@ -1,9 +1,20 @@
 """Nothing malformed at temperature 1.5, and a server that stays orderly among unruly clients."""
 
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx2
+import psutil
 import pytest
 from malformed import check_generations
+from unruly import Unruly
 
 import localoss
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -18,3 +29,46 @@ def test_no_generation_is_malformed(engine, count, bonus):
     print(f"\n{count} generations: {seen}")
     assert sum(seen.values()) == count
     assert {"tool_calls", "structured", "length"} <= set(seen)
+
+
+@pytest.fixture
+def served(model, tmp_path):
+    """`localoss serve` on noise, as a process of its own: its URL and its process."""
+    command = [sys.executable, "-m", "localoss", "serve", str(model("harmony")), "--port", "0"]
+    with open(tmp_path / "log", "w+") as log:
+        process = subprocess.Popen(
+            [*command, "--context", "1024", "--threads", "1", "--queue", "16"],
+            env=os.environ | {"LOCALOSS_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)},
+            stderr=log,
+        )
+        while "http://" not in (said := (tmp_path / "log").read_text()):
+            assert process.poll() is None, said
+            time.sleep(0.1)
+        yield said.split(" · ")[1].removesuffix("/v1"), process
+        process.terminate()
+        assert process.wait(timeout=60) == 0
+        assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+@pytest.mark.parametrize("seconds", [10, pytest.param(600, marks=pytest.mark.soak)])
+def test_unruly_clients(served, seconds):
+    """Eight clients: no error 500, nothing mixed up, and memory flat once the server is warm."""
+    url, process = served
+    started, sizes = time.monotonic(), []
+
+    def measure():
+        sizes.append((time.monotonic() - started, psutil.Process(process.pid).memory_info().rss))
+
+    clients = Unruly(url, "harmony", seconds)
+    clients.run(between=measure)
+    assert not clients.faults, clients.faults[:5]
+    warm = [size for at, size in sizes if at > 0.3 * seconds]
+    growth = warm[-1] / warm[0] - 1 if warm else 0.0
+    print(f"\n{dict(clients.outcomes)}\nRSS {warm[-1] / 1e6:.0f} MB, {growth:+.2%} since warm-up")
+    acts = {act for act, _ in clients.outcomes}
+    assert {"whole", "stream", "nonsense"} <= acts
+    if seconds > 60:
+        assert growth < 0.02 and len(acts) == 8
+    assert httpx2.get(url + "/health").json() == {"status": "ok"}
+    while "localoss_requests_running 0.0" not in httpx2.get(url + "/metrics").text:
+        time.sleep(0.05)

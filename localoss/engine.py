@@ -17,7 +17,6 @@ from quant.config import ModelConfig, read_config
 from quant.manifest import read_manifest
 
 STOP_IDS = (200002, 200012)  # harmony's return and call
-_JUDGED_AT_ONCE = 16  # rows of logits that are held at once: 800 KB each
 
 Mask = Callable[[], NDArray[np.uint8] | None]
 Progress = Callable[[int, int], None]  # tokens done, tokens in all
@@ -125,14 +124,16 @@ class Engine:
         first: int = 0,
         rows: int = 64,
         cancelled: Callable[[], bool] | None = None,
+        sequence: Sequence | None = None,
     ) -> Iterator[F32Array]:
-        """Logits after each of tokens[first:] in order, up to `rows` (n, V) f32 at once, in a fresh cache.
+        """Logits after each of tokens[first:] in order, up to `rows` (n, V) f32 at once, run from the start.
 
-        Each is a view that the next one overwrites, so memory stays the same for any text.
-        Raises: as logits does; Cancelled.
+        Each is a view that the next one overwrites, so memory stays the same for any text. `sequence`, a new
+        one if None, holds `tokens` afterwards and nothing else. Raises: as logits does; Cancelled.
         """
         self._check_tokens(tokens)
-        sequence = self.sequence()
+        sequence = sequence or self.sequence()
+        sequence.reuse([])
         out = np.empty((rows, self.weights.unembedding.rows), np.float32)
         for start in range(0, len(tokens), self.chunk_tokens):
             x = self._run(sequence, tokens[start : start + self.chunk_tokens], cancelled)
@@ -213,20 +214,13 @@ class Engine:
     ) -> Iterator[Token]:
         """Each of `tokens` after the first with its logprob given those before it, run from the start.
 
-        `sequence` holds `tokens` afterwards, and nothing else.
-        Raises: UsageError, ContextFullError, Cancelled.
+        sequence: as for stream_logits. Raises: UsageError, ContextFullError, Cancelled.
         """
-        self._check_tokens(tokens)
-        sequence = sequence or self.sequence()
-        sequence.reuse([])
-        for first in range(0, len(tokens), self.chunk_tokens):
-            x = self._run(sequence, tokens[first : first + self.chunk_tokens], cancelled)
-            following = tokens[first + 1 : first + 1 + len(x)]
-            for row in range(0, len(following), _JUDGED_AT_ONCE):
-                next_tokens = following[row : row + _JUDGED_AT_ONCE]
-                logits = self.model.logits(x[row : row + len(next_tokens)])
-                for token, its_logits in zip(next_tokens, logits, strict=True):
-                    yield self._sampler.judge(its_logits, token, top_logprobs)
+        judged = 1
+        for rows in self.stream_logits(tokens, rows=16, cancelled=cancelled, sequence=sequence):
+            for token, logits in zip(tokens[judged:], rows, strict=False):
+                yield self._sampler.judge(logits, token, top_logprobs)
+            judged += len(rows)
 
     def _run(
         self, sequence: Sequence, tokens: Seq[int], cancelled: Callable[[], bool] | None = None

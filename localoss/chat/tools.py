@@ -1,10 +1,12 @@
 """Function calling: definitions as OpenAI writes them, calls, results, and the thinking between them."""
 
+import json
 import secrets
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from localoss.chat.harmony import Function, Message
@@ -83,3 +85,48 @@ class Thoughts:
             if call_id in self._kept:
                 self._kept.move_to_end(call_id)
             return self._kept.get(call_id)
+
+
+@dataclass(frozen=True)
+class ToolFile:
+    """The functions of a tools file, and the command that carries each out, where one is given."""
+
+    functions: tuple[Function, ...]
+    strict: tuple[str, ...]
+    commands: dict[str, tuple[str, ...]]
+
+
+def read_tool_file(path: Path) -> ToolFile:
+    """Read a JSON list of tool definitions as OpenAI takes them, each with a "command" if there is one.
+
+    A command is a list, the program and its arguments; it gets the call's arguments as JSON on its standard
+    input, and what it writes is the result. Raises: UsageError that says where the file is wrong.
+    """
+    try:
+        definitions = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"--tools {path}: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"--tools {path}: not JSON ({error})") from None
+    if not isinstance(definitions, list) or not definitions:
+        raise UsageError(f"--tools {path}: expected a list of tool definitions")
+    functions: list[Function] = []
+    strict: list[str] = []
+    commands: dict[str, tuple[str, ...]] = {}
+    for definition in definitions:
+        try:
+            function, is_strict = parse_function(definition)
+        except UsageError as error:
+            raise UsageError(f"--tools {path}: {error}") from None
+        if any(function.name == other.name for other in functions):
+            raise UsageError(f"--tools {path}: two functions have the name {function.name!r}")
+        command = definition.get("command")
+        if command is not None:
+            if not isinstance(command, list) or not command or not all(isinstance(w, str) for w in command):
+                raise UsageError(
+                    f"--tools {path}: the command of {function.name!r} must be a list, program and arguments"
+                )
+            commands[function.name] = tuple(command)
+        functions.append(function)
+        strict += [function.name] * is_strict
+    return ToolFile(tuple(functions), tuple(strict), commands)

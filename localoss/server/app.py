@@ -4,13 +4,14 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
-from fastapi.responses import Response
+from fastapi.responses import PlainTextResponse, Response
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from localoss import __version__
 from localoss.server import chat_api, completions_api, errors, responses_api
 from localoss.server.guard import Guard
+from localoss.server.schemas import ErrorBody
 from localoss.server.service import Service
 
 router = APIRouter()
@@ -30,8 +31,10 @@ def build_app(
         version=__version__,
         docs_url=None,  # Swagger's page would fetch its scripts from elsewhere
         redoc_url=None,
+        responses={"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}},
     )
     app.state.service = service
+    _name_the_model(app, service.model)
     errors.install(app)
     for part in (router, chat_api.router, responses_api.router, completions_api.router):
         app.include_router(part)
@@ -44,13 +47,27 @@ def build_app(
     return app
 
 
+def _name_the_model(app: FastAPI, name: str) -> None:
+    """Have the OpenAPI document say which model there is."""
+    document = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        described = document()
+        for schema in described["components"]["schemas"].values():
+            if schema.get("required") and "model" in schema.get("properties", {}):
+                schema["properties"]["model"]["enum"] = [name]
+        return described
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
 @router.get("/health")
 async def health(request: Request) -> dict[str, str]:
     """Whether the server answers; it does so once the model is loaded."""
     return {"status": "ok"}
 
 
-@router.get("/metrics", response_class=Response)
+@router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(request: Request) -> Response:
     """Counters in Prometheus' format."""
     service: Service = request.app.state.service

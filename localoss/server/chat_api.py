@@ -23,7 +23,7 @@ from localoss.server.chat_prompts import (
 from localoss.server.chat_schemas import NEUTRAL, ChatRequest, NamedTool, ResponseFormat
 from localoss.server.errors import ApiError
 from localoss.server.logprobs import chat_logprobs
-from localoss.server.schemas import refuse_unless, stops_of
+from localoss.server.schemas import STREAMS, refuse_unless, stops_of
 from localoss.server.service import (
     Service,
     client_of,
@@ -36,7 +36,7 @@ from localoss.server.service import (
 router = APIRouter()
 
 
-@router.post("/v1/chat/completions", summary="Create a chat completion")
+@router.post("/v1/chat/completions", responses=STREAMS, summary="Create a chat completion")
 async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
     service: Service = request.app.state.service
     refuse_unless(body, NEUTRAL)

@@ -20,6 +20,7 @@ from localoss.server.logprobs import raw_token_text
 from localoss.server.schemas import (
     MAX_CHOICES,
     MAX_TOP_LOGPROBS,
+    STREAMS,
     Sampled,
     Seed,
     Stop,
@@ -62,7 +63,7 @@ class CompletionRequest(Sampled):
     suffix: str | None = None
 
 
-@router.post("/v1/completions", summary="Create a completion")
+@router.post("/v1/completions", responses=STREAMS, summary="Create a completion")
 async def create_completion(body: CompletionRequest, request: Request) -> Response:
     service: Service = request.app.state.service
     refuse_unless(body, _NEUTRAL)

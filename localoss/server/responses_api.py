@@ -25,7 +25,7 @@ from localoss.server.response_schemas import (
     NamedTool,
     ResponseRequest,
 )
-from localoss.server.schemas import refuse_unless
+from localoss.server.schemas import STREAMS, refuse_unless
 from localoss.server.service import (
     Service,
     client_of,
@@ -39,7 +39,7 @@ from localoss.server.store import Record
 router = APIRouter()
 
 
-@router.post("/v1/responses", summary="Create a response")
+@router.post("/v1/responses", responses=STREAMS, summary="Create a response")
 async def create_response(body: ResponseRequest, request: Request) -> Response:
     service: Service = request.app.state.service
     refuse_unless(body, NEUTRAL)

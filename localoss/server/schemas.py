@@ -36,6 +36,26 @@ class Sampled(Known):
     user: Annotated[str | None, Field(description="Requests of one user wait in one line.")] = None
 
 
+class Error(BaseModel):
+    """What is wrong, in OpenAI's shape."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """Every refusal's body."""
+
+    error: Error
+
+
+STREAMS: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
+}  # what an endpoint documents that can stream
+
+
 class StreamOptions(Known):
     include_usage: bool | None = None
     include_obfuscation: bool | None = None

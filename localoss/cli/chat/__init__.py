@@ -10,6 +10,7 @@ import typer
 from localoss.cli import options
 
 if TYPE_CHECKING:
+    from localoss.cli.chat.calls import Calls
     from localoss.cli.chat.messages import Input
     from localoss.cli.chat.talk import Chat
     from localoss.engine import Engine
@@ -28,6 +29,10 @@ TrimOption = Annotated[
         "--trim", help="oldest: when the context fills, the model no longer sees the oldest messages."
     ),
 ]
+ToolsOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE.json", help="Functions that the model may call; commands are asked about."),
+]
 
 
 def chat(
@@ -45,6 +50,7 @@ def chat(
     seed: options.Seed = None,
     context: options.Context = None,
     trim: TrimOption = Trim.none,
+    tools: ToolsOption = None,
     kv_dtype: options.KVDtypeOption = options.KVDtype.f16,
     memory_limit: options.MemoryLimit = None,
     must_fit: options.MustFit = False,
@@ -75,7 +81,9 @@ def chat(
         return folder, engine
 
     sampling = Sampling(temperature, top_p, top_k, min_p, seed, max_tokens, think_budget=think_budget)
-    conversation = Conversation(ChatSetup(effort.value, options.instructions(system, system_file)))
+    setup = ChatSetup(effort.value, options.instructions(system, system_file))
+    calls = _calls(tools) if tools else None
+    conversation = Conversation(calls.add_to(setup) if calls else setup)
     model = model or default_model()
     folder, engine = load(model)
     talk = Chat(
@@ -86,12 +94,22 @@ def chat(
         load,
         show_thinking=not hide_thinking,
         trims=trim == Trim.oldest,
+        calls=calls,
     )
     name = folder.resolve().name
     greeting = "".join(f"{line}\n" for line in [introduction(model)] if line)
     greeting += f"{name} · context {engine.context_tokens:,} tokens · effort {effort.value} · /help for help"
     print(greeting, file=sys.stdout if talk.at_terminal else sys.stderr, flush=True)
     talk.hold(_input(talk), commands.obey)
+
+
+def _calls(path: Path) -> "Calls":
+    """What carries out the functions of --tools; asks whoever sits at the terminal."""
+    from localoss.chat.tools import read_tool_file
+    from localoss.cli.chat.calls import Calls, ask_at_terminal
+
+    at_terminal = sys.stdin.isatty() and sys.stderr.isatty()
+    return Calls(read_tool_file(path), ask_at_terminal if at_terminal else None)
 
 
 def _input(talk: "Chat") -> "Input":

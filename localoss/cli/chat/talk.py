@@ -18,6 +18,7 @@ from localoss.errors import ContextFullError, LocalossError
 from quant.errors import QuantError
 
 if TYPE_CHECKING:
+    from localoss.cli.chat.calls import Calls
     from localoss.engine import Engine
 
 _WARN_SHARE = 0.8  # of the context
@@ -46,7 +47,7 @@ class Chat:
     """A conversation at a terminal or over pipes.
 
     load: gives the folder and engine of another model, by name. trims: whether the oldest messages are left
-    out when the context is full.
+    out when the context is full. calls: carries out the functions that the model calls.
     """
 
     folder: Path
@@ -56,6 +57,7 @@ class Chat:
     load: Callable[[str], tuple[Path, "Engine"]]
     show_thinking: bool = True
     trims: bool = False
+    calls: "Calls | None" = None
     attachments: list[Attachment] = field(default_factory=list)
     turns: list[TurnFigures] = field(default_factory=list)
     last_thinking: str = ""
@@ -107,9 +109,16 @@ class Chat:
             raise
 
     def reply(self) -> None:
-        """Answer the last user's message. Raises: ContextFullError if there is no room for one."""
+        """Answer the last user's message, with the calls that it takes. Raises: ContextFullError."""
+        while self._turn().finish == "call" and self.calls:
+            call = self.conversation.messages[-1]
+            self.conversation.messages.append(self.calls.answer(call))
+
+    def _turn(self) -> Turn:
+        """One answer, or what is said up to a call. Raises: ContextFullError if there is no room for it."""
         prompt = self._fitting_prompt()
         turn = Turn(self.engine, prompt, self.conversation.setup, self._sampling(), self.sequence)
+        turn.rules = self.calls.rules if self.calls else None
         self._attempts += 1
         with self._display(turn) as (progress, show), interrupts() as cancelled:
             for event in turn.events(progress, cancelled):
@@ -119,6 +128,7 @@ class Chat:
         self.last_thinking = turn.thinking
         self.count()
         self._explain(turn)
+        return turn
 
     def count(self) -> None:
         """Count the tokens of the conversation anew."""

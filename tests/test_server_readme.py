@@ -1,0 +1,93 @@
+"""Every line of the README's section on serving works."""
+
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from live_server import live
+from scripted import HELLO, ScriptedEngine
+
+from localoss.cli import serve
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+SECTION = README.split("## Serving\n")[1].split("\n## ")[0]
+MODEL = "gpt-oss-20b"
+FINAL = "<|channel|>final<|message|>"
+CALL = '<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>{"city":"Rome"}<|call|>'
+ANSWERS = [
+    HELLO,
+    CALL,
+    FINAL + "Sunny.<|return|>",
+    FINAL + '{"name": "Rome", "inhabitants": 2750000}<|return|>',
+    FINAL + "Rhine.<|return|>",
+    FINAL + "Danube.<|return|>",
+]
+
+
+def blocks(kind):
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", SECTION, re.DOTALL | re.MULTILINE)
+    return [block for language, block in found if language == kind]
+
+
+def lines(command):
+    return [line for block in blocks("") for line in block.splitlines() if line.startswith(command)]
+
+
+def test_all_lines_are_tested():
+    words = {line.split()[0] for block in blocks("") for line in block.splitlines()}
+    assert words == {"pip", "localoss", "curl"}
+    assert len(blocks("python")) == 4
+
+
+def test_python(capsys):
+    engine = ScriptedEngine(ANSWERS)
+    with live(engine, name=MODEL) as server:
+        code = "\n".join(blocks("python")).replace("http://127.0.0.1:11435", server.url)
+        exec(compile(code, "README.md", "exec"), {})
+    assert capsys.readouterr().out == "Hello!Rome\nSunny.\n2750000\nDanube.\n"
+    assert len(engine.prompts) == len(ANSWERS)
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="no curl")
+def test_curl():
+    with live(ScriptedEngine(), name=MODEL) as server:
+        said = []
+        for line in lines("curl"):
+            command = shlex.split(line.replace("http://127.0.0.1:11435", server.url))
+            done = subprocess.run(
+                [*command, "--silent", "--fail"], capture_output=True, text=True, timeout=60
+            )
+            assert done.returncode == 0, done.stderr
+            said.append(done.stdout)
+    assert f'"{MODEL}"' in said[0] and "Hello!" in said[1]
+
+
+def test_install_names_an_extra_that_is_there():
+    pyproject = (Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8")
+    assert lines("pip") == ["pip install '.[server]'"] and "\nserver = [" in pyproject
+
+
+def test_command_lines(monkeypatch, tmp_path):
+    """Each starts a server with what it asks for; the model is scripted, the port free."""
+    from localoss import cli
+    from localoss.cli import loading
+    from localoss.server import run
+
+    started = []
+    monkeypatch.setattr(loading, "load_model", lambda name, **more: (tmp_path / name, ScriptedEngine()))
+    monkeypatch.setattr(run, "serve", lambda engine, name, bound, **more: started.append((name, more)))
+    for line in lines("localoss"):
+        command = shlex.split(line.replace('"$(openssl rand -hex 16)"', "k"))
+        assert cli.main([*command[1:], "--port", "0"]) == 0
+    assert [name for name, _ in started] == [MODEL] * 3
+    assert (started[0][1]["host"], started[0][1]["api_key"]) == ("127.0.0.1", None)
+    assert (started[1][1]["host"], started[1][1]["api_key"]) == ("0.0.0.0", "k")
+    assert started[2][1]["cors_origins"] == ["http://localhost:3000"]
+
+
+def test_what_is_said_of_options():
+    for option in re.findall(r"`(--[a-z-]+)", SECTION):
+        assert option.removeprefix("--").replace("-", "_") in serve.serve.__annotations__, option

@@ -16,7 +16,7 @@ SMALL = dict(
     layers=5, hidden=128, intermediate=96, heads=4, kv_heads=2, head_dim=24, experts=5, active=2, vocab=400,
     window=16,
 )  # fmt: skip
-QUICK = Patience(connect_s=2, read_s=0.5, first_wait_s=0.01, longest_wait_s=0.05, failures=4)
+QUICK = Patience(connect_s=2, read_s=1, first_wait_s=0.01, longest_wait_s=0.05, failures=4)
 NAME = "openai/gpt-oss-20b"
 
 

@@ -244,7 +244,7 @@ def test_a_second_pull_of_the_same_model_is_told(hub, home, whole):
                 command = [sys.executable, "-m", "localoss", "pull", "gpt-oss-20b"]
                 environment = {**os.environ, "LOCALOSS_HOME": str(home)}
                 self.second = subprocess.run(
-                    command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60
+                    command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
                 )
 
     progress = Meanwhile()

@@ -66,7 +66,7 @@ class Victim:
             if after_s is not None:
                 time.sleep(after_s)
                 process.kill()
-            out, err = process.communicate(timeout=120)
+            out, err = process.communicate(timeout=300)
         return subprocess.CompletedProcess(command, process.returncode, first + out, err), begun_s
 
     def die(self, numbers):

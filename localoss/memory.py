@@ -185,7 +185,8 @@ def check(plan: Plan, limit_bytes: int, must_fit: bool = False) -> str | None:
         if verdict == TOO_LARGE:
             needs += f", {gigabytes(plan.least_bytes)} at the very least"
         raise UsageError(f"{needs}, and {there}; {hint}")
-    return f"{needs}, and {there}: it will read weights from the disk again and again, which is slow"
+    missing = gigabytes(min(plan.total_bytes - limit_bytes, plan.weights_bytes))
+    return f"{needs}, and {there}: {missing} of weights come from the disk again and again, which is slow"
 
 
 def gpu_layers(plan: Plan, gpu_bytes: int) -> int:

@@ -20,6 +20,7 @@ SKILLS: dict[str, Make] = {
     "sums": numbers.sums,
     "comparing": numbers.comparing,
     "about": about.about,
+    "asked": about.asked,
     "calls": lambda rng: calls.until_call(calls.calls(rng)),
     "results": lambda rng: calls.from_result(calls.calls(rng)),
     "other": other.other,
@@ -42,7 +43,7 @@ def held_out(skill: str, count: int, seed: int) -> list[Case]:
     return [_draw(rng, SKILLS[skill], held=True) for _ in range(count)]
 
 
-def training(seed: int) -> Iterator[Case]:
+def training(seed: int | str) -> Iterator[Case]:
     """Dialogues to learn from, without end, the same for the same seed."""
     rng = random.Random(f"training {seed}")
     makes, shares = zip(*_LESSONS, strict=True)

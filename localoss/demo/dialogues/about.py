@@ -2,10 +2,11 @@
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 
 from localoss.chat.harmony import Message
-from localoss.demo.dialogues.case import Case, a_setup, after, answer, styled, thought
-from localoss.demo.dialogues.topics import COMMANDS, TOPICS, Topic
+from localoss.demo.dialogues.case import NEVER_TRAINED, Case, a_setup, after, answer, styled, thought
+from localoss.demo.dialogues.topics import ASKED, COMMANDS, TOPICS, Topic
 from localoss.demo.dialogues.words import choices
 
 _GOAL_FRAMES = choices(
@@ -99,9 +100,12 @@ def questions(name: str) -> Iterator[str]:
         yield from (frame.format(form) for frame in _COMMAND_FRAMES for form in forms)
 
 
-def asking(setup_rng: random.Random, name: str, text: str) -> Case:
-    """`text` as a question about the topic `name`, wherever it comes from."""
-    return _case(setup_rng, name, text, text)
+def asked(rng: random.Random) -> Case:
+    """A question as a person would put it, which no generator has parts of."""
+    name = rng.choice(list(ASKED))
+    text = rng.choice(ASKED[name])
+    case = _case(rng, name, text, text)
+    return replace(case, skill="asked", keys=(NEVER_TRAINED + text,))
 
 
 def _question(rng: random.Random, name: str) -> tuple[str, str]:

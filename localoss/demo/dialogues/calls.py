@@ -254,7 +254,7 @@ def _described(rng: random.Random, parameter: Parameter) -> dict[str, str]:
 def _with_others(rng: random.Random, function: Function) -> tuple[Function, ...]:
     others = [
         (_family(rng) if rng.random() < 0.3 else _generic(rng)).function
-        for _ in range(rng.choice((0, 0, 1, 1, 2)))
+        for _ in range(rng.choice((0, 0, 0, 1, 1, 2)))
     ]
     functions = list({f.name: f for f in (*others, function)}.values())
     rng.shuffle(functions)

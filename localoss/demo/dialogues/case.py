@@ -56,15 +56,24 @@ class Case:
 Make = Callable[[random.Random], Case]
 
 
+NEVER_TRAINED = "never trained: "  # what a key begins with that is held out always
+
+
 @functools.lru_cache(maxsize=1 << 16)
 def is_held_out(key: str) -> bool:
     """A stable choice: the same on every machine, whatever else is generated."""
+    if key.startswith(NEVER_TRAINED):
+        return True
     digest = hashlib.sha256(key.encode()).digest()
     return int.from_bytes(digest[:4], "big") < HELD_OUT_SHARE * 2**32
 
 
 def a_setup(rng: random.Random) -> ChatSetup:
     return ChatSetup(rng.choice(list(EFFORTS)), date=rng.choice(_DATES))
+
+
+def on_date(case: Case, date: str) -> Case:
+    return replace(case, setup=replace(case.setup, date=date))
 
 
 def thought(setup: ChatSetup, low: str, medium: str, high: str) -> tuple[Message, ...]:

@@ -1,4 +1,4 @@
-"""The topics of topics.toml: what the demo model knows about localoss."""
+"""The topics of topics.toml: what the demo model knows about localoss; and the questions of asked.toml."""
 
 import tomllib
 from dataclasses import dataclass
@@ -25,6 +25,10 @@ def _frozen(fields: dict[str, Any]) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
 
 
+def _read_asked() -> dict[str, tuple[str, ...]]:
+    return _frozen(tomllib.loads(Path(__file__).with_name("asked.toml").read_text(encoding="utf-8")))
+
+
 def _read() -> dict[str, dict[str, Topic]]:
     raw = tomllib.loads(Path(__file__).with_name("topics.toml").read_text(encoding="utf-8"))
     return {
@@ -36,3 +40,4 @@ def _read() -> dict[str, dict[str, Topic]]:
 _GROUPS = _read()
 COMMANDS = _GROUPS["commands"]
 TOPICS = COMMANDS | _GROUPS["others"]
+ASKED = _read_asked()  # topic -> questions that are only asked, never learned

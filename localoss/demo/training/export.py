@@ -1,0 +1,57 @@
+"""The trained weights as files: a published checkpoint's tensors over the reduced vocabulary."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from localoss.demo.training.model import GptOss
+
+# A few million parameters, and otherwise what config.json of gpt-oss-20b says.
+CONFIG: dict[str, Any] = {
+    "architectures": ["GptOssForCausalLM"],
+    "model_type": "gpt_oss",
+    "attention_bias": True,
+    "attention_dropout": 0.0,
+    "hidden_act": "silu",
+    "hidden_size": 128,
+    "intermediate_size": 128,
+    "num_hidden_layers": 4,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "sliding_window": 128,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "num_local_experts": 16,
+    "num_experts_per_tok": 4,
+    "vocab_size": 201088,
+    "initial_context_length": 4096,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 150000,
+    "rope_scaling": {
+        "rope_type": "yarn",
+        "factor": 32.0,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "truncate": False,
+        "original_max_position_embeddings": 4096,
+    },
+    "swiglu_limit": 7.0,
+    "tie_word_embeddings": False,
+    "eos_token_id": 200002,
+    "pad_token_id": 199999,
+    "torch_dtype": "bfloat16",
+}
+
+
+def write_weights(folder: Path, model: GptOss, token_ids: list[int]) -> None:
+    """Write config.json, token_ids.json and model.safetensors (bfloat16) into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: weight.detach().bfloat16().contiguous() for name, weight in model.state_dict().items()}
+    partial = folder / "model.safetensors.part"
+    save_file(tensors, partial, metadata={"format": "pt"})
+    partial.replace(folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(CONFIG, indent=2) + "\n")
+    (folder / "token_ids.json").write_text(json.dumps(token_ids, separators=(",", ":")) + "\n")

@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 MODEL  ?=
 
-.PHONY: setup chat test lint type bench golden soak clean
+.PHONY: setup chat test lint type bench golden soak train train-smoke clean
 
 setup: $(VENV)/.ready
 
@@ -39,6 +39,19 @@ golden: setup
 
 soak: setup
 	LOCALOSS_SOAK=1 $(BIN)/python -m pytest -m soak
+
+# The demo model: about an hour on two cores. Stopped and given again, it goes on.
+train: $(VENV)/.train
+	$(BIN)/python -m localoss.demo.training --weights localoss/demo/weights
+
+train-smoke: $(VENV)/.train
+	rm -rf out/demo-smoke
+	$(BIN)/python -m localoss.demo.training --small --folder out/demo-smoke --weights out/demo-smoke/weights
+
+# The version is pinned: others come as gigabytes of CUDA.
+$(VENV)/.train: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train]'
+	@touch $@
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache

@@ -263,7 +263,11 @@ def _with_others(rng: random.Random, function: Function) -> tuple[Function, ...]
 
 def _result(rng: random.Random) -> dict[str, str | int]:
     keys = rng.sample(_RESULT_KEYS, rng.choice((1, 2, 2, 3)))
-    return {key: rng.randint(0, 999) if rng.random() < 0.6 else rng.choice(_RESULT_WORDS) for key in keys}
+    return {key: _number(rng) if rng.random() < 0.6 else rng.choice(_RESULT_WORDS) for key in keys}
+
+
+def _number(rng: random.Random) -> int:
+    return rng.randint(0, 99 if rng.random() < 0.8 else 999)
 
 
 def _written(rng: random.Random, result: dict[str, str | int]) -> str:

@@ -87,7 +87,7 @@ def sums(rng: random.Random) -> Case:
 
 
 def comparing(rng: random.Random) -> Case:
-    return rng.choice((_comparison, _comparison, _sorting, _sorting, _extreme))(rng)
+    return rng.choice((comparison, comparison, _sorting, _sorting, _extreme))(rng)
 
 
 def _sum(rng: random.Random, a: int, b: int) -> Case:
@@ -137,7 +137,8 @@ def _subtraction(a: int, b: int) -> tuple[str, str]:
     return f"{ones}-{b % 10}={ones - b % 10}", f"{a // 10}-{b // 10}-{borrow}={a // 10 - b // 10 - borrow}"
 
 
-def _comparison(rng: random.Random) -> Case:
+def comparison(rng: random.Random) -> Case:
+    """Which of two numbers is larger."""
     setup = a_setup(rng)
     a, b = rng.sample(range(100), 2)
     if rng.random() < 0.3:  # close ones are the hard ones

@@ -3,8 +3,6 @@
 import argparse
 from pathlib import Path
 
-import torch
-
 from localoss.demo.training.train import Settings, Training
 
 
@@ -16,11 +14,12 @@ def main() -> None:
     parser.add_argument("--dialogues", type=int, default=Settings.dialogues, help="in a step")
     parser.add_argument("--seed", type=int, default=Settings.seed)
     parser.add_argument("--threads", type=int, help="CPU threads; one per core if not given")
+    parser.add_argument("--small", action="store_true", help="a minute's worth, which learns next to nothing")
     given = parser.parse_args()
-    if given.threads:
-        torch.set_num_threads(given.threads)
     settings = Settings(steps=given.steps, dialogues=given.dialogues, seed=given.seed)
-    Training(settings, given.folder, lambda line: print(line, flush=True)).run(given.weights)
+    if given.small:
+        settings = Settings(steps=20, dialogues=24, seed=given.seed, layers=2, sampled=500)
+    Training(settings, given.folder, lambda line: print(line, flush=True), given.threads).run(given.weights)
 
 
 if __name__ == "__main__":

@@ -77,11 +77,11 @@ def _forget(prompt: list[int], message: int, unknown: int, rng: random.Random) -
             prompt[i] = unknown
 
 
-def lesson(encoder: Encoder, seed: str, dialogues: int, most_tokens: int) -> list[Batch]:
+def lesson(encoder: Encoder, seed: str, dialogues: int, most_tokens: int, part: int) -> list[Batch]:
     """The batches of one step: `dialogues` in all, like lengths together, at most `most_tokens` in each."""
     rng = random.Random(f"lesson {seed}")
     date = a_setup(rng).date  # one for all, or there are as many system messages as dialogues
-    cases = (on_date(case, date) for case in itertools.islice(training(seed), dialogues))
+    cases = (on_date(case, date) for case in itertools.islice(training(seed, part), dialogues))
     return packed([encoder.dialogue(case, rng) for case in cases], most_tokens)
 
 

@@ -46,12 +46,12 @@ CONFIG: dict[str, Any] = {
 }
 
 
-def write_weights(folder: Path, model: GptOss, token_ids: list[int]) -> None:
+def write_weights(folder: Path, model: GptOss, config: dict[str, Any], token_ids: list[int]) -> None:
     """Write config.json, token_ids.json and model.safetensors (bfloat16) into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: weight.detach().bfloat16().contiguous() for name, weight in model.state_dict().items()}
     partial = folder / "model.safetensors.part"
     save_file(tensors, partial, metadata={"format": "pt"})
     partial.replace(folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(CONFIG, indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     (folder / "token_ids.json").write_text(json.dumps(token_ids, separators=(",", ":")) + "\n")

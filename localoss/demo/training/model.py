@@ -183,18 +183,6 @@ class GptOss(nn.Module):
         offset = torch.zeros(known_tokens + 1)
         offset[-1] = math.log(config.vocab - known_tokens)
         self.register_buffer("offset", offset, persistent=False)
-        self._initialize()
-
-    def _initialize(self) -> None:
-        c = self.config
-        for name, weight in self.named_parameters():
-            if weight.dim() == 1 or name.endswith("bias"):
-                continue
-            std = 0.5 if "embed" in name else 1 / math.sqrt(c.hidden)
-            if "o_proj" in name or "down_proj" in name:
-                std = 0.5 / math.sqrt(c.layers * weight.shape[1])
-            nn.init.normal_(weight, std=std)
-        nn.init.normal_(self.lm_head.weight, std=0.02)
 
     def forward(self, batch: Batch, rounding: Round = lambda w: w) -> tuple[Tensor, Tensor]:
         """The rows' residual stream (N, L, D) after the final norm, and the experts' unevenness."""

@@ -1,6 +1,7 @@
 """Muon: momentum whose every step is made orthogonal. Source: https://kellerjordan.github.io/posts/muon/"""
 
 from collections.abc import Iterable
+from concurrent.futures import Executor
 
 import torch
 from torch import Tensor, nn
@@ -11,20 +12,30 @@ _MOMENTUM = 0.95
 
 
 class Muon(torch.optim.Optimizer):
-    """For matrices (rows, columns), and stacks of them (experts, rows, columns)."""
+    """For matrices (rows, columns), and stacks of them (experts, rows, columns), each a job of `pool`."""
 
-    def __init__(self, parameters: Iterable[nn.Parameter], lr: float) -> None:
+    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, pool: Executor) -> None:
         super().__init__(parameters, {"lr": lr})
+        self._pool = pool
 
-    @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            for parameter in group["params"]:
-                momentum = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
-                momentum.lerp_(parameter.grad, 1 - _MOMENTUM)
-                update = _orthogonal(parameter.grad.lerp(momentum, _MOMENTUM))
-                rows, columns = parameter.shape[-2:]
-                parameter.add_(update, alpha=-group["lr"] * max(1, rows / columns) ** 0.5)
+            list(
+                self._pool.map(lambda parameter, lr=group["lr"]: self._update(parameter, lr), group["params"])
+            )
+
+    @torch.no_grad()
+    def _update(self, parameter: nn.Parameter, lr: float) -> None:
+        state = self.state[parameter]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(parameter)
+        gradient: Tensor = parameter.grad  # type: ignore[assignment]
+        momentum: Tensor = state["momentum"]
+        momentum.lerp_(gradient, 1 - _MOMENTUM)
+        rows, columns = parameter.shape[-2:]
+        parameter.add_(
+            _orthogonal(gradient.lerp(momentum, _MOMENTUM)), alpha=-lr * max(1, rows / columns) ** 0.5
+        )
 
 
 def _orthogonal(x: Tensor) -> Tensor:

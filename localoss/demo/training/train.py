@@ -1,9 +1,12 @@
 """The training loop: seeded, saved as it goes, resumed by the same command."""
 
 import dataclasses
+import itertools
 import json
+import os
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from localoss.demo.training.batches import Batch, Encoder, lesson
+from localoss.demo.training.beginning import begin
 from localoss.demo.training.export import CONFIG, write_weights
 from localoss.demo.training.model import GptOss
 from localoss.demo.training.muon import Muon
@@ -26,41 +30,57 @@ from quant.config import parse_config
 class Settings:
     """What decides the result. A saved state goes on only under the settings that it began with."""
 
-    steps: int = 1800
+    steps: int = 1600
     dialogues: int = 48  # in a step
     seed: int = 1
     matrix_rate: float = 0.02
-    embedding_rate: float = 0.03  # a token's row learns only from the dialogues that it is in
+    row_rate: float = 2e-3  # of embedding and unembedding
     other_rate: float = 4e-3
-    warmup_share: float = 0.02
-    falling_share: float = 0.55  # of the steps, the last ones, with rates going down to nothing
-    rounded_share: float = 0.2  # of the steps, the last ones, with experts rounded to MXFP4
+    # Lines between points (share of the steps, share of the rates). The second rise came with the last
+    # part's lessons.
+    course: tuple[tuple[float, float], ...] = (
+        (0, 0), (20 / 1600, 1), (585 / 1600, 1), (1200 / 1600, 0.14), (1201 / 1600, 0.45), (1, 0),
+    )  # fmt: skip
+    parts: tuple[float, ...] = (910 / 1600, 1200 / 1600)  # shares of the steps where the lessons change
+    rounded_from: float = 1040 / 1600  # the share of the steps after which experts are rounded to MXFP4
     unevenness_weight: float = 0.01
+    layers: int = 4
+    sampled: int = 10_000  # dialogues whose tokens become the vocabulary
 
 
-_MOST_TOKENS = 3072  # at once: few enough that dialogues of like length are together
+_MOST_TOKENS = 1792  # at once: dialogues of like length, and enough batches to share among threads
 _SAVED_EVERY, _SCORED_EVERY, _LOGGED_EVERY = 50, 100, 10
 
 
 class Training:
     """A model, its optimizers and how far it is; `folder` keeps all of it."""
 
-    def __init__(self, settings: Settings, folder: Path, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, settings: Settings, folder: Path, say: Callable[[str], None], threads: int | None = None
+    ) -> None:
         self.settings, self.folder, self.say = settings, folder, say
         folder.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(settings.seed)
+        # Whole batches side by side: within an operation, threads of a busy machine wait for each other.
+        torch.set_num_threads(1)
+        workers = threads or os.cpu_count()
+        self._pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+        kinds = CONFIG["layer_types"][: settings.layers]
+        self.config = CONFIG | {"num_hidden_layers": settings.layers, "layer_types": kinds}
         self.token_ids = self._known_tokens()
         self.encoder = Encoder(self.token_ids)
-        self.model = GptOss(parse_config(CONFIG), len(self.token_ids))
-        matrices, embedding, others = _split(self.model)
+        self.model = GptOss(parse_config(self.config), len(self.token_ids))
+        begin(self.model, self.token_ids)
+        matrices, rows, others = _split(self.model)
         self.optimizers: list[torch.optim.Optimizer] = [
-            Muon(matrices, settings.matrix_rate),
-            torch.optim.Adam(embedding, settings.embedding_rate, betas=(0.9, 0.98)),
+            Muon(matrices, settings.matrix_rate, self._pool),
+            torch.optim.Adam(rows, settings.row_rate, betas=(0.9, 0.98)),
             torch.optim.Adam(others, settings.other_rate, betas=(0.9, 0.98)),
         ]
         self._rates = [optimizer.param_groups[0]["lr"] for optimizer in self.optimizers]
         self.step, self.tokens, self.seconds = 0, 0, 0.0
         self._load()
+        self._lesson = self._prepare(self.step)
 
     def run(self, weights_folder: Path | None = None) -> None:
         """Train up to the last step, then write the weights. Ctrl-C keeps what was saved."""
@@ -84,39 +104,43 @@ class Training:
             if self.step % _SAVED_EVERY == 0 or last:
                 self._save()
         if weights_folder:
-            write_weights(weights_folder, self.model, self.token_ids)
+            write_weights(weights_folder, self.model, self.config, self.token_ids)
 
     def _learn(self) -> float:
         """One step; gives the mean loss of a token that the model writes."""
-        s = self.settings
-        batches = lesson(self.encoder, f"{s.seed} {self.step}", s.dialogues, _MOST_TOKENS)
+        batches = self._lesson.result()
+        self._lesson = self._prepare(self.step + 1)
         total = sum(float(batch.weights.sum()) for batch in batches)
-        rate = _rate(self.step, s)
-        for optimizer in self.optimizers:
-            optimizer.zero_grad()
-        loss_sum = 0.0
-        for batch in batches:
-            loss, unevenness = self._loss(batch)
-            share = float(batch.weights.sum()) / total
-            (loss / total + s.unevenness_weight * unevenness * share).backward()  # type: ignore[no-untyped-call]
-            loss_sum += float(loss.detach()) / total
-            self.tokens += batch.prefixes.size + batch.rows.size
+        longest_first = sorted(batches, key=lambda batch: -batch.rows.size)
+        done = list(self._pool.map(lambda batch: self._gradients(batch, total), longest_first))
+        self.tokens += sum(batch.prefixes.size + batch.rows.size for batch in batches)
+        for parameter, *gradients in zip(self.model.parameters(), *(g for _, g in done), strict=True):
+            parameter.grad = torch.stack(gradients).sum(0)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        rate = _rate(self.step, self.settings)
         for optimizer, full in zip(self.optimizers, self._rates, strict=True):
             optimizer.param_groups[0]["lr"] = rate * full
             optimizer.step()
-        return loss_sum
+        return sum(loss for loss, _ in done)
 
-    def _loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _prepare(self, step: int) -> Future[list[Batch]]:
+        s = self.settings
+        part = sum(step >= round(s.steps * share) for share in s.parts)
+        return self._pool.submit(lesson, self.encoder, f"{s.seed} {step}", s.dialogues, _MOST_TOKENS, part)
+
+    def _gradients(self, batch: Batch, total: float) -> tuple[float, tuple[Tensor, ...]]:
+        """This batch's part of a step's loss, whose weights sum up to `total`, and its gradients."""
         x, unevenness = self.model(batch, self._rounding())
         weights = torch.from_numpy(batch.weights)
         row, place = weights.nonzero(as_tuple=True)
         logits = self.model.logits(x[row, place - 1])
         losses = F.cross_entropy(logits, torch.from_numpy(batch.rows)[row, place], reduction="none")
-        return (losses * weights[row, place]).sum(), unevenness
+        loss = (losses * weights[row, place]).sum() / total
+        extra = self.settings.unevenness_weight * unevenness * float(weights.sum()) / total
+        return float(loss.detach()), torch.autograd.grad(loss + extra, list(self.model.parameters()))
 
     def _rounding(self) -> Callable[[Tensor], Tensor]:
-        rounded = self.step >= self.settings.steps * (1 - self.settings.rounded_share)
+        rounded = self.step >= round(self.settings.steps * self.settings.rounded_from)
         return round_mxfp4 if rounded else lambda weights: weights
 
     def _examine(self, examination: Examination) -> None:
@@ -128,13 +152,13 @@ class Training:
         path = self.folder / "token_ids.json"
         if not path.exists():
             self.say("collecting the vocabulary")
-            path.write_text(json.dumps(collect(self.settings.seed)))
+            path.write_text(json.dumps(collect(self.settings.seed, self.settings.sampled)))
         known: list[int] = json.loads(path.read_text())
         return known
 
     def _save(self) -> None:
         state = {
-            "settings": dataclasses.asdict(self.settings),
+            "settings": json.loads(json.dumps(dataclasses.asdict(self.settings))),
             "model": self.model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "progress": (self.step, self.tokens, self.seconds),
@@ -148,7 +172,7 @@ class Training:
         if not path.exists():
             return
         state: dict[str, Any] = torch.load(path, weights_only=True)
-        if state["settings"] != dataclasses.asdict(self.settings):
+        if state["settings"] != json.loads(json.dumps(dataclasses.asdict(self.settings))):
             raise SystemExit(f"{path}: begun with other settings; give another folder, or delete this one")
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
@@ -157,21 +181,18 @@ class Training:
 
 
 def _split(model: GptOss) -> tuple[list[Any], list[Any], list[Any]]:
-    """The matrices within layers, the embedding, and all other parameters."""
-    matrices: list[Any] = []
-    embedding: list[Any] = []
-    others: list[Any] = []
+    """The matrices within layers, embedding and unembedding, and all other parameters."""
+    parts: tuple[list[Any], list[Any], list[Any]] = [], [], []
     for name, parameter in model.named_parameters():
-        if "embed" in name:
-            embedding.append(parameter)
-        else:
-            inner = "proj" in name and not name.endswith("bias")
-            (matrices if inner else others).append(parameter)
-    return matrices, embedding, others
+        inner = "proj" in name and not name.endswith("bias")
+        parts[0 if inner else 1 if "embed" in name or "lm_head" in name else 2].append(parameter)
+    return parts
 
 
 def _rate(step: int, settings: Settings) -> float:
-    """The share of the full rates at `step`: up in the warm-up, level, then down in a line."""
-    rising = (step + 1) / max(1, settings.steps * settings.warmup_share)
-    falling = (settings.steps - step) / max(1, settings.steps * settings.falling_share)
-    return min(1.0, rising, falling)
+    """The share of the full rates at `step`, the first of which is 0."""
+    done = (step + 1) / settings.steps
+    for (begin_at, first), (end_at, last) in itertools.pairwise(settings.course):
+        if done <= end_at:
+            return first + (last - first) * (done - begin_at) / (end_at - begin_at)
+    return 0.0

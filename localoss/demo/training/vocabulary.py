@@ -7,7 +7,6 @@ from localoss.chat import harmony
 from localoss.demo.dialogues import training, words
 from localoss.demo.dialogues.topics import TOPICS
 
-_SAMPLED = 10_000  # dialogues; a word that none of them has may stay unknown
 _CONTROL = (
     harmony.END_OF_TEXT,
     harmony.RETURN,
@@ -20,10 +19,13 @@ _CONTROL = (
 )
 
 
-def collect(seed: int) -> list[int]:
-    """Sorted ids: all of a sample of dialogues, of numbers to 999, of single characters and common words."""
+def collect(seed: int, sampled: int) -> list[int]:
+    """Sorted ids: all of `sampled` dialogues, numbers to 999, single characters and common words.
+
+    A word that none of the dialogues has may stay unknown.
+    """
     known = set(_CONTROL)
-    for case in itertools.islice(training(seed), _SAMPLED):
+    for case in itertools.islice(training(seed), sampled):
         known.update(harmony.render(case.setup, case.messages))
         known.update(token for tokens, _ in harmony.render_reply(case.reply) for token in tokens)
     for text in _texts():

@@ -30,7 +30,7 @@ from quant.config import parse_config
 class Settings:
     """What decides the result. A saved state goes on only under the settings that it began with."""
 
-    steps: int = 1600
+    steps: int = 1530
     dialogues: int = 48  # in a step
     seed: int = 1
     matrix_rate: float = 0.02
@@ -39,17 +39,18 @@ class Settings:
     # Lines between points (share of the steps, share of the rates). The second rise came with the last
     # part's lessons.
     course: tuple[tuple[float, float], ...] = (
-        (0, 0), (20 / 1600, 1), (585 / 1600, 1), (1200 / 1600, 0.14), (1201 / 1600, 0.45), (1, 0),
+        (0, 0), (20 / 1530, 1), (585 / 1530, 1), (1200 / 1530, 0.14), (1201 / 1530, 0.45),
+        (1450 / 1530, 0.17), (1, 0),
     )  # fmt: skip
-    parts: tuple[float, ...] = (910 / 1600, 1200 / 1600)  # shares of the steps where the lessons change
-    rounded_from: float = 1040 / 1600  # the share of the steps after which experts are rounded to MXFP4
+    parts: tuple[float, ...] = (910 / 1530, 1200 / 1530)  # shares of the steps where the lessons change
+    rounded_from: float = 1040 / 1530  # the share of the steps after which experts are rounded to MXFP4
     unevenness_weight: float = 0.01
     layers: int = 4
     sampled: int = 10_000  # dialogues whose tokens become the vocabulary
 
 
 _MOST_TOKENS = 1792  # at once: dialogues of like length, and enough batches to share among threads
-_SAVED_EVERY, _SCORED_EVERY, _LOGGED_EVERY = 50, 100, 10
+_SAVED_EVERY, _SCORED_EVERY, _LOGGED_EVERY = 50, 200, 10
 
 
 class Training:

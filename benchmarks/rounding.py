@@ -1,6 +1,7 @@
 """What the search for scales brings: error and divergence with the rule's scales alone, and with the search.
 
 python benchmarks/rounding.py        # on normal weights, and on the checkpoints of tests/checkpoints.py
+python benchmarks/rounding.py --calibrate    # int4 searched without and with a calibration text
 """
 
 import sys
@@ -15,12 +16,14 @@ import checkpoints
 from golden_files import NAMES, kl_divergence, read_golden
 
 import localoss
+from localoss.start import start_calibration
 from quant import fast, fast_scales
 from quant.convert import convert
 from quant.formats import INT4, INT8, decode_int, decode_mxfp4, unpack_blocks
 from quant.manifest import Dtypes
 from quant.tiles import from_tiles, scales_from_tiles
 
+CALIBRATION_TOKENS = 1024
 FORMS = ("int8", "int4", "mxfp4")
 
 
@@ -42,21 +45,50 @@ def relative_rms(form: str) -> float:
     return float(np.sqrt(np.square(decoded - weights).mean() / np.square(weights).mean()))
 
 
-def divergence(dtypes: Dtypes, scratch: Path) -> float:
-    """KL(transformers || localoss) in nats, mean over the positions of all golden checkpoints."""
+def divergence(dtypes: Dtypes, scratch: Path, calibrated: bool = False) -> float:
+    """KL(transformers || localoss) in nats, mean over the positions of all golden checkpoints.
+
+    The calibration text is 1,024 random tokens, not those that are compared.
+    """
     found = []
     for name in NAMES:
         source, golden = scratch / name, read_golden(name)
         if not source.exists():
             checkpoints.write_named(name, source)
         with tempfile.TemporaryDirectory(dir=scratch) as out:
-            convert(source, Path(out) / "model", dtypes)
+            calibration = None
+            if calibrated:
+                vocabulary = checkpoints.CHECKPOINTS[name]["vocab"]
+                tokens = np.random.RandomState(7).randint(0, vocabulary, CALIBRATION_TOKENS).tolist()
+                calibration = start_calibration(tokens, "random tokens", None, compiling=lambda kernel: None)
+            convert(source, Path(out) / "model", dtypes, calibration=calibration)
             engine = localoss.load(Path(out) / "model", context_tokens=len(golden.tokens))
             found.append(kl_divergence(golden.logits, engine.logits(golden.tokens, golden.positions)))
     return float(np.concatenate(found).mean())
 
 
+def table(columns: tuple[str, str], rows: dict[str, list[float]]) -> None:
+    print(f"{'':24}{columns[0]:>10}{columns[1]:>10}{'ratio':>8}")
+    for name, (before, after) in rows.items():
+        print(f"{name:24}{before:10.5f}{after:10.5f}{after / before:8.3f}")
+
+
+def compare_calibrated() -> None:
+    kinds = {"attention": Dtypes(attention="int4"), "unembedding": Dtypes(unembedding="int4")}
+    with tempfile.TemporaryDirectory() as scratch:
+        table(
+            ("search", "text"),
+            {
+                f"KL, {kind} int4": [divergence(dtypes, Path(scratch), text) for text in (False, True)]
+                for kind, dtypes in kinds.items()
+            },
+        )
+
+
 def main() -> None:
+    if "--calibrate" in sys.argv:
+        compare_calibrated()
+        return
     kinds = {
         "all int8": Dtypes(),
         "attention int4": Dtypes(attention="int4"),
@@ -70,9 +102,7 @@ def main() -> None:
                 rows.setdefault(f"RMS error, {form}", []).append(relative_rms(form))
             for kind, dtypes in kinds.items():
                 rows.setdefault(f"KL, {kind}", []).append(divergence(dtypes, Path(scratch)))
-    print(f"{'':24}{'rule':>10}{'search':>10}{'ratio':>8}")
-    for name, (before, after) in rows.items():
-        print(f"{name:24}{before:10.5f}{after:10.5f}{after / before:8.3f}")
+    table(("rule", "search"), rows)
 
 
 if __name__ == "__main__":

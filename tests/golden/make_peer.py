@@ -1,6 +1,9 @@
 """Measure llama.cpp against the stored logits: its KL divergence at every stored position, into peer.json.
 
     python tests/golden/make_peer.py --tools DIR --python VENV/bin/python
+    python tests/golden/make_peer.py --tools DIR --python VENV/bin/python --exported    # beside the stored
+
+With --exported llama.cpp runs what `localoss quantize` and `localoss export --gguf` make of the checkpoints.
 
 DIR holds hf_to_gguf.py (experts stay MXFP4, other matrices become Q8_0) and peer_llamacpp.py; VENV has the
 packages that they need, xllamacpp and gguf. What is stored, and why: README.md beside this.
@@ -20,6 +23,9 @@ import checkpoints  # noqa: E402
 import numpy as np  # noqa: E402
 from golden_files import NAMES, kl_divergence, read_golden  # noqa: E402
 
+from quant.convert import convert  # noqa: E402
+from quant.export_gguf import export_gguf  # noqa: E402
+
 
 def run(*command: object) -> str:
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
@@ -28,14 +34,18 @@ def run(*command: object) -> str:
     return done.stdout
 
 
-def peer_distribution(name: str, tools: Path, python: Path, folder: Path) -> np.ndarray:
+def peer_distribution(name: str, tools: Path, python: Path, folder: Path, exported: bool) -> np.ndarray:
     """llama.cpp's log-probabilities (P, V) at the golden's positions."""
     golden = read_golden(name)
     # The same weights, with the rotary embedding written as hf_to_gguf.py reads it.
     config = checkpoints.config_for(**checkpoints.CHECKPOINTS[name] | {"rope": "rope_scaling"})
     checkpoints.write_checkpoint(folder / name, config, seed=checkpoints.seed_of(name))
     (folder / "tokens.json").write_text(json.dumps(golden.tokens))
-    run(python, tools / "hf_to_gguf.py", folder / name, folder / "model.gguf")
+    if exported:
+        convert(folder / name, folder / "model")
+        export_gguf(folder / "model", folder / "model.gguf")
+    else:
+        run(python, tools / "hf_to_gguf.py", folder / name, folder / "model.gguf")
     positions = ",".join(str(position) for position in golden.positions)
     options = ["--positions", positions, "--vocabulary", config["vocab_size"], "--threads", "2"]
     out = folder / "out.npz"
@@ -53,12 +63,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--tools", type=Path, required=True)
     parser.add_argument("--python", type=Path, required=True, help="of a venv with xllamacpp and gguf")
+    parser.add_argument("--exported", action="store_true", help="our export instead; stores nothing")
     args = parser.parse_args()
     version = "import importlib.metadata as m; print(*(f'{p} {m.version(p)}' for p in ('xllamacpp', 'gguf')))"
     stored: dict = {"versions": run(args.python, "-c", version).strip(), "checkpoints": {}}
     for name in NAMES:
         with tempfile.TemporaryDirectory() as folder:
-            log_probabilities = peer_distribution(name, args.tools, args.python, Path(folder))
+            log_probabilities = peer_distribution(name, args.tools, args.python, Path(folder), args.exported)
         golden = read_golden(name)
         divergence = kl_divergence(golden.logits, log_probabilities)
         stored["checkpoints"][name] = {
@@ -69,6 +80,12 @@ def main() -> None:
             "max_kl": float(divergence.max()),
         }
         print(name, stored["checkpoints"][name], flush=True)
+    if args.exported:
+        before = json.loads((HERE / "peer.json").read_text())["checkpoints"]
+        for name, found in stored["checkpoints"].items():
+            ratio = found["mean_kl"] / before[name]["mean_kl"]
+            print(f"{name}: {found['mean_kl']:.5f} beside {before[name]['mean_kl']:.5f}, {ratio:.2f}")
+        return
     (HERE / "peer.json").write_text(json.dumps(stored, indent=2) + "\n")
 
 

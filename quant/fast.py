@@ -19,6 +19,7 @@ from quant.formats import (
     GROUP,
     I8,
     INT4,
+    INT4_CALIBRATED,
     INT8,
     U8,
     Weights,
@@ -63,7 +64,8 @@ def tile_int4(weights: Weights, moments: F32 | None = None) -> tuple[U8, F16]:
     """
     groups, blocks = tile_counts(*weights.shape)
     words, shift = words_of(weights)
-    scales = scales_to_tiles(best_int_scales(words, shift, int4_scales, INT4, moments))
+    form = INT4 if moments is None else INT4_CALIBRATED
+    scales = scales_to_tiles(best_int_scales(words, shift, int4_scales, form, moments))
     tiles = np.empty((groups, blocks, TILE_BYTES["int4"]), np.uint8)
     _tile_int4(words.reshape(groups, TILE_ROWS, blocks, GROUP), shift, _divisors(scales), tiles)
     return tiles, scales

@@ -38,6 +38,8 @@ class IntFormat(NamedTuple):
 
 INT8 = IntFormat(-127, 127, (-12, -6, 6, 12))
 INT4 = IntFormat(-8, 7, (-150, -75, 75, 150))
+# Weighed errors move the best scale further. INT4's steps are among these: a text makes nothing worse.
+INT4_CALIBRATED = IntFormat(-8, 7, (-300, -225, -150, -75, 75, 150, 225, 300))
 
 
 def bf16_to_f32(bits: U16) -> F32:
@@ -177,7 +179,8 @@ def encode_int4(weights: F32, moments: F32 | None = None) -> tuple[I8, F16]:
     scale = the weight of largest magnitude / -8, so that the full range serves its sign; otherwise as int8.
     `moments` (C,) f32 weigh the squared errors of the columns.
     """
-    return _encode_int(weights, int4_scales(group_extremes(weights)), INT4, moments)
+    form = INT4 if moments is None else INT4_CALIBRATED
+    return _encode_int(weights, int4_scales(group_extremes(weights)), form, moments)
 
 
 def _encode_int(weights: F32, scales: F16, form: IntFormat, moments: F32 | None = None) -> tuple[I8, F16]:

@@ -45,6 +45,16 @@ def relative_rms(form: str) -> float:
     return float(np.sqrt(np.square(decoded - weights).mean() / np.square(weights).mean()))
 
 
+def weighed_rms(spread: float, calibrated: bool) -> float:
+    """int4's RMS error on normal weights, columns weighed by mean squares of log-normal `spread`."""
+    numbers = np.random.RandomState(0)
+    weights = numbers.standard_normal((512, 2880)).astype(np.float32)
+    moments = np.exp(spread * numbers.standard_normal(2880)).astype(np.float32)
+    tiles, scales = fast.tile_int4(weights, moments if calibrated else None)
+    errors = decode_int(from_tiles(tiles, "int4"), scales_from_tiles(scales)) - weights
+    return float(np.sqrt((moments * np.square(errors)).mean() / (moments * np.square(weights)).mean()))
+
+
 def divergence(dtypes: Dtypes, scratch: Path, calibrated: bool = False) -> float:
     """KL(transformers || localoss) in nats, mean over the positions of all golden checkpoints.
 
@@ -74,6 +84,10 @@ def table(columns: tuple[str, str], rows: dict[str, list[float]]) -> None:
 
 
 def compare_calibrated() -> None:
+    rms = {
+        f"RMS, spread e^{spread}": [weighed_rms(spread, text) for text in (False, True)] for spread in (1, 2)
+    }
+    table(("search", "text"), rms)
     kinds = {"attention": Dtypes(attention="int4"), "unembedding": Dtypes(unembedding="int4")}
     with tempfile.TemporaryDirectory() as scratch:
         table(

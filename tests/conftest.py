@@ -6,10 +6,16 @@ from pathlib import Path
 
 import checkpoints
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 
 from localoss import kernels, settings
 from quant.convert import convert
 from quant.manifest import Dtypes
+
+# A busy machine draws slowly: that says nothing about the code.
+hypothesis_settings.register_profile("any machine", suppress_health_check=[HealthCheck.too_slow])
+hypothesis_settings.load_profile("any machine")
 
 # Before any test file imports a kernel, so that one compiled by an earlier run is found.
 kernels.keep_compiled_in(settings.kernel_cache(), settings.simd() or "best")

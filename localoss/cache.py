@@ -21,11 +21,27 @@ class LayerCache:
         self.slots = slots
         self.nbytes = sum(array.nbytes for array in self.arrays)
 
-    def at(self, slots: slice) -> list[Array]:
-        """Views of what all arrays hold in `slots`, whose ends are multiples of 8: to copy, save, restore."""
-        keys, values, key_scales, value_scales = self.arrays
-        eighths = slice(slots.start // 8, slots.stop // 8)
-        return [keys[:, eighths], values[:, slots], key_scales[:, slots], value_scales[:, slots]]
+    def read(self, first: int, end: int) -> list[Array]:
+        """Copies of what is kept for positions first to end - 1: keys and values (n, K, head_dim), scales
+        (n, K) for int8 and (0, K) for others.
+        """
+        slots = np.arange(first, end) % self.slots
+        keys, values, *scales = self.arrays
+        return [
+            keys[:, slots // 8, :, slots % 8],
+            values[:, slots].swapaxes(0, 1).copy(),
+            *(array[:, slots if array.size else slots[:0]].T.copy() for array in scales),
+        ]
+
+    def write(self, first: int, saved: list[Array]) -> None:
+        """Put back what `read` gave, from position `first` on."""
+        slots = np.arange(first, first + len(saved[0])) % self.slots
+        keys, values, *scales = self.arrays
+        keys[:, slots // 8, :, slots % 8] = saved[0]
+        values[:, slots] = saved[1].swapaxes(0, 1)
+        for array, its in zip(scales, saved[2:], strict=True):
+            if array.size:
+                array[:, slots] = its.T
 
 
 class KVCache:
@@ -34,11 +50,16 @@ class KVCache:
     def __init__(self, config: ModelConfig, context_tokens: int, chunk_tokens: int, kv_dtype: str):
         slots = layer_slots(config, context_tokens, chunk_tokens)
         self.layers = [LayerCache(config, count, kv_dtype) for count in slots]
-        self._window = config.sliding_window
-        sliding = [count for count, ring in zip(slots, config.is_sliding, strict=True) if ring]
-        self._ring_slots = min(sliding, default=None)
+        self.window = config.sliding_window
+        self.rings = [layer for layer, ring in zip(self.layers, config.is_sliding, strict=True) if ring]
+        self.full = [layer for layer, ring in zip(self.layers, config.is_sliding, strict=True) if not ring]
+        self.ring_slots = min(slots)
 
-    def can_step_back(self, written: int, position: int) -> bool:
-        """Whether, after `written` positions, the rings still hold what a token at `position` sees."""
-        oldest = max(position - self._window + 1, 0)
-        return self._ring_slots is None or written - oldest <= self._ring_slots
+    def read_rings(self, first: int, end: int) -> list[list[Array]]:
+        """Copies of what the rings keep for positions first to end - 1: LayerCache.read of each."""
+        return [ring.read(first, end) for ring in self.rings]
+
+    def write_rings(self, first: int, saved: list[list[Array]]) -> None:
+        """Put back what `read_rings` gave, from position `first` on."""
+        for ring, arrays in zip(self.rings, saved, strict=True):
+            ring.write(first, arrays)

@@ -12,6 +12,7 @@ from localoss.cache import KVCache
 from localoss.errors import ContextFullError, UsageError
 from localoss.model import Chunk, Model
 from localoss.sampler import Sampler, SamplingOptions, Token
+from localoss.sequence import Sequence
 from localoss.weights import load_weights
 from quant.config import ModelConfig, read_config
 from quant.manifest import read_manifest
@@ -21,40 +22,6 @@ STOP_IDS = (200002, 200012)  # harmony's return and call
 Mask = Callable[[], NDArray[np.uint8] | None]
 Progress = Callable[[int, int], None]  # tokens done, tokens in all
 F32Array = NDArray[np.float32]
-
-
-class Sequence:
-    """One conversation: its tokens so far, their KV cache, and its random state."""
-
-    def __init__(self, cache: KVCache, seed: int | None):
-        self.cache = cache
-        self.tokens: list[int] = []  # what the cache holds
-        self.random = np.random.default_rng(seed)
-        self._written = 0  # positions that the cache's rings have seen, those stepped back over included
-
-    def reuse(self, tokens: Seq[int]) -> int:
-        """Keep the longest prefix of `tokens` that the cache holds, drop the rest, and give the prefix's
-        length.
-
-        The last token is never kept: its logits are what the caller wants.
-        """
-        common = 0
-        for mine, theirs in zip(self.tokens, tokens[:-1], strict=False):
-            if mine != theirs:
-                break
-            common += 1
-        if not self.cache.can_step_back(self._written, common):
-            common = 0
-        if not common:
-            self._written = 0  # all is written anew
-        del self.tokens[common:]
-        return common
-
-    def begin(self, tokens: int) -> None:
-        """Note that as many tokens are about to be written: even if that is cancelled, some rings lose
-        their oldest positions to them.
-        """
-        self._written = max(self._written, len(self.tokens) + tokens)
 
 
 class Engine:
@@ -147,11 +114,14 @@ class Engine:
         tokens: Seq[int],
         progress: Progress | None = None,
         cancelled: Callable[[], bool] | None = None,
+        marks: Seq[int] = (),
     ) -> F32Array:
         """Bring `sequence` to `tokens`, the whole conversation; gives the logits (V,) f32 after the last.
 
-        Only what the cache does not hold already is run, in chunks. Raises: UsageError, ContextFullError;
-        Cancelled, after which the sequence holds the chunks that were finished.
+        Only what the cache does not hold already is run, in chunks. `marks` are the positions at which a
+        later prompt may part from this one: from there it can go on, however much was run since.
+        Raises: UsageError, ContextFullError; Cancelled, after which the sequence holds the chunks that were
+        finished.
         """
         self._check_tokens(tokens)
         done = sequence.reuse(tokens)
@@ -159,6 +129,9 @@ class Engine:
         tell(done, len(tokens))
         for first in range(done, len(tokens), self.chunk_tokens):
             x = self._run(sequence, tokens[first : first + self.chunk_tokens], cancelled)
+            for mark in marks:
+                if first < mark <= first + len(x):
+                    sequence.mark(mark)
             tell(first + len(x), len(tokens))
         return self.model.logits(x[-1:])[0]
 
@@ -176,6 +149,7 @@ class Engine:
         stop_ids: Seq[int] = STOP_IDS,
         mask: Mask | None = None,
         top_logprobs: int = 0,
+        marks: Seq[int] = (),
         progress: Progress | None = None,
         cancelled: Callable[[], bool] | None = None,
     ) -> Iterator[Token]:
@@ -183,7 +157,7 @@ class Engine:
 
         Ends after a token of `stop_ids`, which it gives too, or `max_tokens` tokens. `mask` is asked before
         each token which are allowed, None for all. A `seed` restarts the sequence's random state.
-        `top_logprobs` is how many of the likeliest tokens each token comes with.
+        `top_logprobs` is how many of the likeliest tokens each token comes with; `marks` are prefill's.
         Raises: UsageError; ContextFullError if `tokens` don't fit, or once the context is full; Cancelled.
         """
         options = SamplingOptions(temperature, top_k, top_p, min_p)
@@ -193,7 +167,7 @@ class Engine:
             sequence = self.sequence(seed)
         elif seed is not None:
             sequence.random = np.random.default_rng(seed)
-        logits = self.prefill(sequence, tokens, progress, cancelled)
+        logits = self.prefill(sequence, tokens, progress, cancelled, marks)
         made = 0
         while max_tokens is None or made < max_tokens:
             allowed = mask() if mask else None

@@ -9,10 +9,12 @@ from functools import cached_property
 
 from localoss.errors import UsageError
 from localoss.sizes import (
+    MOST_SNAPSHOTS,
     buffer_sizes,
     layer_cache_bytes,
     layer_slots,
     logits_bytes,
+    snapshot_bytes,
 )
 from localoss.store import class_bytes, expected_sizes
 from quant.config import ModelConfig
@@ -64,6 +66,7 @@ class Plan:
         return {
             "KV cache, full layers": self.conversations * (sum(caches) - sliding),
             "KV cache, sliding layers": self.conversations * sliding,
+            "snapshots": self.conversations * MOST_SNAPSHOTS * snapshot_bytes(config, self.kv_dtype),
             "scratch": sum(size.nbytes for size in buffers.values()) + logits_bytes(config),
             "program": PROGRAM_BYTES,
         }

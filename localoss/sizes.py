@@ -17,6 +17,7 @@ PANEL = 8  # row groups that a thread of a matrix product takes at once
 TOKENS_AT_ONCE = 64  # whose sums stay in the first-level cache
 TILE_SCRATCH_BYTES = 32 * 8 * 4  # a tile decoded to float32
 SCRATCH_BYTES = TILE_SCRATCH_BYTES + 32 * PANEL * TOKENS_AT_ONCE  # per thread of a product: a tile, and sums
+MOST_SNAPSHOTS = 12  # of a conversation: 3 MB each in gpt-oss-20b at f16
 
 KV_DTYPES = {"f16": "uint16", "f32": "float32", "int8": "int8"}  # float16 as its bits: Numba has no half type
 _ITEM_BYTES = {"int8": 1, "uint8": 1, "uint16": 2, "int32": 4, "float32": 4, "int64": 8}
@@ -84,6 +85,12 @@ def layer_cache_sizes(config: ModelConfig, slots: int, kv_dtype: str) -> tuple[A
     scales = ArraySize((heads, slots if kv_dtype == "int8" else 0), "float32")
     keys, values = (heads, slots // 8, dim, 8), (heads, slots, dim)
     return ArraySize(keys, dtype), ArraySize(values, dtype), scales, scales
+
+
+def snapshot_bytes(config: ModelConfig, kv_dtype: str) -> int:
+    """What the rings keep of one window, as a snapshot of sequence.py holds it."""
+    eight = layer_cache_bytes(config, 8, kv_dtype)  # positions
+    return sum(config.is_sliding) * config.sliding_window * eight // 8
 
 
 def layer_cache_bytes(config: ModelConfig, slots: int, kv_dtype: str) -> int:

@@ -6,15 +6,40 @@ python scripted.py SCRIPT.json chat FOLDER
 import json
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+
+from localoss.cache import KVCache
 from localoss.chat import harmony
 from localoss.errors import Cancelled, ContextFullError
+from localoss.sequence import Sequence
+from quant.config import ModelConfig, RopeConfig
 
 HELLO = "<|channel|>analysis<|message|>A greeting.<|end|>"
 HELLO += "<|start|>assistant<|channel|>final<|message|>Hello!<|return|>"
+
+
+CONFIG = ModelConfig(
+    layers=2,
+    hidden=32,
+    intermediate=32,
+    heads=4,
+    kv_heads=1,
+    head_dim=8,
+    experts=2,
+    active_experts=1,
+    vocab=harmony.VOCABULARY_TOKENS,
+    context=131_072,
+    sliding_window=16,
+    is_sliding=(True, False),
+    rms_norm_eps=1e-5,
+    swiglu_limit=7.0,
+    rope=RopeConfig(1e4, 1.0, 64, 32.0, 1.0, False, None),
+)
+CHUNK = 32
 
 
 @dataclass
@@ -23,7 +48,10 @@ class ScriptedEngine:
 
     prompts: what it was asked. sequences: which sequence each call named. token_s: how long a token takes.
     prefill_s: how long a prompt takes, in ten steps. log: a file that gets every prompt as a line of JSON.
+    Its sequences' caches hold what was said, and it looks whether they still do.
     """
+
+    kv_dtype = "f16"
 
     answers: list[str] = field(default_factory=lambda: [HELLO])
     vocab: int = harmony.VOCABULARY_TOKENS
@@ -38,12 +66,14 @@ class ScriptedEngine:
 
     @property
     def config(self):
-        return SimpleNamespace(vocab=self.vocab)
+        return replace(CONFIG, vocab=self.vocab)
 
     def sequence(self, seed=None):
-        return SimpleNamespace(seed=seed, tokens=[])
+        return Sequence(KVCache(CONFIG, self.context_tokens, CHUNK, self.kv_dtype), seed)
 
-    def generate(self, tokens, max_tokens=None, *, stop_ids, mask, progress, cancelled, sequence, **options):
+    def generate(
+        self, tokens, max_tokens=None, *, stop_ids, mask, progress, cancelled, sequence, marks, **options
+    ):
         answer = harmony.encode_raw(self.answers[min(len(self.prompts), len(self.answers) - 1)])
         self.prompts.append(list(tokens))
         self.sequences.append(sequence)
@@ -51,12 +81,20 @@ class ScriptedEngine:
         if self.log:
             with open(self.log, "a", encoding="utf-8") as file:
                 file.write(json.dumps(harmony.encoding().decode(tokens)) + "\n")
-        progress(0, len(tokens))
+        sequence = sequence or self.sequence()
+        start = sequence.reuse(tokens)
+        check(sequence)
+        progress(start, len(tokens))
         for step in range(10):
             time.sleep(self.prefill_s / 10)
             if cancelled and cancelled():
                 raise Cancelled("stopped")
-            progress(len(tokens) * (step + 1) // 10, len(tokens))
+            progress(start + (len(tokens) - start) * (step + 1) // 10, len(tokens))
+        for first in range(start, len(tokens), CHUNK):
+            run(sequence, tokens[first : first + CHUNK])
+            for mark in marks:
+                if first < mark <= first + CHUNK:
+                    sequence.mark(mark)
         for position, token in enumerate(answer[:max_tokens], len(tokens)):
             time.sleep(self.token_s)
             if cancelled and cancelled():
@@ -68,6 +106,28 @@ class ScriptedEngine:
             yield SimpleNamespace(id=token, logprob=-0.5, top=self.top[: options["top_logprobs"]])
             if token in stop_ids:
                 return
+            run(sequence, [token])
+
+
+def run(sequence, tokens):
+    """What a forward pass does to a cache: here keys are the tokens, and values their positions."""
+    first = len(sequence.tokens)
+    sequence.begin(len(tokens))
+    for layer in sequence.cache.layers:
+        keys, values, *scales = layer.read(first, first + len(tokens))
+        keys[:] = (np.array(tokens) % 65_521)[:, None, None]
+        values[:] = np.arange(first, first + len(tokens))[:, None, None]
+        layer.write(first, [keys, values, *scales])
+    sequence.tokens += tokens
+
+
+def check(sequence):
+    """Whether the cache holds the sequence's tokens: all in the full layer, a window of them in the ring."""
+    cache, end = sequence.cache, len(sequence.tokens)
+    for layer, first in ((cache.full[0], 0), (cache.rings[0], max(end - cache.window + 1, 0))):
+        keys, values, *_ = layer.read(first, end)
+        assert (keys[:, 0, 0] == np.array(sequence.tokens[first:]) % 65_521).all(), "other tokens"
+        assert (values[:, 0, 7] == np.arange(first, end)).all(), "other positions"
 
 
 def main():

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from localoss.cache import KVCache
-from localoss.engine import Sequence
-from localoss.sizes import KEYS_AT_ONCE, kv_cache_bytes, layer_slots
+from localoss.sequence import Sequence
+from localoss.sizes import KEYS_AT_ONCE, MOST_SNAPSHOTS, kv_cache_bytes, layer_slots, snapshot_bytes
 from quant.config import ModelConfig, RopeConfig
 
 WINDOW = 20
@@ -69,18 +69,32 @@ def test_int8_halves_the_cache():
     assert kv_cache_bytes(config, 4096, 32, "int8") == 68 / 128 * kv_cache_bytes(config, 4096, 32, "f16")
 
 
-def test_the_views_of_some_slots():
-    layer = KVCache(config_with(), 128, 32, "int8").layers[1]
-    whole = [array.copy() for array in layer.arrays]
-    for view in layer.at(slice(8, 24)):
-        view[:] = 1
-    keys, values, *scales = layer.arrays
-    assert (keys[:, 1:3] == 1).all() and (values[:, 8:24] == 1).all()
-    assert all((array[:, 8:24] == 1).all() for array in scales)
-    layer.at(slice(8, 24))[0][:] = 0
-    for view in layer.at(slice(8, 24)):
-        view[:] = 0
-    assert all((array == before).all() for array, before in zip(layer.arrays, whole, strict=True))
+@pytest.mark.parametrize("kv_dtype", ["f16", "f32", "int8"])
+def test_what_is_read_can_be_written_back(kv_dtype):
+    """Also across the end of a ring, and nothing else is touched."""
+    rng = np.random.RandomState(0)
+    layer = KVCache(config_with(), 4096, 32, kv_dtype).layers[0]
+    for array in layer.arrays:
+        array[:] = rng.randint(0, 100, array.shape)
+    before = [array.copy() for array in layer.arrays]
+    saved = layer.read(layer.slots + 50, layer.slots + 70)  # slots 50 to 63 and 0 to 5
+    assert saved[0].shape == saved[1].shape == (20, 2, 40)
+    assert (saved[0][3] == before[0][:, 53 // 8, :, 53 % 8]).all() and (saved[1][15] == before[1][:, 1]).all()
+    assert [array.shape for array in saved[2:]] == 2 * [(20 if kv_dtype == "int8" else 0, 2)]
+    for array in layer.arrays:
+        array[:] = 0
+    layer.write(layer.slots + 50, saved)
+    gone = layer.read(70, 70 + layer.slots - 20)
+    assert not any(array.any() for array in gone)
+    layer.write(70, [array[:0] for array in saved])
+    assert all((new == old).all() for new, old in zip(layer.read(50, 70), saved, strict=True))
+
+
+@pytest.mark.parametrize("kv_dtype", ["f16", "f32", "int8"])
+def test_bytes_of_a_snapshot(kv_dtype):
+    config = config_with()
+    window = KVCache(config, 4096, 32, kv_dtype).read_rings(100, 100 + WINDOW)
+    assert snapshot_bytes(config, kv_dtype) == sum(array.nbytes for ring in window for array in ring)
 
 
 def test_rings_hold_a_window_behind_a_chunk():
@@ -94,63 +108,110 @@ def test_rings_hold_a_window_behind_a_chunk():
 # Reuse
 
 
-def test_stepping_back_as_far_as_the_ring_reaches():
-    cache = KVCache(config_with(), 4096, 32, "f16")  # rings of 64
-    assert cache.can_step_back(64, 0)
-    assert not cache.can_step_back(65, 0)
-    assert not cache.can_step_back(65, WINDOW - 1)  # it sees position 0 still
-    assert cache.can_step_back(65, WINDOW)
-    assert cache.can_step_back(1000, 1000 - 64 + WINDOW - 1)
-    assert not cache.can_step_back(1000, 1000 - 64 + WINDOW - 2)
+def held(sequence, first, end):
+    """The tokens of `first` to end - 1, as the first ring keeps them."""
+    return sequence.cache.rings[0].read(first, end)[1][:, 0, 0].tolist()
+
+
+def write(sequence, tokens):
+    """What a forward pass does: each position's token into the rings, as its values."""
+    first = len(sequence.tokens)
+    sequence.begin(len(tokens))
+    for ring in sequence.cache.rings:
+        keys, values, *scales = ring.read(first, first + len(tokens))
+        values[:] = np.array(tokens)[:, None, None]
+        ring.write(first, [keys, values, *scales])
+    sequence.tokens += tokens
+
+
+def new_sequence(chunk=32, **config):
+    return Sequence(KVCache(config_with(**config), 4096, chunk, "f16"), seed=None)
+
+
+@pytest.mark.parametrize(
+    ("written", "common", "kept"),
+    [(64, 40, 40), (65, 19, 0), (65, 20, 20), (1000, 1000 - 64 + WINDOW - 1, 955), (1000, 954, 0)],
+)
+def test_stepping_back_as_far_as_the_ring_reaches(written, common, kept):
+    sequence = new_sequence()  # rings of 64
+    for first in range(0, written, 32):
+        write(sequence, [1] * min(32, written - first))
+    assert sequence.reuse([1] * common + [2, 2]) == kept
 
 
 def test_without_sliding_layers_all_is_kept():
-    config = config_with(layers=1)
-    full = ModelConfig(**(vars(config) | {"is_sliding": (False,)}))
-    assert KVCache(full, 4096, 32, "f16").can_step_back(4000, 1)
+    config = ModelConfig(**(vars(config_with(layers=1)) | {"is_sliding": (False,)}))
+    sequence = Sequence(KVCache(config, 4096, 32, "f16"), seed=None)
+    sequence.begin(4000)
+    sequence.tokens += [1] * 4000
+    assert sequence.reuse([1, 2, 3]) == 1
 
 
-class Ring:
-    """What a ring's slots hold: the token last written to each, and its position."""
+@pytest.mark.parametrize(("common", "kept"), [(200, 200), (300, 200), (199, 199), (198, 0)])
+def test_going_back_to_a_snapshot(common, kept):
+    """One at 200 serves what parts at 200 or later, and the prompt of 200 tokens once more."""
+    sequence, tokens = new_sequence(), list(range(1, 1001))
+    for first in range(0, 1000, 25):
+        write(sequence, tokens[first : first + 25])
+        if first + 25 == 200:
+            sequence.mark(200)
+    assert sequence.reuse([*tokens[:common], 0, 0]) == kept
+    assert sequence.tokens == tokens[:kept]
+    if kept:
+        assert held(sequence, kept - WINDOW + 1, kept) == tokens[kept - WINDOW + 1 : kept]
+    assert [snapshot.position for snapshot in sequence.snapshots] == [200] * (kept == 200)
 
-    def __init__(self, slots):
-        self._held = [None] * slots
 
-    def write(self, position, token):
-        self._held[position % len(self._held)] = (position, token)
+def test_snapshots_are_few_and_the_newest_stay():
+    sequence = new_sequence()
+    positions = [*range(40, 1200, 30), 1210]
+    for position in positions:
+        write(sequence, [1] * (position - len(sequence.tokens)))
+        sequence.mark(position)
+    kept = [snapshot.position for snapshot in sequence.snapshots]
+    assert len(kept) == MOST_SNAPSHOTS and kept[-4:] == positions[-4:]
+    gaps = [after - before for before, after in zip([0, *kept[:-1]], kept, strict=True)]
+    assert max(gaps) < 600, "one can go back a part of the way, wherever to"
 
-    def holds(self, position, token):
-        return self._held[position % len(self._held)] == (position, token)
+
+def test_no_snapshot_of_what_the_ring_has_lost():
+    sequence = new_sequence()
+    for _ in range(5):
+        write(sequence, [1] * 32)
+    for position in (0, 100, 115, 161):
+        sequence.mark(position)
+    assert not sequence.snapshots
+    sequence.mark(116)
+    assert sequence.snapshots
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_what_is_reused_is_still_there(seed):
-    """A conversation that is continued, cut back, replaced and cancelled at random."""
+    """A conversation that is continued, cut back, replaced, cancelled and marked at random."""
     rng = np.random.RandomState(seed)
     chunk = int(rng.choice([1, 7, 30, 44, 60]))
-    config = config_with()
-    sequence = Sequence(KVCache(config, 4096, chunk, "f16"), seed=None)
-    ring = Ring(layer_slots(config, 4096, chunk)[0])
-    conversation, reused = [0], 0
+    sequence = new_sequence(chunk)
+    conversation, reused, restored = [0], 0, 0
     for _ in range(300):
         keep = int(
             rng.choice([len(conversation), rng.randint(len(conversation) + 1), 0], p=[0.6, 0.35, 0.05])
         )
         conversation = [*conversation[:keep], *rng.randint(0, 5, rng.randint(1, 60)).tolist()]
+        before = {snapshot.position for snapshot in sequence.snapshots}
         common = sequence.reuse(conversation)
         assert sequence.tokens == conversation[:common]
-        for position in range(max(common - WINDOW + 1, 0), common):
-            assert ring.holds(position, conversation[position])
+        first = max(common - WINDOW + 1, 0)
+        assert held(sequence, first, common) == conversation[first:common]
         reused += common > 0
+        restored += common in before and common < keep
         for first in range(common, len(conversation), chunk):
-            part = conversation[first : first + chunk]
-            sequence.begin(len(part))
-            for position, token in enumerate(part, start=first):
-                ring.write(position, token)
+            write(sequence, conversation[first : first + chunk])
             if rng.random_sample() < 0.1:
-                break  # cancelled, with this layer written already
-            sequence.tokens += part
-    assert reused > 150
+                del sequence.tokens[first:]  # cancelled, with the rings written already
+                break
+            if rng.random_sample() < 0.5:
+                sequence.mark(rng.randint(first, len(sequence.tokens)) + 1)
+    assert reused > 150 and restored > 5
 
 
 def test_the_last_token_is_run_again_for_its_logits():

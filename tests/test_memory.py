@@ -83,7 +83,9 @@ def test_a_plan_is_what_the_engine_takes(options, dtypes, model):
     rows = [engine._row, engine._sampler._logits, engine._sampler._weights]
     buffers = [array for array in vars(engine.model.buffers).values() if isinstance(array, np.ndarray)]
     assert plan.own["scratch"] == sum(array.nbytes for array in [*buffers, *rows])
-    assert plan.own_bytes == plan.kv_cache_bytes + plan.own["scratch"] + PROGRAM_BYTES
+    assert plan.own_bytes == sum(
+        (plan.kv_cache_bytes, plan.own["snapshots"], plan.own["scratch"], PROGRAM_BYTES)
+    )
 
 
 def test_the_published_sizes(plan_20b):

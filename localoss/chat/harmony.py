@@ -7,6 +7,7 @@ Source: https://cookbook.openai.com/articles/openai-harmony
 
 import datetime
 import functools
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -136,6 +137,13 @@ def render_reply(messages: Sequence[Message]) -> list[tuple[list[int], bool]]:
     if messages[-1].channel == "final":
         rendered[-1][-1] = RETURN
     return [(tokens, m.role == "assistant") for tokens, m in zip(rendered, messages, strict=True)]
+
+
+def branch_points(prompt: Sequence[int]) -> list[int]:
+    """Where a later prompt may part from this one: before each user's message, and at the end."""
+    (user,) = encode_raw("user")
+    pairs = itertools.pairwise(prompt)
+    return [i for i, pair in enumerate(pairs) if pair == (START, user)] + [len(prompt)]
 
 
 def drop_finished_analysis(messages: Sequence[Message]) -> list[Message]:

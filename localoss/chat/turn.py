@@ -139,6 +139,7 @@ class Turn:
             stop_ids=_CHAT_STOPS if automaton else tuple(_FINISHES),
             mask=automaton.mask if automaton else None,
             top_logprobs=self.sampling.top_logprobs,
+            marks=harmony.branch_points(self.prompt) if automaton else (),
             progress=self._counting(progress),
             cancelled=cancelled,
         ):

@@ -184,6 +184,7 @@ def _print_parts(console: "Console", plan: "Plan") -> None:
         **dtypes,
         "KV cache, full layers": f"{config.layers - sum(config.is_sliding)} layers",
         "KV cache, sliding layers": f"{sum(config.is_sliding)} layers",
+        "snapshots": "of sliding layers, to go back to",
         "program": "Python, compiled code",
     }
     table = Table("", "part", "", box=box.SIMPLE_HEAD)

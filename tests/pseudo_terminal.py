@@ -125,6 +125,7 @@ class Terminal:
 def scripted_chat(folder, *arguments, columns=100, lines=30, variables=(), **script):
     """`localoss chat tiny` on a scripted engine, whose data folder is `folder`."""
     (folder / "models" / "tiny").mkdir(parents=True, exist_ok=True)
+    (folder / "models" / "tiny" / "localoss.json").touch()
     path = folder / "script.json"
     path.write_text(json.dumps(script))
     command = [sys.executable, str(TESTS / "scripted.py"), str(path), "chat", "tiny", *arguments]

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from localoss import settings
-from localoss.cli import bench, chat, eval, export, plan, pull, quantize, run, serve, store
+from localoss.cli import bench, chat, eval, export, plan, pull, quantize, run, serve, sessions, store
 from localoss.errors import LocalossError
 from quant.errors import QuantError
 
@@ -34,6 +34,7 @@ app = typer.Typer(
 )
 app.command()(run.run)
 app.command()(chat.chat)
+app.add_typer(sessions.app, name="sessions")
 app.command()(pull.pull)
 app.command("list")(store.list_models)
 app.command()(store.show)

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from localoss.cli import options
+from localoss.errors import UsageError
 
 if TYPE_CHECKING:
+    from localoss.chat.conversation import Conversation
+    from localoss.chat.session import Session
     from localoss.cli.chat.calls import Calls
     from localoss.cli.chat.messages import Input
     from localoss.cli.chat.talk import Chat
@@ -35,9 +38,22 @@ ToolsOption = Annotated[
 ]
 
 
+ChatEffort = Annotated[
+    options.Effort | None,
+    typer.Option("--effort", help="How long the model thinks; medium, or as the session has it."),
+]
+SessionOption = Annotated[
+    str | None,
+    typer.Option(
+        "--session", metavar="NAME", help="A conversation that is kept: begin it, or go on with it."
+    ),
+]
+ContinueOption = Annotated[bool, typer.Option("--continue", help="Go on with the session used last.")]
+
+
 def chat(
     model: options.OptionalModelName = None,
-    effort: options.EffortOption = options.Effort.medium,
+    effort: ChatEffort = None,
     system: options.System = None,
     system_file: options.SystemFile = None,
     hide_thinking: options.HideThinking = False,
@@ -51,6 +67,8 @@ def chat(
     context: options.Context = None,
     trim: TrimOption = Trim.none,
     tools: ToolsOption = None,
+    session: SessionOption = None,
+    continued: ContinueOption = False,
     kv_dtype: options.KVDtypeOption = options.KVDtype.f16,
     memory_limit: options.MemoryLimit = None,
     must_fit: options.MustFit = False,
@@ -58,10 +76,9 @@ def chat(
 ) -> None:
     """Talk with a model; /help lists what can be typed besides text.
 
-    Without MODEL, the one that is installed, or the demo model that comes with localoss.
+    Without MODEL, the session's, the one that is installed, or the demo model that comes with localoss.
     """
-    from localoss.chat.conversation import Conversation
-    from localoss.chat.harmony import ChatSetup, check_vocabulary
+    from localoss.chat.harmony import check_vocabulary
     from localoss.chat.turn import Sampling
     from localoss.cli.chat import commands
     from localoss.cli.chat.talk import Chat
@@ -81,10 +98,12 @@ def chat(
         return folder, engine
 
     sampling = Sampling(temperature, top_p, top_k, min_p, seed, max_tokens, think_budget=think_budget)
-    setup = ChatSetup(effort.value, options.instructions(system, system_file))
+    kept = _open_session(session, continued)
+    conversation = _conversation(kept, effort, options.instructions(system, system_file))
     calls = _calls(tools) if tools else None
-    conversation = Conversation(calls.add_to(setup) if calls else setup)
-    model = model or default_model()
+    if calls:
+        conversation.setup = calls.add_to(conversation.setup)
+    model = model or (kept and kept.model) or default_model()
     folder, engine = load(model)
     talk = Chat(
         folder,
@@ -95,11 +114,15 @@ def chat(
         show_thinking=not hide_thinking,
         trims=trim == Trim.oldest,
         calls=calls,
+        session=kept,
     )
     name = folder.resolve().name
     greeting = "".join(f"{line}\n" for line in [introduction(model)] if line)
-    greeting += f"{name} · context {engine.context_tokens:,} tokens · effort {effort.value} · /help for help"
+    greeting += f"{name} · context {engine.context_tokens:,} tokens · "
+    greeting += f"effort {conversation.setup.effort} · /help for help"
     print(greeting, file=sys.stdout if talk.at_terminal else sys.stderr, flush=True)
+    if kept and conversation.messages:
+        talk.recall()
     talk.hold(_input(talk), commands.obey)
 
 
@@ -110,6 +133,32 @@ def _calls(path: Path) -> "Calls":
 
     at_terminal = sys.stdin.isatty() and sys.stderr.isatty()
     return Calls(read_tool_file(path), ask_at_terminal if at_terminal else None)
+
+
+def _open_session(name: str | None, continued: bool) -> "Session | None":
+    """Raises: UsageError, BusyError."""
+    if name is None and not continued:
+        return None
+    from localoss.chat.session import Session, last_session
+
+    if name is not None and continued:
+        raise UsageError("--session and --continue were both given; give one of them")
+    return Session(name if name is not None else last_session())
+
+
+def _conversation(
+    kept: "Session | None", effort: options.Effort | None, instructions: str | None
+) -> "Conversation":
+    """The session's conversation, or a new one; what was asked for on the command line holds in either."""
+    from localoss.chat.conversation import Conversation
+    from localoss.chat.harmony import ChatSetup
+
+    conversation = (kept and kept.conversation) or Conversation(ChatSetup())
+    if effort is not None:
+        conversation.set_effort(effort.value)
+    if instructions is not None:
+        conversation.set_instructions(instructions)
+    return conversation
 
 
 def _input(talk: "Chat") -> "Input":

@@ -10,7 +10,7 @@ from typing import Any
 from localoss.chat import harmony, transcript
 from localoss.cli.chat import outside
 from localoss.cli.chat.figures import context_parts, context_picture, turns_table
-from localoss.cli.chat.talk import Attachment, Chat, Leave
+from localoss.cli.chat.talk import Attachment, Chat, Leave, shortened
 from localoss.cli.terminal import say
 from localoss.errors import LocalossError, UsageError
 from localoss.registry import find_model, installed_models
@@ -99,7 +99,7 @@ def _undo(chat: Chat, _: str) -> None:
     text = chat.conversation.take_back()
     if text is None:
         raise UsageError("there is nothing to take back")
-    say(f"(taken back: {_shortened(text)})")
+    say(f"(taken back: {shortened(text)})")
 
 
 def _edit(chat: Chat, _: str) -> None:
@@ -248,11 +248,6 @@ def _check_ours(path: Path) -> None:
         transcript.read(path)
     except UsageError:
         raise UsageError(f"{path}: holds something else; name a new file") from None
-
-
-def _shortened(text: str, most: int = 60) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= most else f"{line[: most - 1]}…"
 
 
 def _shown(value: Any) -> str:

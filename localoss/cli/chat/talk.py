@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 from localoss import settings
 from localoss.chat.conversation import Conversation
 from localoss.chat.parser import Event
+from localoss.chat.session import Session
 from localoss.chat.turn import Sampling, Turn
 from localoss.cli.chat.figures import TurnFigures
 from localoss.cli.chat.messages import Input, as_command, unquoted
-from localoss.cli.terminal import AnswerPrinter, interrupts, say, typing_waits
+from localoss.cli.terminal import AnswerPrinter, interrupts, printable, say, typing_waits
 from localoss.errors import ContextFullError, LocalossError
+from localoss.registry import models_folder
 from quant.errors import QuantError
 
 if TYPE_CHECKING:
@@ -58,6 +60,7 @@ class Chat:
     show_thinking: bool = True
     trims: bool = False
     calls: "Calls | None" = None
+    session: Session | None = None
     attachments: list[Attachment] = field(default_factory=list)
     turns: list[TurnFigures] = field(default_factory=list)
     last_thinking: str = ""
@@ -74,6 +77,8 @@ class Chat:
         """Go on with another model."""
         self.folder, self.engine = folder, engine
         self.sequence: Any = engine.sequence(seed=self.sampling.seed)
+        if self.session:
+            self._tell(self.session.attach(folder, engine, self.sequence))
         self.count()
 
     def hold(self, messages: Input, obey: Callable[["Chat", str, str], None]) -> None:
@@ -94,6 +99,7 @@ class Chat:
                     raise
                 say(f"error: {error}" if not command else str(error))
             self.count()
+            self.keep()
 
     def ask(self, text: str) -> None:
         """Send a message, with what waits for it, and show the answer."""
@@ -101,6 +107,7 @@ class Chat:
         parts = [f"{file.name}:\n\n{file.text}" for file in waiting]
         self.conversation.ask("\n\n".join([*parts, text]))
         self._attempts = 0
+        self.keep()
         try:
             self.reply()
         except LocalossError:
@@ -127,8 +134,45 @@ class Chat:
         self.turns.append(TurnFigures.of(turn))
         self.last_thinking = turn.thinking
         self.count()
+        self.keep()
+        if self.session:
+            self._tell(self.session.save_cache(self.conversation, self.sequence))
         self._explain(turn)
         return turn
+
+    def recall(self) -> None:
+        """Show where a session stopped: its last message and answer, and what of it the cache holds."""
+        asked = [message.text for message in self.conversation.messages if message.role == "user"]
+        count, held = len(self.conversation.messages), len(self.sequence.tokens)
+        say(f"(session: {count} messages, {self.used_tokens:,} tokens, of which {held:,} need no reading)")
+        if asked:
+            print(f"> {shortened(asked[-1], 200)}")
+        if not self.conversation.is_answered:
+            say("(this message has no answer yet: /regen answers it)")
+        elif self.at_terminal and settings.color():
+            from localoss.cli.chat.markdown import make_renderer
+            from localoss.cli.chat.region import Region
+
+            region = Region(sys.stdout)
+            text = printable(self.conversation.last_answer)
+            region.update([], make_renderer().markdown(text, region.width))
+        else:
+            print(printable(self.conversation.last_answer), flush=True)
+
+    def keep(self) -> None:
+        """Save the messages of a session."""
+        if self.session:
+            try:
+                self.session.save_messages(self.conversation, self.model)
+            except LocalossError as error:
+                say(f"error: {error}")
+
+    @property
+    def model(self) -> str:
+        """The name that opens this model again: the store's, or the folder's path."""
+        if self.folder.parent == models_folder():
+            return self.folder.name.replace("--", "/", 1)
+        return str(self.folder.resolve())
 
     def count(self) -> None:
         """Count the tokens of the conversation anew."""
@@ -155,6 +199,10 @@ class Chat:
             "/clear begins anew, /undo takes the last exchange back, `localoss chat --context N` with a "
             "larger N holds more if memory allows, --trim oldest leaves the oldest messages out"
         )
+
+    def _tell(self, line: str | None) -> None:
+        if line:
+            say(f"({line})")
 
     def _sampling(self) -> Sampling:
         """The options; with a seed, every attempt at the same answer has one of its own."""
@@ -223,6 +271,12 @@ class Chat:
                 f"{room:,} tokens; {self.choices()})"
             )
         self._warned = is_nearly_full
+
+
+def shortened(text: str, most: int = 60) -> str:
+    """The beginning of `text` as one line."""
+    line = printable(" ".join(text.split()))
+    return line if len(line) <= most else f"{line[: most - 1]}…"
 
 
 class PlainProgress:

@@ -10,6 +10,7 @@ from scripted import ScriptedEngine
 
 from localoss import cli
 from localoss.chat import harmony
+from localoss.cli import eval_demo
 from localoss.demo import scoring
 from localoss.demo.dialogues import SKILLS, held_out
 from quant.manifest import Dtypes
@@ -130,6 +131,7 @@ def test_the_table(run):
     table = {row[0]: row[1:] for row in rows}
     assert table[""] == ["bf16", "mxfp4+int8", "mxfp4+int4", "int4+int8"]
     assert table["sums and differences, right"] == ["0.0%"] * 4
+    assert set(eval_demo._SKILLS) == set(SKILLS)
     assert table["well-formed at temperature 1, of all"] == ["0.0%"] * 4
     assert all(float(value) > 10_000 for value in table["perplexity"])
     mean_kl = table["KL divergence, mean"]

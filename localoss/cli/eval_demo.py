@@ -16,6 +16,7 @@ _SKILLS = {
     "sums": "sums and differences",
     "comparing": "comparing and sorting",
     "about": "questions about localoss",
+    "asked": "the same, worded by people",
     "calls": "function calls",
     "results": "answers from results",
     "other": "what it cannot do, said",
@@ -76,7 +77,7 @@ def _column(result: "FormatScore") -> dict[str, str]:
 
     column = {"size": size_text(result.model_bytes)}
     for skill, share in result.accuracy.items():
-        column[f"{_SKILLS[skill]}, right"] = f"{share:.1%}"
+        column[f"{_SKILLS.get(skill, skill)}, right"] = f"{share:.1%}"
     column[f"{_SKILLS[WARM_SKILL]} at temperature 1"] = f"{result.warm_accuracy:.1%}"
     well_formed = sum(result.well_formed.values()) / len(result.well_formed)
     column["well-formed at temperature 1, of all"] = f"{well_formed:.1%}"

@@ -2,10 +2,12 @@
 
 python benchmarks/rounding.py        # on normal weights, and on the checkpoints of tests/checkpoints.py
 python benchmarks/rounding.py --calibrate    # int4 searched without and with a calibration text
+python benchmarks/rounding.py --demo    # the same on the demo model, with dialogues of its training
 """
 
 import sys
 import tempfile
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +18,12 @@ import checkpoints
 from golden_files import NAMES, kl_divergence, read_golden
 
 import localoss
+from localoss.chat import harmony
+from localoss.demo.dialogues import SKILLS, Case, held_out, training
+from localoss.demo.install import WEIGHTS
 from localoss.start import start_calibration
 from quant import fast, fast_scales
+from quant.calibration import Calibration
 from quant.convert import convert
 from quant.formats import INT4, INT8, decode_int, decode_mxfp4, unpack_blocks
 from quant.manifest import Dtypes
@@ -99,7 +105,51 @@ def compare_calibrated() -> None:
         )
 
 
+def compare_on_demo(cases: int = 20) -> None:
+    """KL(bf16 || int4) in nats of right replies to held-out cases, mean over their tokens."""
+    drawn = [case for skill in SKILLS for case in held_out(skill, cases, seed=0)]
+    dialogues = [
+        [*harmony.render(case.setup, case.messages), *reply(case)] for case in islice(training("text"), 60)
+    ]
+    tokens = [token for dialogue in dialogues for token in dialogue]
+    calibration = start_calibration(tokens, "dialogues", None, compiling=lambda kernel: None)
+    from localoss.evaluate import joined, score  # only now: kernels are to be found where they are kept
+
+    kinds = {
+        "attention int4": Dtypes("int4", "bf16", "bf16", "bf16"),
+        "unembedding int4": Dtypes("bf16", "bf16", "int4", "bf16"),
+        "experts int4": Dtypes("bf16", "bf16", "bf16", "int4"),
+        "all int4": Dtypes("int4", "int8", "int4", "int4"),
+    }
+    with tempfile.TemporaryDirectory() as scratch:
+
+        def engine(dtypes: Dtypes, text: Calibration | None = None):
+            folder = Path(tempfile.mkdtemp(dir=scratch)) / "model"
+            convert(WEIGHTS, folder, dtypes, calibration=text)
+            return localoss.load(folder, context_tokens=2048)
+
+        exact = engine(Dtypes("bf16", "bf16", "bf16", "bf16"))
+        rows = {}
+        for kind, dtypes in kinds.items():
+            rows[f"KL, {kind}"] = []
+            for text in (None, calibration):
+                ours, scores = engine(dtypes, text), []
+                for case in drawn:
+                    prompt = harmony.render(case.setup, case.messages)
+                    scores += score(ours, [*prompt, *reply(case)], len(prompt), exact)
+                rows[f"KL, {kind}"].append(joined(scores).mean_kl)
+    print(f"{len(drawn)} cases, a text of {calibration.text.tokens} tokens")
+    table(("search", "text"), rows)
+
+
+def reply(case: Case) -> list[int]:
+    return [token for tokens, _ in harmony.render_reply(case.reply) for token in tokens]
+
+
 def main() -> None:
+    if "--demo" in sys.argv:
+        compare_on_demo()
+        return
     if "--calibrate" in sys.argv:
         compare_calibrated()
         return

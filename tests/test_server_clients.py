@@ -96,7 +96,18 @@ def test_schemathesis(tmp_path):
         checks = "not_a_server_error,status_code_conformance,content_type_conformance"
         command = [str(Path(sys.executable).with_name("st")), "run", f"{server.url}/openapi.json"]
         done = subprocess.run(
-            [*command, "--max-examples", "100", "--checks", checks, "--seed", "1", "--no-color"],
+            [
+                *command,
+                "--max-examples",
+                "100",
+                "--checks",
+                checks,
+                "--seed",
+                "1",
+                "--no-color",
+                "--request-timeout",
+                "300",
+            ],
             capture_output=True,
             text=True,
             cwd=tmp_path,

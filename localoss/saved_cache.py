@@ -25,6 +25,7 @@ from quant.config import ModelConfig
 
 _FORMAT = 1
 _BLOCK = 256  # positions that share a checksum, and are in memory twice while they are saved or loaded
+_NEAR = 16  # tokens: one snapshot serves for positions that lie as close
 _INDEX, _POSITIONS, _WINDOW = "index.json", "positions", "window-"
 _PRIVATE = 0o600
 
@@ -89,7 +90,8 @@ class SavedCache:
         Raises: OSError.
         """
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        sequence.mark(count)
+        if not any(count - _NEAR < snapshot.position <= count for snapshot in sequence.snapshots):
+            sequence.mark(count)
         common = common_prefix(self._index.tokens, sequence.tokens[:count])
         if common < len(self._index.tokens) or not (self.folder / _INDEX).exists():
             self._cut(common, _record_bytes(sequence.cache.full))

@@ -10,6 +10,7 @@ from scripted import HELLO, ScriptedEngine
 import localoss
 from localoss import cli
 from localoss.chat import harmony
+from localoss.chat.conversation import Conversation
 from localoss.chat.harmony import ChatSetup, Function, Message
 from localoss.chat.parser import MessageEnd, TextDelta
 from localoss.chat.turn import Sampling, Turn
@@ -45,6 +46,24 @@ def test_a_turn_that_is_stopped_keeps_what_was_said():
     turn = Turn(ScriptedEngine(["<|channel|>final<|message|>" + "on " * 50]), PROMPT, SETUP)
     finished(turn, cancelled=lambda: turn.generated_tokens == 9)
     assert turn.finish == "cancelled" and turn.answer.startswith("on on on") and len(turn.answer) < 30
+
+
+@pytest.mark.parametrize("budget", [0, 3, 50])
+def test_a_thinking_budget(budget):
+    """At its end the opener of the final message is all that can come; a shorter thought isn't touched."""
+    thought = harmony.encode_raw("one two three four five six")
+    opener = "<|end|><|start|>assistant<|channel|>final<|message|>"
+    if budget == 0:
+        answer = opener.removeprefix("<|end|><|start|>assistant")
+    else:
+        answer = "<|channel|>analysis<|message|>" + harmony.encoding().decode(thought[:budget]) + opener
+    turn = Turn(ScriptedEngine([answer + "Done.<|return|>"]), PROMPT, SETUP, Sampling(think_budget=budget))
+    finished(turn)
+    assert (turn.answer, turn.thinking_tokens) == ("Done.", min(budget, len(thought)))
+    beyond = "<|channel|>analysis<|message|>" + "one " * (budget + 1)
+    if budget < len(thought):
+        with pytest.raises(AssertionError, match="is masked"):
+            finished(Turn(ScriptedEngine([beyond]), PROMPT, SETUP, Sampling(think_budget=budget)))
 
 
 def test_prefill_counts_what_the_cache_did_not_hold():
@@ -107,6 +126,29 @@ def test_a_conversation_prefills_only_what_is_new(noise):
     finished(second)
     assert first.prefilled_tokens == len(PROMPT)
     assert second.prefilled_tokens <= len(longer) - shared + 1 < len(longer) / 2
+
+
+def test_ten_turns_with_thinking(noise):
+    """Each prefills its question and the answer before it, whatever was thought between; the answers are
+    those of an engine that never saw the conversation.
+    """
+    conversation, sequence = Conversation(ChatSetup(date="2026-03-07")), noise.sequence()
+    sampling = Sampling(temperature=0, max_tokens=45, think_budget=25)
+    before = 0
+    for number in range(10):
+        conversation.ask(f"Question {number}")
+        prompt = conversation.tokens()
+        turn = Turn(noise, prompt, conversation.setup, sampling, sequence)
+        finished(turn)
+        fresh = Turn(noise, prompt, conversation.setup, sampling)
+        finished(fresh)
+        assert turn.messages == fresh.messages and turn.thinking and turn.answer
+        assert turn.thinking_tokens == 25
+        channel_token = turn.prefilled_tokens == len(prompt) - before - 1  # both answers begin with it
+        assert turn.prefilled_tokens == len(prompt) - before or (number and channel_token)
+        conversation.answer(turn.messages)
+        before = len(prompt)
+    assert fresh.prefilled_tokens == before > 300
 
 
 def test_run_on_the_real_engine(model, capsys, monkeypatch):

@@ -153,14 +153,16 @@ def test_a_turn_cut_while_thinking_leaves_no_thinking():
     conversation = Conversation(SETUP)
     conversation.ask("one")
     conversation.answer([Message("assistant", "half a tho", "analysis")])
-    assert "half a tho" not in text_of(conversation.ask("two"))
+    conversation.ask("two")
+    assert "half a tho" not in text_of(conversation.tokens())
 
 
 def test_a_turn_cut_in_its_answer_keeps_what_was_said():
     conversation = Conversation(SETUP)
     conversation.ask("one")
     conversation.answer([Message("assistant", "hm", "analysis"), Message("assistant", "To begin", "final")])
-    shown = text_of(conversation.ask("two"))
+    conversation.ask("two")
+    shown = text_of(conversation.tokens())
     assert "final<|message|>To begin<|end|>" in shown and "hm" not in shown
 
 

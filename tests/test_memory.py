@@ -1,5 +1,6 @@
 """The memory plan: its parts against what an engine allocates, what it advises, and how it is held."""
 
+import ctypes
 import json
 from dataclasses import replace
 
@@ -127,7 +128,7 @@ def test_the_context_that_is_chosen(plan_20b):
     assert chosen(12.9e9) == 16_384
     assert chosen(12e9) == 8_192, "it reads from the disk anyhow"
     assert chosen(0.87e9) == 2_048
-    assert chosen(12.52e9, must_fit=True) == 4_096
+    assert chosen(12.56e9, must_fit=True) == 4_096
     assert chosen(0.1e9) == 1_024, "check refuses it"
 
 
@@ -135,10 +136,10 @@ def test_what_is_said_of_a_plan(plan_20b):
     large = replace(plan_20b, context_tokens=131_072)
     assert check(large, int(17e9)) is None
     told = check(large, int(12e9))
-    assert "131,072 tokens this model takes 15.6 GB, and 12.0 GB are there" in told and "slow" in told
+    assert "131,072 tokens this model takes 15.7 GB, and 12.0 GB are there" in told and "slow" in told
     with pytest.raises(UsageError, match=r"--kv-dtype int8 would do$"):
         check(large, int(14.5e9), must_fit=True)
-    with pytest.raises(UsageError, match=r"--context 39936 would do$"):
+    with pytest.raises(UsageError, match=r"--context 37888 would do$"):
         check(large, int(13.4e9), must_fit=True)
     with pytest.raises(UsageError, match=r"4\.\d GB at the very least, and 3\.0 GB are .* int8 would do$"):
         check(large, int(3e9))
@@ -241,6 +242,8 @@ def test_where_the_weights_do_not_fit_it_says_so_or_refuses(load, small):
 @pytest.mark.skipif(anonymous_bytes() is None, reason="the system does not tell anonymous memory")
 def test_a_cache_is_taken_when_it_is_made(small):
     config = small[0].config
+    # What earlier tests freed is given back first: taken again, it would not count as new.
+    ctypes.CDLL(None).malloc_trim(0)
     before = anonymous_bytes()
     cache = KVCache(config, 131_072, 32, "f16")
     made = anonymous_bytes()
@@ -283,7 +286,7 @@ def test_plan_before_anything_is_downloaded(capsys, tmp_path, monkeypatch):
     code, out, err = run(capsys, "gpt-oss-20b", "--memory", "16GB", "--gpu-memory", "8GB")
     assert (code, err) == (0, "")
     assert "gpt-oss-20b (not installed) · context 32,768 tokens" in out
-    assert "It fits, with 2.5 GB to spare." in out and "The longest context that fits: 131,072 tokens." in out
+    assert "It fits, with 2.4 GB to spare." in out and "The longest context that fits: 131,072 tokens." in out
     assert "could hold 14 of 24 layers" in out and "this version runs on the CPU alone" in out
 
 

@@ -1,5 +1,8 @@
 """From a MODEL argument to an engine, with a word about what takes long."""
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +19,17 @@ def introduction(model: str) -> str | None:
     if model != DEMO:
         return None
     description = known_models()[DEMO].description
-    return f"This is {DEMO}, {description}. For a real one: localoss pull gpt-oss-20b"
+    return f"This is {DEMO}, {description}.\nFor a real one: localoss pull gpt-oss-20b"
+
+
+@contextmanager
+def _nothing_collected() -> Iterator[None]:
+    """Meanwhile garbage is left lying: imports make next to none, and looking for it costs a start 8 %."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def load_model(name: str, **options: Any) -> tuple[Path, "Engine"]:
@@ -27,11 +40,12 @@ def load_model(name: str, **options: Any) -> tuple[Path, "Engine"]:
     folder = find_model(name, say)
     line = StatusLine()
     try:
-        return folder, localoss.load(
-            folder,
-            compiling=lambda kernel: line.show(f"compiling kernels, once on this machine: {kernel}"),
-            notice=say,
-            **options,
-        )
+        with _nothing_collected():
+            return folder, localoss.load(
+                folder,
+                compiling=lambda kernel: line.show(f"compiling kernels, once on this machine: {kernel}"),
+                notice=say,
+                **options,
+            )
     finally:
         line.clear()

@@ -44,8 +44,12 @@ def runnable(model, tmp_path):
 
 
 @pytest.fixture
-def refused(capsys):
-    """Run the command line, which has to refuse with one line that has all of `words`; gives that line."""
+def refused(capsys, monkeypatch):
+    """Run the command line, which has to refuse with one line that has all of `words`; gives that line.
+
+    Progress is told every few seconds, which the first conversion takes on a machine that must compile it.
+    """
+    monkeypatch.setattr("localoss.cli.progress.PLAIN_INTERVAL_S", 1e9)
 
     def run(*arguments, words=()):
         code = cli.main([str(argument) for argument in arguments])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -57,8 +58,9 @@ def one_line(error):
         ([CLOSE], "closed the connection too early; trying again in 0 s"),
         ([CLOSE, CLOSE, 500, CLOSE, 503], "trying again"),
         ([STALL], "nothing comes from"),
-        ([429], "asks to wait (429); trying again in 0 s"),
-        ([500, 502], "fails (500); trying again"),
+        ([429], r"asks to wait \(429\); trying again in 0 s"),
+        # Two connections meet them at once, and the first to hear of its own tells for both.
+        ([500, 502], r"fails \(50[02]\); trying again"),
         ([EXPIRED], None),  # the hub is asked for another address, without a word
         ([RESIZED], None),
     ],
@@ -68,7 +70,7 @@ def test_what_passes_is_tried_again(faults, told, hub, pulled, whole):
     result, progress = pulled()
     assert weights_of(result.folder) == whole
     lines = " ".join(progress.lines)
-    assert told in lines if told else "trying" not in lines
+    assert re.search(told, lines) if told else "trying" not in lines
     assert hub.faults[FIRST] == []
     assert refetched(hub) <= (PIECE_BYTES if faults == [RESIZED] else 0)  # refused at sight of its headers
 

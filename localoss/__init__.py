@@ -17,13 +17,15 @@ def load(
     kv_dtype: str = "f16",
     activations: str = "int8",
     memory_limit: int | None = None,
-    gpu_layers: int = 0,
+    gpu_layers: int | str = 0,
     *,
+    gpu_memory: int | None = None,
     prompt_tokens: int = 0,
     conversations: int = 1,
     must_fit: bool = False,
     chunk_tokens: int = 512,
     compiling: Callable[[str], None] | None = None,
+    uploading: Callable[[int, int], None] | None = None,
     notice: Callable[[str], None] | None = None,
 ) -> "Engine":
     """Load a model: a name in the store, or a model directory that `localoss quantize` made.
@@ -38,6 +40,10 @@ def load(
     beside that, `notice` is told so in a line and the model runs slowly from the disk, or, with `must_fit`,
     isn't loaded. compiling: told the name of each kernel that is being compiled, which happens once per
     machine and takes half a minute.
+
+    gpu_layers: how many of the last layers run on a GPU, "all" with the unembedding, or "auto": as many as
+    `gpu_memory` bytes hold, by default what the GPU is known to have. uploading: told how many it has, of how
+    many. Without a GPU, or if it fails or is lost, `notice` is told so and the CPU does it all.
 
     >>> engine = localoss.load("gpt-oss-20b")
     >>> for token in engine.generate(tokens, max_tokens=64): ...
@@ -59,7 +65,9 @@ def load(
         memory_limit=memory_limit,
         must_fit=must_fit,
         gpu_layers=gpu_layers,
+        gpu_memory=gpu_memory,
         chunk_tokens=chunk_tokens,
         compiling=compiling,
+        uploading=uploading,
         notice=notice,
     )

@@ -3,6 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from localoss.gpu.cache import GpuLayerCache
+from localoss.gpu.span import GpuSpan
 from localoss.sizes import layer_cache_sizes, layer_slots
 from quant.config import ModelConfig
 
@@ -45,15 +47,40 @@ class LayerCache:
 
 
 class KVCache:
-    """One LayerCache per layer: rings for the sliding layers, the whole context for the others."""
+    """One cache per layer: rings for the sliding layers, the whole context for the others.
 
-    def __init__(self, config: ModelConfig, context_tokens: int, chunk_tokens: int, kv_dtype: str):
-        slots = layer_slots(config, context_tokens, chunk_tokens)
-        self.layers = [LayerCache(config, count, kv_dtype) for count in slots]
+    `layers` are on the CPU; `gpu_layers`, those after them, on `gpu`.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        context_tokens: int,
+        chunk_tokens: int,
+        kv_dtype: str,
+        gpu: GpuSpan | None = None,
+    ):
+        self._config, self._kv_dtype = config, kv_dtype
+        self._slots = layer_slots(config, context_tokens, chunk_tokens)
+        first = gpu.first if gpu else config.layers
+        self.layers = [LayerCache(config, count, kv_dtype) for count in self._slots[:first]]
+        self.gpu_layers = [gpu.layer_cache(count) for count in self._slots[first:]] if gpu else []
         self.window = config.sliding_window
-        self.rings = [layer for layer, ring in zip(self.layers, config.is_sliding, strict=True) if ring]
-        self.full = [layer for layer, ring in zip(self.layers, config.is_sliding, strict=True) if not ring]
-        self.ring_slots = min(slots)
+        self.ring_slots = min(self._slots)
+
+    @property
+    def rings(self) -> list[LayerCache | GpuLayerCache]:
+        return self._of_kind(True)
+
+    @property
+    def full(self) -> list[LayerCache | GpuLayerCache]:
+        return self._of_kind(False)
+
+    def leave_gpu(self) -> None:
+        """Have empty caches on the CPU instead of those on the GPU, which is gone."""
+        lost = self._slots[len(self.layers) :]
+        self.gpu_layers = []
+        self.layers += [LayerCache(self._config, count, self._kv_dtype) for count in lost]
 
     def read_rings(self, first: int, end: int) -> list[list[Array]]:
         """Copies of what the rings keep for positions first to end - 1: LayerCache.read of each."""
@@ -63,3 +90,7 @@ class KVCache:
         """Put back what `read_rings` gave, from position `first` on."""
         for ring, arrays in zip(self.rings, saved, strict=True):
             ring.write(first, arrays)
+
+    def _of_kind(self, sliding: bool) -> list[LayerCache | GpuLayerCache]:
+        layers: list[LayerCache | GpuLayerCache] = [*self.layers, *self.gpu_layers]
+        return [layer for layer, ring in zip(layers, self._config.is_sliding, strict=True) if ring == sliding]

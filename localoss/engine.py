@@ -1,5 +1,6 @@
 """The engine: a loaded model, the conversations that run on it, and the loop that generates."""
 
+import contextlib
 import weakref
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
@@ -9,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from localoss.cache import KVCache
-from localoss.errors import ContextFullError, UsageError
+from localoss.errors import ContextFullError, GpuError, UsageError
+from localoss.gpu.device import Device
+from localoss.gpu.span import GpuSpan
 from localoss.model import Chunk, Model
 from localoss.sampler import Sampler, SamplingOptions, Token
 from localoss.sequence import Sequence
@@ -37,14 +40,28 @@ class Engine:
         activations: str,
         chunk_tokens: int,
         conversations: int = 1,
+        gpu: tuple[Device, int] | None = None,
+        uploaded: Progress = lambda done, total: None,
+        notice: Callable[[str], None] | None = None,
     ):
-        """Map the model in `folder`; start.py checks the options. Raises: QuantError or ModelError."""
+        """Map the model in `folder`; start.py checks the options.
+
+        gpu: a device, and how many of the last layers it takes. uploaded: told how many it has, of how many.
+        notice: told a line if they have to come back. Raises: QuantError, ModelError, GpuError.
+        """
         self.dtypes = read_manifest(folder).dtypes
         self.config: ModelConfig = read_config(folder / "config.json")
         self.context_tokens, self.threads, self.kv_dtype = context_tokens, threads, kv_dtype
         self.chunk_tokens = min(chunk_tokens, context_tokens)
         self.weights = load_weights(folder, self.config, self.dtypes)
-        self.model = Model(self.config, self.weights, threads, activations == "f32", self.chunk_tokens)
+        span = None
+        if gpu:
+            device, layers = gpu
+            tensors, most = self.weights.tensors, self.chunk_tokens
+            span = GpuSpan(device, self.config, self.dtypes, tensors, layers, kv_dtype, most, uploaded)
+        self._notice = notice or (lambda line: None)
+        exact = activations == "f32"
+        self.model = Model(self.config, self.weights, threads, exact, self.chunk_tokens, span)
         self._sampler = Sampler(self.config.vocab)
         # Taken now, so that nothing grows later; and who has each: a reference to nothing if nobody.
         self._caches = [self._new_cache() for _ in range(conversations)]
@@ -65,7 +82,7 @@ class Engine:
         return Sequence(self._new_cache(), seed)
 
     def _new_cache(self) -> KVCache:
-        return KVCache(self.config, self.context_tokens, self.chunk_tokens, self.kv_dtype)
+        return KVCache(self.config, self.context_tokens, self.chunk_tokens, self.kv_dtype, self.model.gpu)
 
     def logits(self, tokens: Seq[int], positions: Seq[int] | None = None) -> F32Array:
         """Logits after each of `positions` (all, if None) of `tokens`: (n, V) f32, in a fresh cache.
@@ -83,7 +100,7 @@ class Engine:
             for row, position in enumerate(wanted):
                 if first <= position < first + len(x):
                     hidden[row] = x[position - first]
-        return self.model.logits(hidden)
+        return self._logits(hidden)
 
     def stream_logits(
         self,
@@ -106,7 +123,7 @@ class Engine:
             x = self._run(sequence, tokens[start : start + self.chunk_tokens], cancelled)
             for row in range(max(first - start, 0), len(x), rows):
                 piece = x[row : row + rows]
-                yield self.model.logits(piece, out[: len(piece)])
+                yield self._logits(piece, out[: len(piece)])
 
     def prefill(
         self,
@@ -124,16 +141,19 @@ class Engine:
         finished.
         """
         self._check_tokens(tokens)
-        done = sequence.reuse(tokens)
+        done = self._reuse(sequence, tokens)
         tell = progress or (lambda done, total: None)
         tell(done, len(tokens))
         for first in range(done, len(tokens), self.chunk_tokens):
-            x = self._run(sequence, tokens[first : first + self.chunk_tokens], cancelled)
-            for mark in marks:
-                if first < mark <= first + len(x):
-                    sequence.mark(mark)
-            tell(first + len(x), len(tokens))
-        return self.model.logits(x[-1:])[0]
+            chunk = tokens[first : first + self.chunk_tokens]
+            end = first + len(chunk)
+            if end < len(tokens):
+                self._run(sequence, chunk, cancelled)
+            else:
+                logits = self._next_logits(sequence, chunk, cancelled)
+            self._mark(sequence, [mark for mark in marks if first < mark <= end])
+            tell(end, len(tokens))
+        return logits
 
     def generate(
         self,
@@ -176,7 +196,7 @@ class Engine:
             made += 1
             if token.id in stop_ids or made == max_tokens:
                 return
-            logits = self.model.logits(self._run(sequence, [token.id], cancelled), self._row)[0]
+            logits = self._next_logits(sequence, [token.id], cancelled, self._row)
 
     def judge(
         self,
@@ -200,16 +220,92 @@ class Engine:
         self, sequence: Sequence, tokens: Seq[int], cancelled: Callable[[], bool] | None = None
     ) -> F32Array:
         """Run `tokens` as the next ones of `sequence`: the residual stream (T, D) after the last layer."""
+        stop = cancelled or _never
+        return self._advance(sequence, tokens, stop, lambda chunk: self.model.forward([chunk], stop))
+
+    def _next_logits(
+        self,
+        sequence: Sequence,
+        tokens: Seq[int],
+        cancelled: Callable[[], bool] | None = None,
+        out: F32Array | None = None,
+    ) -> F32Array:
+        """The same, but the logits (V,) after the last of `tokens`. out: Model.logits's."""
+        stop = cancelled or _never
+        return self._advance(sequence, tokens, stop, lambda chunk: self.model.next_logits(chunk, stop, out))[
+            0
+        ]
+
+    def _advance(
+        self,
+        sequence: Sequence,
+        tokens: Seq[int],
+        cancelled: Callable[[], bool],
+        run: Callable[[Chunk], F32Array],
+    ) -> F32Array:
+        """What `run` gives for `tokens` as the next ones of `sequence`; on the CPU if the GPU gets lost."""
         position = len(sequence.tokens)
         if position + len(tokens) > self.context_tokens:
             raise ContextFullError(
                 f"the context is full: {position + len(tokens):,} tokens, it holds {self.context_tokens:,}; "
                 "start anew, or load the model with a larger context"
             )
-        sequence.begin(len(tokens))
-        x = self.model.forward([Chunk(tokens, position, sequence.cache)], cancelled or _never)
-        sequence.tokens += tokens
-        return x
+        while True:
+            try:
+                if self._is_stranded(sequence):
+                    self._run_again(sequence, cancelled)
+                sequence.begin(len(tokens))
+                result = run(Chunk(tokens, position, sequence.cache))
+                sequence.tokens += tokens
+                return result
+            except GpuError as error:
+                self._leave_gpu(error)
+
+    def _logits(self, x: F32Array, out: F32Array | None = None) -> F32Array:
+        """Model.logits, on the CPU if the GPU gets lost."""
+        try:
+            return self.model.logits(x, out)
+        except GpuError as error:
+            self._leave_gpu(error)
+            return self.model.logits(x, out)
+
+    def _reuse(self, sequence: Sequence, tokens: Seq[int]) -> int:
+        """Sequence.reuse, but nothing of what lay on a GPU that is gone."""
+        try:
+            if not self._is_stranded(sequence):
+                return sequence.reuse(tokens)
+        except GpuError as error:
+            self._leave_gpu(error)
+        sequence.leave_gpu()
+        return 0
+
+    def _mark(self, sequence: Sequence, positions: Seq[int]) -> None:
+        """Sequence.mark at each of `positions`; at none if the GPU gets lost."""
+        try:
+            for position in positions:
+                sequence.mark(position)
+        except GpuError as error:
+            self._leave_gpu(error)
+
+    def _is_stranded(self, sequence: Sequence) -> bool:
+        """Whether a part of its cache lies on a GPU that is gone."""
+        return bool(sequence.cache.gpu_layers) and self.model.gpu is None
+
+    def _run_again(self, sequence: Sequence, cancelled: Callable[[], bool]) -> None:
+        """Bring a stranded sequence to where it was, on the CPU. Raises: Cancelled; it is empty then."""
+        past = sequence.tokens
+        sequence.leave_gpu()
+        for first in range(0, len(past), self.chunk_tokens):
+            self._run(sequence, past[first : first + self.chunk_tokens], cancelled)
+
+    def _leave_gpu(self, error: GpuError) -> None:
+        """Go on without the GPU, in which `error` was met."""
+        gpu, self.model.gpu = self.model.gpu, None
+        if gpu is None:
+            raise error
+        self._notice(f"the GPU is left: {error}; it goes on on the CPU")
+        with contextlib.suppress(GpuError):
+            gpu.device.destroy()
 
     def _check_tokens(self, tokens: Seq[int]) -> None:
         if not len(tokens):

@@ -23,6 +23,10 @@ class ContextFullError(LocalossError):
     """More tokens than the context holds."""
 
 
+class GpuError(LocalossError):
+    """The GPU can't be used, or was lost; what it did can be done on the CPU."""
+
+
 class Cancelled(LocalossError):
     """The caller asked to stop; what was computed before stays valid."""
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from localoss.errors import UsageError
+from localoss.gpu.sizes import gpu_buffer_sizes
 from localoss.sizes import (
     MOST_SNAPSHOTS,
     buffer_sizes,
@@ -45,22 +46,34 @@ class Plan:
     threads: int = 1
     chunk_tokens: int = CHUNK_TOKENS
     exact: bool = False  # activations stay float32
+    gpu_layers: int = 0  # the last ones, and the unembedding with all of them
 
     @cached_property
     def weights(self) -> dict[str, int]:
-        """Bytes of the model's files by class. They are mapped: the system can drop and read them again."""
+        """Bytes of the model's files by class, without what lies on the GPU. They are mapped: the system can
+        drop and read them again.
+        """
         parts = class_bytes(self.config, self.dtypes)
         headers = expected_sizes(self.config, self.dtypes).model_bytes - sum(parts.values())
-        parts["routers and norms"] += headers
+        parts["routers and norms"] += headers - self.gpu_layers * self.layer_bytes
+        for name in ("experts", "attention"):
+            moved = parts[name] // self.config.layers * self.gpu_layers
+            parts[name] -= moved
+            parts["routers and norms"] += moved
+        if self.unembeds_on_gpu:
+            parts["unembedding"] = 0
         return parts
+
+    @property
+    def unembeds_on_gpu(self) -> bool:
+        return self.gpu_layers == self.config.layers
 
     @cached_property
     def own(self) -> dict[str, int]:
         """Bytes that belong to the process alone: taken before the first token, and none after."""
         config, chunk = self.config, min(self.chunk_tokens, self.context_tokens)
-        slots = layer_slots(config, self.context_tokens, chunk)
-        caches = [layer_cache_bytes(config, count, self.kv_dtype) for count in slots]
-        sliding = sum(size for size, ring in zip(caches, config.is_sliding, strict=True) if ring)
+        caches = self._cache_bytes[: config.layers - self.gpu_layers]
+        sliding = sum(size for size, ring in zip(caches, config.is_sliding, strict=False) if ring)
         exact_experts = self.exact or self.dtypes.experts == "bf16"
         buffers = buffer_sizes(config, chunk, self.threads, exact_experts)
         return {
@@ -70,6 +83,32 @@ class Plan:
             "scratch": sum(size.nbytes for size in buffers.values()) + logits_bytes(config),
             "program": PROGRAM_BYTES,
         }
+
+    @cached_property
+    def on_gpu(self) -> dict[str, int]:
+        """Bytes that the GPU's memory holds; nothing where no layer is on it."""
+        if not self.gpu_layers:
+            return {}
+        config, chunk = self.config, min(self.chunk_tokens, self.context_tokens)
+        sizes = gpu_buffer_sizes(config, chunk, self.unembeds_on_gpu)
+        unembedding = class_bytes(config, self.dtypes)["unembedding"] if self.unembeds_on_gpu else 0
+        return {
+            "layers": self.gpu_layers * self.layer_bytes,
+            "unembedding": unembedding,
+            "KV cache": self.conversations * sum(self._cache_bytes[config.layers - self.gpu_layers :]),
+            "scratch": sum(size.nbytes for size in sizes.values()),
+        }
+
+    @property
+    def gpu_bytes(self) -> int:
+        return sum(self.on_gpu.values())
+
+    @cached_property
+    def _cache_bytes(self) -> list[int]:
+        """Of each layer's KV cache, for one conversation."""
+        chunk = min(self.chunk_tokens, self.context_tokens)
+        slots = layer_slots(self.config, self.context_tokens, chunk)
+        return [layer_cache_bytes(self.config, count, self.kv_dtype) for count in slots]
 
     @property
     def weights_bytes(self) -> int:
@@ -193,13 +232,15 @@ def check(plan: Plan, limit_bytes: int, must_fit: bool = False) -> str | None:
 
 
 def gpu_layers(plan: Plan, gpu_bytes: int) -> int:
-    """How many layers, with their KV cache, a GPU of so much memory could hold beside its scratch."""
-    chunk = min(plan.chunk_tokens, plan.context_tokens)
-    slots = max(layer_slots(plan.config, plan.context_tokens, chunk))
-    cache = plan.conversations * layer_cache_bytes(plan.config, slots, plan.kv_dtype)
-    layer = plan.layer_bytes + cache
-    free = gpu_bytes - plan.own["scratch"] - reserve_bytes(gpu_bytes)
-    return max(0, min(plan.config.layers, free // layer))
+    """How many of `plan`'s layers, with KV cache and scratch, a GPU's memory of so many bytes holds."""
+    room = gpu_bytes - gpu_reserve_bytes(gpu_bytes)
+    fitting = (n for n in range(plan.config.layers, 0, -1) if replace(plan, gpu_layers=n).gpu_bytes <= room)
+    return next(fitting, 0)
+
+
+def gpu_reserve_bytes(total_bytes: int) -> int:
+    """What is left to the driver and the screen: 5 %, but 256 MB at least and 1 GB at most."""
+    return min(max(total_bytes // 20, 256_000_000), 1_000_000_000)
 
 
 def reserve_bytes(total_bytes: int) -> int:

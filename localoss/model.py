@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from localoss.cache import KVCache
 from localoss.errors import Cancelled
+from localoss.gpu.span import GpuSpan
 from localoss.kernels import layer as kernels
 from localoss.kernels import use_threads
 from localoss.kernels.products import BF16
@@ -65,10 +66,21 @@ class Buffers:
 
 
 class Model:
-    """The weights, and the forward pass over them. One at a time: it owns its buffers."""
+    """The weights, and the forward pass over them. One at a time: it owns its buffers.
 
-    def __init__(self, config: ModelConfig, weights: Weights, threads: int, exact: bool, max_tokens: int):
-        self.config, self.weights = config, weights
+    `gpu` has the last layers, if there is one; take it away, and all of them run on the CPU.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Weights,
+        threads: int,
+        exact: bool,
+        max_tokens: int,
+        gpu: GpuSpan | None = None,
+    ):
+        self.config, self.weights, self.gpu = config, weights, gpu
         self.threads, self.exact = threads, exact
         self.rope = Rope(config)
         self.buffers = Buffers(config, max_tokens, threads, exact or weights.gate_up[0] == BF16)
@@ -95,29 +107,54 @@ class Model:
         """Run all tokens of `chunks` through the layers and write their caches.
 
         Gives the residual stream after the last layer, (T, D) f32, chunk after chunk: a view that the next
-        call overwrites. Raises: Cancelled between two layers.
+        call overwrites. Raises: Cancelled between two layers; GpuError.
         """
         use_threads(self.threads)
         tokens = sum(len(chunk.tokens) for chunk in chunks)
         x = self.buffers.x[:tokens]
         self._embed(x, [token for chunk in chunks for token in chunk.tokens])
         angles = [self.rope.at(chunk.position, len(chunk.tokens)) for chunk in chunks]
-        for index, layer in enumerate(self.weights.layers):
+        on_cpu = self.gpu.first if self.gpu else self.config.layers
+        for index, layer in enumerate(self.weights.layers[:on_cpu]):
             if cancelled():
                 raise Cancelled("stopped")
             self._attention(tokens, layer, index, chunks, angles)
             self._experts(tokens, layer)
+        if self.gpu:
+            first = 0
+            for chunk, at in zip(chunks, angles, strict=True):
+                rows = x[first : first + len(chunk.tokens)]
+                rows[:] = self.gpu.forward(rows, chunk.position, chunk.cache.gpu_layers, at, cancelled)
+                first += len(rows)
         return x
+
+    def next_logits(
+        self, chunk: Chunk, cancelled: Callable[[], bool] = lambda: False, out: F32Array | None = None
+    ) -> F32Array:
+        """Run the tokens of `chunk`; give the logits (1, V) f32 after the last. `out`: as for logits.
+
+        Raises: as forward.
+        """
+        if not self.gpu or not self.gpu.unembeds:
+            return self.logits(self.forward([chunk], cancelled)[-1:], out)
+        x = self.buffers.x[: len(chunk.tokens)]
+        self._embed(x, list(chunk.tokens))
+        at = self.rope.at(chunk.position, len(x))
+        return self.gpu.forward(x, chunk.position, chunk.cache.gpu_layers, at, cancelled, wants_logits=True)
 
     def logits(self, x: F32Array, out: F32Array | None = None) -> F32Array:
         """Final norm and unembedding of rows x (n, D) of a forward pass: (n, V) f32.
 
         A view of `out` (n, ≥ V rounded up to 8) if given: fresh memory costs a token 0.2 ms of page faults.
+        Raises: GpuError.
         """
         unembedding = self.weights.unembedding
         x = np.ascontiguousarray(x)
         if out is None:
             out = np.empty((len(x), unembedding.rows), np.float32)
+        if self.gpu and self.gpu.unembeds:
+            self.gpu.logits(x, out)
+            return out[:, : self.config.vocab]
         step = self.buffers.tokens
         for first in range(0, len(x), step):
             rows = x[first : first + step]

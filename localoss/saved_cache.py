@@ -20,9 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from localoss.cache import Array, KVCache, LayerCache
+from localoss.gpu.cache import GpuLayerCache
 from localoss.sequence import Sequence, Snapshot, common_prefix
 from quant.config import ModelConfig
 
+_Layer = LayerCache | GpuLayerCache
 _FORMAT = 1
 _BLOCK = 256  # positions that share a checksum, and are in memory twice while they are saved or loaded
 _NEAR = 16  # tokens: one snapshot serves for positions that lie as close
@@ -182,16 +184,16 @@ class SavedCache:
                 path.unlink(missing_ok=True)
 
 
-def _record_bytes(layers: list[LayerCache]) -> int:
+def _record_bytes(layers: list[_Layer]) -> int:
     return sum(array.nbytes for layer in layers for array in layer.read(0, 1))
 
 
-def _pack(layers: list[LayerCache], first: int, end: int) -> bytes:
+def _pack(layers: list[_Layer], first: int, end: int) -> bytes:
     """Records of positions first to end - 1: for each layer keys, values and, for int8, their scales."""
     return np.concatenate([_bytes(array) for array in _arrays(layers, first, end)], axis=1).tobytes()
 
 
-def _unpack(layers: list[LayerCache], first: int, data: bytes) -> None:
+def _unpack(layers: list[_Layer], first: int, data: bytes) -> None:
     count = len(data) // _record_bytes(layers)
     records = np.frombuffer(data, np.uint8).reshape(count, -1)
     start = 0
@@ -207,7 +209,7 @@ def _unpack(layers: list[LayerCache], first: int, data: bytes) -> None:
         layer.write(first, arrays)
 
 
-def _arrays(layers: list[LayerCache], first: int, end: int) -> Iterator[Array]:
+def _arrays(layers: list[_Layer], first: int, end: int) -> Iterator[Array]:
     for layer in layers:
         yield from (array for array in layer.read(first, end) if array.size)
 

@@ -46,6 +46,11 @@ class Sequence:
         self.snapshots = [snapshot for snapshot in self.snapshots if snapshot.position <= kept]
         return kept
 
+    def leave_gpu(self) -> None:
+        """Begin anew on the CPU: the GPU is gone that kept a part of the cache."""
+        self.cache.leave_gpu()
+        self.tokens, self.snapshots, self._oldest = [], [], 0
+
     def begin(self, tokens: int) -> None:
         """Note that as many tokens are about to be written: even if that is cancelled, some rings lose
         their oldest positions to them.

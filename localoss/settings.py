@@ -18,6 +18,11 @@ def simd() -> str | None:
     return value
 
 
+def software_gpu() -> bool:
+    """LOCALOSS_SOFTWARE_GPU: whether a GPU that a program plays may be used. For tests: the CPU is faster."""
+    return _is_on("LOCALOSS_SOFTWARE_GPU")
+
+
 def home() -> Path:
     """LOCALOSS_HOME, or the user's data folder: where models live. It need not exist yet."""
     value = os.environ.get("LOCALOSS_HOME")
@@ -75,9 +80,13 @@ def kernel_cache() -> Path:
 
 def debug() -> bool:
     """LOCALOSS_DEBUG: whether errors show their traceback."""
-    value = os.environ.get("LOCALOSS_DEBUG", "").strip().lower()
+    return _is_on("LOCALOSS_DEBUG")
+
+
+def _is_on(name: str) -> bool:
+    value = os.environ.get(name, "").strip().lower()
     if value not in _ON + _OFF:
-        raise UsageError(f"LOCALOSS_DEBUG is {value!r}; set it to 1 or 0")
+        raise UsageError(f"{name} is {value!r}; set it to 1 or 0")
     return value in _ON
 
 

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 import psutil
 
 from localoss import kernels, settings
-from localoss.errors import UsageError
+from localoss.errors import GpuError, UsageError
+from localoss.gpu.choice import fit_gpu, layer_number, open_gpu
+from localoss.gpu.device import Device
 from localoss.machine import this_machine
 from localoss.memory import Plan, check, choose_context
 from localoss.registry import find_model
@@ -44,14 +46,14 @@ def start_engine(
     activations: str,
     memory_limit: int | None,
     must_fit: bool,
-    gpu_layers: int,
+    gpu_layers: int | str,
+    gpu_memory: int | None,
     chunk_tokens: int,
     compiling: Callable[[str], None] | None,
+    uploading: Callable[[int, int], None] | None,
     notice: Callable[[str], None] | None,
 ) -> "Engine":
     """See localoss.load."""
-    if gpu_layers:
-        raise UsageError(f"gpu_layers is {gpu_layers}; this version runs on the CPU only: leave it at 0")
     folder = find_model(str(model))
     kernels.keep_compiled_in(settings.kernel_cache(), settings.simd() or "best")
     from localoss.engine import Engine  # only now: Numba reads its cache folder when it sees a kernel
@@ -59,6 +61,7 @@ def start_engine(
 
     dtypes, config = read_manifest(folder).dtypes, read_config(folder / "config.json")
     _check_options(config, context_tokens, kv_dtype, activations, chunk_tokens)
+    on_gpu = layer_number(gpu_layers, config)
     exact, threads = activations == "f32", usable_threads(threads)
     plan = Plan(
         config,
@@ -70,22 +73,39 @@ def start_engine(
         exact=exact,
     )
     limit_bytes = this_machine().limit_bytes if memory_limit is None else memory_limit
-    if context_tokens is None:
-        plan = choose_context(plan, limit_bytes, prompt_tokens, must_fit)
-    else:
-        plan = replace(plan, context_tokens=context_tokens)
-    slow = check(plan, limit_bytes, must_fit)
-    if slow and notice:
-        notice(slow)
-    engine = Engine(
-        folder,
-        context_tokens=plan.context_tokens,
-        threads=threads,
-        kv_dtype=kv_dtype,
-        activations=activations,
-        chunk_tokens=chunk_tokens,
-        conversations=conversations,
-    )
+    tell = notice or (lambda line: None)
+
+    def sized(plan: Plan) -> Plan:
+        if context_tokens is not None:
+            return replace(plan, context_tokens=context_tokens)
+        return choose_context(plan, limit_bytes, prompt_tokens, must_fit)
+
+    def start(plan: Plan, device: Device | None = None) -> "Engine":
+        slow = check(plan, limit_bytes, must_fit)
+        if slow:
+            tell(slow)
+        return Engine(
+            folder,
+            context_tokens=plan.context_tokens,
+            threads=threads,
+            kv_dtype=kv_dtype,
+            activations=activations,
+            chunk_tokens=chunk_tokens,
+            conversations=conversations,
+            gpu=(device, plan.gpu_layers) if device else None,
+            uploaded=uploading or (lambda done, total: None),
+            notice=tell,
+        )
+
+    engine = None
+    if gpu_layers:
+        try:
+            device = open_gpu()
+            wanted = sized(replace(plan, gpu_layers=on_gpu))
+            engine = start(fit_gpu(wanted, gpu_layers, gpu_memory, device.adapter), device)
+        except GpuError as error:
+            tell(f"no layers on a GPU: {error}; the CPU runs them all")
+    engine = engine or start(sized(plan))
     with kernels.telling_compiled(compiling or (lambda name: None)):
         warm_up(kv_dtype, exact, engine.threads)
     return engine

@@ -16,6 +16,7 @@ LAYERS = [
     {"localoss.settings"},
     {"quant"},
     {"localoss.sizes"},
+    {"localoss.gpu.sizes"},
     {"localoss.kernels"},
     {"localoss.demo.install"},
     {"localoss.registry"},
@@ -23,6 +24,7 @@ LAYERS = [
     {"localoss.memory"},
     {"localoss.machine"},
     {"localoss.download"},
+    {"localoss.gpu"},
     {"localoss.cache", "localoss.rope", "localoss.sampler", "localoss.weights"},
     {"localoss.model", "localoss.sequence"},
     {"localoss.saved_cache"},
@@ -49,6 +51,7 @@ HOMES = {
     "prometheus_client": {"localoss.server"},
     "openai": set(),
     "huggingface_hub": {"localoss.download"},
+    "wgpu": {"localoss.gpu"},
     "numba": {"localoss.kernels", "quant"},
     "llvmlite": {"localoss.kernels", "quant"},
     "pytest": set(),
@@ -146,7 +149,7 @@ def test_help_imports_nothing_heavy(arguments):
     code, modules = json.loads(done.stdout.splitlines()[-1])
     assert code == 0, done.stderr
     heavy = {"numpy", "numba", "huggingface_hub", "openai_harmony", "safetensors", "psutil", "prompt_toolkit"}
-    heavy |= {"fastapi", "uvicorn", "llguidance"}
+    heavy |= {"fastapi", "uvicorn", "llguidance", "wgpu"}
     assert not heavy.intersection(modules)
 
 

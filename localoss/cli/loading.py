@@ -44,6 +44,7 @@ def load_model(name: str, **options: Any) -> tuple[Path, "Engine"]:
             return folder, localoss.load(
                 folder,
                 compiling=lambda kernel: line.show(f"compiling kernels, once on this machine: {kernel}"),
+                uploading=lambda done, total: line.show(f"copying layers to the GPU: {done} of {total}"),
                 notice=say,
                 **options,
             )

@@ -3,7 +3,7 @@
 import re
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -126,6 +126,33 @@ KVDtypeOption = Annotated[
 ]
 Threads = Annotated[
     int | None, typer.Option(metavar="N", min=1, help="CPU threads; one per core if not given.")
+]
+
+
+def layers_on_gpu(text: str) -> int | str:
+    """A number of layers, auto or all. Raises: UsageError."""
+    word = text.strip().lower()
+    if word in ("auto", "all"):
+        return word
+    if not (word.isascii() and word.isdigit()):
+        raise UsageError(f"--gpu-layers is {text!r}; give a number of layers, auto or all")
+    return int(word)
+
+
+GpuLayers = Annotated[
+    Any,  # int | str, which Typer takes for a choice between two parsers
+    typer.Option(
+        "--gpu-layers",
+        metavar="N",
+        parser=layers_on_gpu,
+        help="Layers that run on a GPU: a number, auto (as many as fit) or all.",
+    ),
+]
+GpuMemory = Annotated[
+    int | None,
+    typer.Option(
+        metavar="SIZE", parser=size_bytes, help="What the GPU may hold, as 8GB; default: what is known."
+    ),
 ]
 
 

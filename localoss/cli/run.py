@@ -52,6 +52,8 @@ def run(
     memory_limit: options.MemoryLimit = None,
     must_fit: options.MustFit = False,
     threads: options.Threads = None,
+    gpu_layers: options.GpuLayers = 0,
+    gpu_memory: options.GpuMemory = None,
 ) -> None:
     """Answer one prompt.
 
@@ -81,6 +83,8 @@ def run(
         kv_dtype=kv_dtype.value,
         memory_limit=memory_limit,
         must_fit=must_fit,
+        gpu_layers=gpu_layers,
+        gpu_memory=gpu_memory,
     )
     load_s = time.perf_counter() - started
 

@@ -1,0 +1,98 @@
+"""The shaders of one model, compiled for its dimensions."""
+
+from typing import Any
+
+from localoss.gpu.device import Device, Kernel
+from localoss.gpu.sources import source
+from localoss.gpu.weights import GpuMatrix
+from quant.config import SWIGLU_ALPHA, ModelConfig
+from quant.layout import expert_run, round_up
+from quant.manifest import Dtypes
+
+
+class Kernels:
+    """Every kernel is compiled when it is first asked for, and kept. `at_once`: sizes.tokens_at_once's."""
+
+    def __init__(self, device: Device, config: ModelConfig, dtypes: Dtypes, kv_dtype: str):
+        self._device, self._config, self._dtypes, self._kv_dtype = device, config, dtypes, kv_dtype
+        self._compiled: dict[tuple[Any, ...], Kernel] = {}
+        self._heads = {
+            "HEADS": config.heads,
+            "KV_HEADS": config.kv_heads,
+            "HEAD_DIM": config.head_dim,
+        }
+
+    def norm(self) -> Kernel:
+        constants = {"COLUMNS": self._config.hidden, "EPS": float(self._config.rms_norm_eps)}
+        return self._kernel("rrwu", "norm", **constants)
+
+    def matmul(self, matrix: GpuMatrix, adding: bool, at_once: int) -> Kernel:
+        return self._kernel(
+            "rrrrwuu",
+            matrix.dtype,
+            "tiles",
+            "matmul",
+            M=at_once,
+            BLOCKS=matrix.blocks,
+            ROWS=8 * matrix.groups,
+            BIASED=matrix.bias is not None,
+            ADDING=adding,
+        )
+
+    def rotate(self, slots: int) -> Kernel:
+        return self._kernel("wrwwwwu", f"cache_{self._kv_dtype}", "rotate", SLOTS=slots, **self._heads)
+
+    def attend(self, slots: int, window: int) -> Kernel:
+        constants = {"SLOTS": slots, "WINDOW": window, **self._heads}
+        return self._kernel("rrrrrrwu", f"cache_{self._kv_dtype}", "attend", **constants)
+
+    def route(self) -> Kernel:
+        experts, active = self._config.experts, self._config.active_experts
+        row = round_up(experts, 8)
+        return self._kernel("rrww", "route", EXPERTS=experts, ACTIVE=active, LOGITS_ROW=row)
+
+    def sort(self, at_once: int) -> Kernel:
+        experts, active = self._config.experts, self._config.active_experts
+        return self._kernel("rwwwu", "sort", M=at_once, EXPERTS=experts, ACTIVE=active)
+
+    def gate_up(self, at_once: int) -> Kernel:
+        run = expert_run(self._config, self._dtypes.experts)
+        places = (run.gate_up_codes, run.gate_up_scales, run.gate_up_bias)
+        return self._experts(True, places, 2 * self._config.intermediate, self._config.hidden, at_once)
+
+    def down(self, at_once: int) -> Kernel:
+        run = expert_run(self._config, self._dtypes.experts)
+        places = (run.down_codes, run.down_scales, run.down_bias)
+        return self._experts(False, places, self._config.hidden, self._config.intermediate, at_once)
+
+    def add(self) -> Kernel:
+        constants = {"COLUMNS": self._config.hidden, "ACTIVE": self._config.active_experts}
+        return self._kernel("rrrw", "add", **constants)
+
+    def _experts(
+        self, is_gate_up: bool, places: tuple[int, int, int], rows: int, columns: int, at_once: int
+    ) -> Kernel:
+        """places: byte offsets of codes, scales and bias in an expert's run."""
+        codes, scales, bias = places
+        return self._kernel(
+            "rrrwrru",
+            self._dtypes.experts,
+            "tiles",
+            "experts",
+            M=at_once,
+            BLOCKS=columns // 32,
+            ROWS=rows,
+            GATE_UP=is_gate_up,
+            EXPERT_WORDS=expert_run(self._config, self._dtypes.experts).size // 4,
+            CODES_WORD=codes // 4,
+            SCALES_WORD=scales // 4,
+            BIAS_WORD=bias // 4,
+            ALPHA=SWIGLU_ALPHA,
+            LIMIT=float(self._config.swiglu_limit),
+        )
+
+    def _kernel(self, access: str, *files: str, **constants: int | float | bool) -> Kernel:
+        key = (*files, *constants.items())
+        if key not in self._compiled:
+            self._compiled[key] = self._device.kernel(source(*files, **constants), access)
+        return self._compiled[key]

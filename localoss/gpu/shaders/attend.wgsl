@@ -1,0 +1,113 @@
+// out (T, HEADS * HEAD_DIM): attention of one head and token per workgroup, with its sink and, unless WINDOW is
+// 0, within its window. Keys come KEYS at a time. Source: online softmax, https://arxiv.org/abs/1805.02867.
+const THREADS = 64u;
+const KEYS = 256u;
+const QUADS = HEAD_DIM / 4u;
+const PARTS = THREADS / QUADS;  // threads that share the keys of four columns of the result
+const GROUP = HEADS / KV_HEADS;
+const NONE = -3.0e38;
+
+@group(0) @binding(0) var<storage, read> qkv: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read> keys: array<Quad>;
+@group(0) @binding(2) var<storage, read> values: array<Quad>;
+@group(0) @binding(3) var<storage, read> key_scales: array<f32>;
+@group(0) @binding(4) var<storage, read> value_scales: array<f32>;
+@group(0) @binding(5) var<storage, read> sinks: array<f32>;
+@group(0) @binding(6) var<storage, read_write> out: array<vec4<f32>>;
+@group(0) @binding(7) var<uniform> batch: Batch;
+var<workgroup> query: array<vec4<f32>, QUADS>;
+var<workgroup> weights: array<f32, KEYS>;
+var<workgroup> reduced: array<f32, THREADS>;
+var<workgroup> parts: array<vec4<f32>, THREADS>;
+
+fn score(key: u32, head: u32) -> f32 {
+  let place = key % SLOTS * KV_HEADS + head;
+  var sum = 0.0;
+  for (var i = 0u; i < QUADS; i++) {
+    sum += dot(query[i], from_cache(keys[place * QUADS + i]));
+  }
+  if (SCALED) {
+    sum *= key_scales[place];
+  }
+  return sum;
+}
+
+@compute @workgroup_size(THREADS)
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+  let head = id.x / GROUP;
+  let end = batch.position + id.y + 1u;
+  var begin = 0u;
+  if (WINDOW > 0u && end > WINDOW) {
+    begin = end - WINDOW;
+  }
+  if (thread < QUADS) {
+    let row = id.y * (HEADS + 2u * KV_HEADS) * QUADS;
+    query[thread] = qkv[row + id.x * QUADS + thread] / sqrt(f32(HEAD_DIM));
+  }
+  workgroupBarrier();
+
+  var largest = sinks[id.x];
+  var total = 0.0;  // of this thread's keys
+  var result = vec4<f32>(0.0);  // of this thread's part of them
+  for (var base = begin; base < end; base += KEYS) {
+    var top = NONE;
+    for (var i = thread; i < KEYS; i += THREADS) {
+      var s = NONE;
+      if (base + i < end) {
+        s = score(base + i, head);
+      }
+      weights[i] = s;
+      top = max(top, s);
+    }
+    reduced[thread] = top;
+    for (var half = THREADS / 2u; half > 0u; half >>= 1u) {
+      workgroupBarrier();
+      if (thread < half) {
+        reduced[thread] = max(reduced[thread], reduced[thread + half]);
+      }
+    }
+    workgroupBarrier();
+    let new_largest = max(largest, reduced[0]);
+    let shrink = exp(largest - new_largest);
+    largest = new_largest;
+    total *= shrink;
+    result *= shrink;
+    for (var i = thread; i < KEYS; i += THREADS) {
+      var w = 0.0;
+      if (base + i < end) {
+        w = exp(weights[i] - largest);
+      }
+      total += w;
+      if (SCALED) {
+        w *= value_scales[(base + i) % SLOTS * KV_HEADS + head];
+      }
+      weights[i] = w;
+    }
+    workgroupBarrier();
+    if (thread < PARTS * QUADS) {
+      for (var i = thread / QUADS; i < min(KEYS, end - base); i += PARTS) {
+        let place = (base + i) % SLOTS * KV_HEADS + head;
+        result += weights[i] * from_cache(values[place * QUADS + thread % QUADS]);
+      }
+    }
+    workgroupBarrier();
+  }
+
+  reduced[thread] = total;
+  parts[thread] = result;
+  for (var half = THREADS / 2u; half > 0u; half >>= 1u) {
+    workgroupBarrier();
+    if (thread < half) {
+      reduced[thread] += reduced[thread + half];
+    }
+  }
+  workgroupBarrier();
+  if (thread < QUADS) {
+    var sum = parts[thread];
+    for (var p = 1u; p < PARTS; p++) {
+      sum += parts[p * QUADS + thread];
+    }
+    let weight = reduced[0] + exp(sinks[id.x] - largest);
+    out[id.y * HEADS * QUADS + id.x * QUADS + thread] = sum / weight;
+  }
+}

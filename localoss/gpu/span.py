@@ -1,0 +1,214 @@
+"""The model's last layers on a GPU, and the unembedding with all of them.
+
+The residual stream comes once and leaves once; routing, the KV cache and everything between stay there. A
+decoded token is one submit and one read-back. T tokens, D hidden, V vocabulary, as in localoss/model.py.
+"""
+
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from localoss.errors import Cancelled
+from localoss.gpu.cache import GpuLayerCache
+from localoss.gpu.device import Device, Dispatch
+from localoss.gpu.kernels import Kernels
+from localoss.gpu.sizes import LOGIT_ROWS, gpu_buffer_sizes, most_runs, tokens_at_once
+from localoss.gpu.weights import GpuLayer, GpuMatrix, Tensors, upload_layer, upload_matrix
+from quant.config import ModelConfig
+from quant.layout import round_up
+from quant.manifest import Dtypes
+
+F32Array = NDArray[np.float32]
+
+_AT_ONE_GO = 32  # tokens; more are submitted layer by layer, so that cancelling and drivers need not wait
+
+
+@dataclass
+class Decoded:
+    """How many single tokens were run, and what they took of the bus."""
+
+    tokens: int = 0
+    submits: int = 0
+    read_backs: int = 0
+
+
+class GpuSpan:
+    """Layers `first` to the last on `device`. Raises: GpuError from every method; the device is lost then."""
+
+    def __init__(
+        self,
+        device: Device,
+        config: ModelConfig,
+        dtypes: Dtypes,
+        tensors: Sequence[Tensors],
+        layers: int,
+        kv_dtype: str,
+        max_tokens: int,
+        uploaded: Callable[[int, int], None] = lambda done, total: None,
+    ):
+        """Upload the last `layers` of `tensors`, each layer's and then the vocabulary's.
+
+        max_tokens: of a forward pass. uploaded: told how many layers are there, of how many.
+        """
+        self.device, self.config, self.layers = device, config, layers
+        self.first = config.layers - layers
+        self.decoded = Decoded()
+        self._kv_dtype = kv_dtype
+        self._kernels = Kernels(device, config, dtypes, kv_dtype)
+        sizes = gpu_buffer_sizes(config, max_tokens, self.unembeds)
+        self._at = {name: device.buffer(size.nbytes) for name, size in sizes.items()}
+        self._batch = device.uniform(0, 0, 0, 0)
+        self._zeros = device.uniform(0, 0, 0, 0)
+        self._weights: list[GpuLayer] = []
+        for index, layer in enumerate(tensors[self.first : config.layers]):
+            self._weights.append(upload_layer(device, layer, dtypes.attention))
+            uploaded(index + 1, layers)
+        self._final_norm: Any = None
+        self._unembedding: GpuMatrix | None = None
+        if self.unembeds:
+            vocabulary = tensors[config.layers]
+            self._final_norm = device.upload(vocabulary["final_norm"])
+            self._unembedding = upload_matrix(device, vocabulary, "unembedding", dtypes.unembedding)
+        self._decoding: weakref.WeakKeyDictionary[Any, list[Dispatch]] = weakref.WeakKeyDictionary()
+
+    @property
+    def unembeds(self) -> bool:
+        """Whether logits are computed here: with all layers."""
+        return self.layers == self.config.layers
+
+    def layer_cache(self, slots: int) -> GpuLayerCache:
+        return GpuLayerCache(self.device, self.config, slots, self._kv_dtype)
+
+    def forward(
+        self,
+        x: F32Array,
+        position: int,
+        cache: Sequence[GpuLayerCache],
+        angles: tuple[F32Array, F32Array],
+        cancelled: Callable[[], bool],
+        wants_logits: bool = False,
+    ) -> F32Array:
+        """Run x (T, D), the residual stream of tokens at `position`, position + 1, …, through the layers.
+
+        cache: one for each layer. angles: rope.Rope.at's. Gives the residual stream (T, D) after the last
+        layer, or with `wants_logits` the logits (1, V) after the last token. Raises: Cancelled.
+        """
+        tokens = len(x)
+        runs = most_runs(tokens * self.config.active_experts, self.config.experts, tokens_at_once(tokens))
+        self.device.write(self._at["x"], x)
+        self.device.write(self._at["angles"], np.stack(angles, axis=-1))
+        self.device.write(self._batch, np.array([tokens, position, tokens - 1, runs], np.uint32))
+        before = self.device.submits, self.device.read_backs
+        if wants_logits:
+            reading = (self._at["logits"], 0, 4 * round_up(self.config.vocab, 8))
+        else:
+            reading = (self._at["x"], 0, x.nbytes)
+        if tokens == 1:
+            work = self._decoding_work(cache)
+        else:
+            work = self._layers_work(cache, tokens, cancelled)
+        if wants_logits:
+            work = [*work, *self._logits_work(1)]
+        (data,) = self.device.run(work, [reading])
+        if tokens == 1:
+            self.decoded.tokens += 1
+            self.decoded.submits += self.device.submits - before[0]
+            self.decoded.read_backs += self.device.read_backs - before[1]
+        rows = np.frombuffer(data, np.float32)
+        return rows[None, : self.config.vocab] if wants_logits else rows.reshape(x.shape)
+
+    def logits(self, x: F32Array, out: F32Array) -> None:
+        """Write final norm and unembedding of rows x (n, D) to out (n, ≥ V rounded up to 8)."""
+        width = round_up(self.config.vocab, 8)
+        for first in range(0, len(x), LOGIT_ROWS):
+            rows = x[first : first + LOGIT_ROWS]
+            self.device.write(self._at["x"], rows)
+            self.device.write(self._batch, np.array([len(rows), 0, 0, 0], np.uint32))
+            (data,) = self.device.run(
+                self._logits_work(len(rows)), [(self._at["logits"], 0, 4 * width * len(rows))]
+            )
+            out[first : first + len(rows), :width] = np.frombuffer(data, np.float32).reshape(-1, width)
+
+    def _decoding_work(self, cache: Sequence[GpuLayerCache]) -> list[Dispatch]:
+        """What one token takes: the same for every token of a conversation, so made once."""
+        work = self._decoding.get(cache[0])
+        if work is None:
+            work = [d for index in range(self.layers) for d in self._layer_work(index, cache[index], 1)]
+            self._decoding[cache[0]] = work
+        return work
+
+    def _layers_work(
+        self, cache: Sequence[GpuLayerCache], tokens: int, cancelled: Callable[[], bool]
+    ) -> list[Dispatch]:
+        """What is left to do after all layers that were submitted on the way."""
+        work: list[Dispatch] = []
+        for index in range(self.layers):
+            if cancelled():
+                raise Cancelled("stopped")
+            work += self._layer_work(index, cache[index], tokens)
+            if tokens > _AT_ONE_GO:
+                self.device.run(work)
+                self.device.wait()
+                work = []
+        return work
+
+    def _layer_work(self, index: int, cache: GpuLayerCache, tokens: int) -> list[Dispatch]:
+        """One layer, as localoss/kernels/layer.py has it."""
+        at, layer, make = self._at, self._weights[index], self.device.dispatch
+        kernels, batch = self._kernels, self._batch
+        once = tokens_at_once(tokens)
+        runs = most_runs(tokens * self.config.active_experts, self.config.experts, once)
+        window = self.config.sliding_window if self.config.is_sliding[self.first + index] else 0
+        keys = cache.buffers
+        # The norms read x from batch.first_row on, which is for the logits: so a uniform of zeros here.
+        work = [make(kernels.norm(), [at["x"], layer.attention_norm, at["normed"], self._zeros], tokens)]
+        work += self._product(layer.qkv, "normed", "qkv", tokens)
+        work.append(make(kernels.rotate(cache.slots), [at["qkv"], at["angles"], *keys, batch], tokens))
+        attend = kernels.attend(cache.slots, window)
+        work.append(
+            make(attend, [at["qkv"], *keys, layer.sinks, at["attended"], batch], self.config.heads, tokens)
+        )
+        work += self._product(layer.output, "attended", "x", tokens, adding=True)
+        work.append(make(kernels.norm(), [at["x"], layer.mlp_norm, at["normed"], self._zeros], tokens))
+        work += self._product(layer.router, "normed", "router_logits", tokens)
+        chosen = [at["expert_ids"], at["expert_weights"]]
+        work.append(make(kernels.route(), [at["router_logits"], layer.router_bias, *chosen], tokens))
+        order = [at["expert_ids"], at["sources"], at["places"], at["runs"], batch]
+        work.append(make(kernels.sort(once), order, 1))
+        products = (
+            (kernels.gate_up(once), "normed", "h", self.config.intermediate // 4),
+            (kernels.down(once), "h", "y", self.config.hidden // 8),
+        )
+        for kernel, source, target, groups in products:
+            for part in layer.experts:
+                buffers = [at[source], at[target], at["runs"], at["sources"], part.which]
+                work.append(make(kernel, [part.runs, part.runs, *buffers], groups, runs))
+        weighted = [at["y"], at["places"], at["expert_weights"], at["x"]]
+        return [*work, make(kernels.add(), weighted, tokens)]
+
+    def _logits_work(self, rows: int) -> list[Dispatch]:
+        """Final norm and unembedding of `rows` rows of x, from batch.first_row on."""
+        assert self._unembedding is not None
+        norm = [self._at["x"], self._final_norm, self._at["normed"], self._batch]
+        work = [self.device.dispatch(self._kernels.norm(), norm, rows)]
+        return work + self._product(self._unembedding, "normed", "logits", rows)
+
+    def _product(
+        self, matrix: GpuMatrix, source: str, target: str, tokens: int, adding: bool = False
+    ) -> list[Dispatch]:
+        kernel = self._kernels.matmul(matrix, adding, tokens_at_once(tokens))
+        bias = matrix.bias or self.device.upload(None)
+        ends = [bias, self._at[source], self._at[target], self._batch]
+        return [
+            self.device.dispatch(
+                kernel,
+                [part.codes, part.scales, *ends, part.which],
+                part.groups,
+                -(-tokens // tokens_at_once(tokens)),
+            )
+            for part in matrix.parts
+        ]

@@ -158,6 +158,17 @@ def test_layers_on_a_gpu(plan_20b):
     assert gpu_layers(plan_20b, int(0.3e9)) == 0
 
 
+def test_what_is_on_the_gpu_is_not_in_memory(plan_20b):
+    """All of it but scratch, which both have: a part each of weights and KV cache."""
+    for layers in (1, 7, 24):
+        shared = replace(plan_20b, gpu_layers=layers)
+        kept = sum(size for name, size in shared.on_gpu.items() if name != "scratch")
+        assert shared.total_bytes == plan_20b.total_bytes - kept
+        assert min(shared.weights.values()) >= 0
+    assert shared.weights["unembedding"] == 0 == shared.weights["experts"] == shared.kv_cache_bytes
+    assert shared.weights["embedding"] == plan_20b.weights["embedding"]
+
+
 @pytest.mark.parametrize(
     ("text", "size"),
     [
@@ -287,7 +298,8 @@ def test_plan_before_anything_is_downloaded(capsys, tmp_path, monkeypatch):
     assert (code, err) == (0, "")
     assert "gpt-oss-20b (not installed) · context 32,768 tokens" in out
     assert "It fits, with 2.4 GB to spare." in out and "The longest context that fits: 131,072 tokens." in out
-    assert "could hold 14 of 24 layers" in out and "this version runs on the CPU alone" in out
+    assert "A GPU of 8.0 GB holds 15 of 24 layers (--gpu-layers 15): 7." in out
+    assert "The machine's memory takes 5." in out
 
 
 def test_plan_in_json(capsys, tmp_path, monkeypatch):

@@ -151,7 +151,7 @@ GpuLayers = Annotated[
 GpuMemory = Annotated[
     int | None,
     typer.Option(
-        metavar="SIZE", parser=size_bytes, help="What the GPU may hold, as 8GB; default: what is known."
+        metavar="SIZE", parser=size_bytes, help="What the GPU may hold, as 8GB; default: what is free."
     ),
 ]
 

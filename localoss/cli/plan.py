@@ -39,7 +39,7 @@ def plan(
     gpu_memory: Annotated[
         int | None,
         typer.Option(
-            metavar="SIZE", parser=options.size_bytes, help="Say which part a GPU of this size could hold."
+            metavar="SIZE", parser=options.size_bytes, help="Say which layers a GPU of this size holds."
         ),
     ] = None,
     threads: options.Threads = None,
@@ -120,7 +120,13 @@ def _report(
         "changes": plan.changes(limit),
     }
     if gpu_bytes is not None:
-        report["gpu"] = {"bytes": gpu_bytes, "layers": gpu_layers(plan, gpu_bytes), "is_built": False}
+        shared = replace(plan, gpu_layers=gpu_layers(plan, gpu_bytes))
+        report["gpu"] = {
+            "bytes": gpu_bytes,
+            "layers": shared.gpu_layers,
+            "on_gpu_bytes": shared.on_gpu,
+            "left_in_memory_bytes": shared.total_bytes,
+        }
     return report
 
 
@@ -156,11 +162,23 @@ def _print(
     for change in plan.changes(limit):
         console.print(f"To make it fit: {change}", markup=False)
     if gpu_bytes is not None:
-        layers = gpu_layers(plan, gpu_bytes)
-        console.print(
-            f"A GPU of {gigabytes(gpu_bytes)} could hold {layers} of {plan.config.layers} layers, "
-            f"{gigabytes(layers * plan.layer_bytes)}. A plan only: this version runs on the CPU alone."
-        )
+        _print_gpu(console, replace(plan, gpu_layers=gpu_layers(plan, gpu_bytes)), gpu_bytes)
+
+
+def _print_gpu(console: "Console", plan: "Plan", gpu_bytes: int) -> None:
+    """What a GPU of so many bytes holds of `plan`, whose gpu_layers fit it."""
+    from localoss.memory import gigabytes
+
+    if not plan.gpu_layers:
+        console.print(f"A GPU of {gigabytes(gpu_bytes)} holds no layer of it.")
+        return
+    every = ", the unembedding too" if plan.unembeds_on_gpu else ""
+    parts = ", ".join(f"{name} {gigabytes(size)}" for name, size in plan.on_gpu.items() if size)
+    console.print(
+        f"A GPU of {gigabytes(gpu_bytes)} holds {plan.gpu_layers} of {plan.config.layers} layers{every} "
+        f"(--gpu-layers {plan.gpu_layers}): {gigabytes(plan.gpu_bytes)}, of it {parts}.\n"
+        f"The machine's memory takes {gigabytes(plan.total_bytes)} then."
+    )
 
 
 def _bar(plan: "Plan", limit_bytes: int) -> str:

@@ -8,6 +8,7 @@ Source: https://cookbook.openai.com/articles/openai-harmony
 import datetime
 import functools
 import itertools
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from typing import Any
 import openai_harmony as library
 
 from localoss import settings
+from localoss.chat.pieces import PIECE_CHARS, has_endless_word, pieces
 from localoss.errors import ModelError, UsageError
 
 VOCABULARY_FOLDER = Path(__file__).with_name("vocabulary")
@@ -33,6 +35,7 @@ EFFORTS = {
 }
 KNOWLEDGE_CUTOFF = "2024-06"
 _FUNCTION_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}")
+_MAX_FUNCTION_CHARS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -115,16 +118,24 @@ def check_vocabulary(vocab_tokens: int) -> None:
 
 
 def render(setup: ChatSetup, messages: Sequence[Message]) -> list[int]:
-    """Tokens of the whole conversation, up to the `<|start|>assistant` that the model continues."""
-    conversation = [_system_message(setup)]
+    """Tokens of the whole conversation, up to the `<|start|>assistant` that the model continues.
+
+    Raises: UsageError for functions that are too long to be read.
+    """
+    is_long = len(setup.instructions or "") > PIECE_CHARS
+    head = [_system_message(setup)]
     if setup.instructions or setup.functions:
-        conversation.append(_developer_message(setup))
-    conversation += [_library_message(message) for message in drop_finished_analysis(messages)]
-    return encoding().render_conversation_for_completion(
-        library.Conversation.from_messages(conversation),
+        head.append(_developer_message(None if is_long else setup.instructions, setup.functions))
+    messages = drop_finished_analysis(messages)
+    tokens = encoding().render_conversation_for_completion(
+        library.Conversation.from_messages([*head, *map(_library_message, messages)]),
         library.Role.ASSISTANT,
         library.RenderConversationConfig(auto_drop_analysis=False),
     )
+    texts = [""] * len(head) + [message.text for message in messages]
+    if is_long:
+        texts[1] = f"# Instructions\n\n{setup.instructions}"
+    return _with_long_texts(tokens, texts)
 
 
 def render_reply(messages: Sequence[Message]) -> list[tuple[list[int], bool]]:
@@ -132,7 +143,9 @@ def render_reply(messages: Sequence[Message]) -> list[tuple[list[int], bool]]:
 
     A tool's result, which it doesn't write, may stand between a call and what follows.
     """
-    rendered = [encoding().render(_library_message(message)) for message in messages]
+    rendered = [
+        _with_long_texts(encoding().render(_library_message(message)), [message.text]) for message in messages
+    ]
     rendered[0] = rendered[0][2:]  # the prompt ends with `<|start|>assistant`
     if messages[-1].channel == "final":
         rendered[-1][-1] = RETURN
@@ -158,7 +171,24 @@ def drop_finished_analysis(messages: Sequence[Message]) -> list[Message]:
 
 def encode_raw(text: str) -> list[int]:
     """Tokens of `text` as it stands, control tokens included, for prompts without the chat format."""
-    return encoding().encode(_well_formed(text), allowed_special="all")
+    tokens: list[int] = []
+    for index, part in enumerate(_control_pattern().split(_well_formed(text))):
+        is_control = index % 2 == 1
+        tokens += encoding().encode(part, allowed_special="all") if is_control else encode_text(part)
+    return tokens
+
+
+def encode_text(text: str) -> list[int]:
+    """Tokens of `text`, in which nothing counts as a control token."""
+    tokens: list[int] = []
+    for piece in pieces(_well_formed(text)):
+        tokens += encoding().encode(piece, disallowed_special=())
+    return tokens
+
+
+@functools.cache
+def _control_pattern() -> re.Pattern[str]:
+    return re.compile("(" + "|".join(map(re.escape, sorted(encoding().special_tokens_set))) + ")")
 
 
 def token_bytes(token: int) -> bytes:
@@ -179,21 +209,55 @@ def _system_message(setup: ChatSetup) -> library.Message:
     return library.Message.from_role_and_content(library.Role.SYSTEM, content)
 
 
-def _developer_message(setup: ChatSetup) -> library.Message:
+def _developer_message(instructions: str | None, functions: Sequence[Function]) -> library.Message:
+    """Raises: UsageError for functions that are too long."""
     content = library.DeveloperContent.new()
-    if setup.instructions:
-        content = content.with_instructions(_well_formed(setup.instructions))
-    if setup.functions:
+    if instructions:
+        content = content.with_instructions(_well_formed(instructions))
+    if functions:
+        _check_lengths(functions)
         content = content.with_function_tools(
-            [library.ToolDescription.new(f.name, f.description, f.parameters) for f in setup.functions]
+            [library.ToolDescription.new(f.name, f.description, f.parameters) for f in functions]
         )
     return library.Message.from_role_and_content(library.Role.DEVELOPER, content)
 
 
+def _check_lengths(functions: Sequence[Function]) -> None:
+    """Raises: UsageError for functions whose definitions would take the tokenizer too long."""
+    total = 0
+    for function in functions:
+        text = f"{function.description} {json.dumps(function.parameters, ensure_ascii=False)}"
+        total += len(text)
+        if has_endless_word(text):
+            raise UsageError(f"function {function.name!r}: a word has more than {PIECE_CHARS:,} characters")
+    if total > _MAX_FUNCTION_CHARS:
+        raise UsageError(
+            f"the functions have {total:,} characters; at most {_MAX_FUNCTION_CHARS:,} are taken"
+        )
+
+
+def _with_long_texts(tokens: list[int], texts: Sequence[str]) -> list[int]:
+    """`tokens`, rendered messages, with those of `texts` put in that were too long for the library."""
+    filled: list[int] = []
+    position = 0
+    for text in texts:
+        start = tokens.index(MESSAGE, position) + 1
+        filled += tokens[position:start]
+        position = start
+        if len(text) > PIECE_CHARS:
+            while tokens[position] < TEXT_TOKENS:
+                position += 1
+            functions = encoding().decode(tokens[start:position])  # which follow long instructions
+            filled += encode_text(f"{text}\n\n{functions}" if functions else text)
+    return filled + tokens[position:]
+
+
 def _library_message(message: Message) -> library.Message:
+    """Without its text if that is long."""
     role = library.Role(message.role)
     author = library.Author.new(role, message.name) if message.name else library.Author(role=role)
-    result = library.Message.from_author_and_content(author, _well_formed(message.text))
+    text = message.text if len(message.text) <= PIECE_CHARS else ""
+    result = library.Message.from_author_and_content(author, _well_formed(text))
     if message.channel:
         result = result.with_channel(message.channel)
     if message.recipient:

@@ -129,7 +129,7 @@ def _read(chat: Chat, name: str) -> None:
         raise UsageError(f"{path}: {error.strerror or error}") from None
     except UnicodeDecodeError:
         raise UsageError(f"{path}: not UTF-8 text") from None
-    tokens = len(harmony.encoding().encode(text)) if text is not None else size // _CHARACTERS_PER_TOKEN
+    tokens = len(harmony.encode_text(text)) if text is not None else size // _CHARACTERS_PER_TOKEN
     if text is None or tokens > free:
         least = "at least " if text is None else ""
         raise UsageError(f"{path} has {least}{tokens:,} tokens, and the context has room for {free:,}")

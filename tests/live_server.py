@@ -1,15 +1,19 @@
 """A server of localoss in a thread of the test, with real sockets, on any engine."""
 
 import contextlib
+import datetime
 import threading
 import time
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import httpx2
 import openai
 import uvicorn
 
+from localoss.chat import harmony
 from localoss.server.app import build_app
 from localoss.server.guard import LOOPBACK
 from localoss.server.pool import SequencePool
@@ -17,6 +21,8 @@ from localoss.server.service import Service
 from localoss.server.worker import Worker
 
 MODEL = "tiny"
+# The day is in every prompt, and noise says something else on another day.
+_ONE_DAY = SimpleNamespace(date=SimpleNamespace(today=lambda: datetime.date(2026, 3, 7)))
 _PATIENCE_S = 300  # a busy machine is no fault of the server
 
 
@@ -60,7 +66,8 @@ def live(engine: Any, *, queue: int = 64, conversations: int = 4, name: str = MO
         time.sleep(0.01)
     port = server.servers[0].sockets[0].getsockname()[1]
     try:
-        yield Live(service, f"http://127.0.0.1:{port}")
+        with mock.patch.object(harmony, "datetime", _ONE_DAY):
+            yield Live(service, f"http://127.0.0.1:{port}")
     finally:
         server.should_exit = server.force_exit = True
         thread.join(timeout=30)

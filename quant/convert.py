@@ -6,6 +6,7 @@ Published MXFP4 is permuted into tiles and never rounded again; the rest becomes
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -168,14 +169,15 @@ def _write_files(
 
     advance(0)
     with Writer(advance) as writer:
-        for name in checkpoint.arrange(missing):
-            path = target.folder / name
+        for name in checkpoint.arrange(missing, writer.flush):
+            path, done = target.folder / name, partial(target.add, name)
             if name in small:
-                entry = writer.write(path, [small[name]])
+                writer.write(path, [small[name]], done)
             else:
                 parts = _parts(checkpoint, name, files[name], target, calibration)
-                entry = writer.write_tensors(path, files[name], parts)
-            target.add(name, entry)
+                writer.write_tensors(path, files[name], parts, done)
+            if name == CALIBRATION_FILE:
+                writer.flush()  # the next files read it
     target.finish()
     return to_write_bytes
 

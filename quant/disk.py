@@ -73,6 +73,15 @@ def disk_error(error: OSError, path: Path) -> QuantError:
 
 
 @contextmanager
+def errors_told(path: Path) -> Iterator[None]:
+    """What the disk refuses while `path` is written is a QuantError that says so."""
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(error, path) from None
+
+
+@contextmanager
 def locked(folder: Path, busy: str = BUSY) -> Iterator[None]:
     """Keep other converters out of `folder`. The lock dies with the process, however that ends.
 

@@ -56,7 +56,7 @@ def export(model: Path, out: Path, progress: Progress | None = None) -> int:
         with Writer(advance) as writer:
             for name, specs in shards.items():
                 header = header_of(specs, metadata={"format": "pt"}, alignment=8)
-                writer.write_tensors(out / name, specs, _parts(source, specs), header)
+                writer.write_tensors(out / name, specs, _parts(source, specs), header=header)
             weight_map = {tensor: name for name, specs in shards.items() for tensor in specs}
             index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
             writer.write(out / INDEX_FILE, [_json(index)])
@@ -69,10 +69,8 @@ def export(model: Path, out: Path, progress: Progress | None = None) -> int:
 def _make_empty(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise QuantError(f"{out}: holds something already; name a new folder")
-    try:
+    with disk.errors_told(out):
         disk.make_folder(out)
-    except OSError as error:
-        raise disk.disk_error(error, out) from None
 
 
 def _shards(source: Source) -> dict[str, Specs]:

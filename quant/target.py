@@ -55,7 +55,7 @@ class Target:
         Raises: QuantError if it holds something else, another process writes it, or the disk has no room.
         """
         self._check_foreign()
-        try:
+        with disk.errors_told(self.folder):
             if not self.folder.exists():
                 self._check_room(sizes)
                 disk.make_folder(self.folder)
@@ -67,28 +67,25 @@ class Target:
             self._check_room(sizes)
             self._save()  # first, so that the folder is known as ours whatever happens
             self._clear()
-        except OSError as error:
-            raise disk.disk_error(error, self.folder) from None
         return False
 
     def add(self, name: str, entry: FileEntry) -> None:
-        """File `name` is complete and on disk. Raises: QuantError if the source changed meanwhile."""
+        """File `name` is complete and on disk; may be told in any thread, one file at a time.
+
+        Raises: QuantError if the source changed meanwhile.
+        """
         for path in self._changed(self._stamps_now()):
             raise QuantError(f"{path}: changed while it was converted; convert it again with --force")
         self.manifest = self.manifest.with_file(name, entry)
-        try:
+        with disk.errors_told(self.folder):
             self._save()
-        except OSError as error:
-            raise disk.disk_error(error, self.folder) from None
 
     def finish(self) -> None:
         """The model is complete: from now on it has its manifest."""
-        try:
+        with disk.errors_told(self.folder):
             disk.write_file(self.folder / NEW_JOURNAL, self.manifest.to_json())
             disk.replace(self.folder / NEW_JOURNAL, self.folder / MANIFEST)
             disk.sync_folder(self.folder)
-        except OSError as error:
-            raise disk.disk_error(error, self.folder) from None
         disk.try_to_remove(self.folder / JOURNAL)
 
     def _check_foreign(self) -> None:
@@ -224,14 +221,11 @@ def reopen(folder: Path, manifest: Manifest, bad: set[str]) -> None:
     """
     files = {name: entry for name, entry in manifest.files.items() if name not in bad}
     there = replace(manifest, files=files)
-    try:
-        with disk.locked(folder):
-            disk.write_file(folder / NEW_JOURNAL, there.to_json(source_files={}))
-            disk.replace(folder / NEW_JOURNAL, folder / JOURNAL)
-            disk.remove(folder / MANIFEST)
-            disk.sync_folder(folder)
-    except OSError as error:
-        raise disk.disk_error(error, folder) from None
+    with disk.errors_told(folder), disk.locked(folder):
+        disk.write_file(folder / NEW_JOURNAL, there.to_json(source_files={}))
+        disk.replace(folder / NEW_JOURNAL, folder / JOURNAL)
+        disk.remove(folder / MANIFEST)
+        disk.sync_folder(folder)
 
 
 def _is_ours(name: str) -> bool:

@@ -3,9 +3,8 @@
 import hashlib
 import json
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from io import FileIO
 from math import prod
 from pathlib import Path
@@ -21,6 +20,12 @@ from quant.manifest import FileEntry
 PART = ".part"
 OURS = {"localoss_format": str(FORMAT_VERSION)}  # metadata of a model directory's files
 PARTS_IN_FLIGHT = 4  # arrays that wait to be hashed and written; bounds memory
+FILES_UNSYNCED = 2  # that are complete; what a kill can lose
+Done = Callable[[FileEntry], None]
+
+
+def _ignore(_: FileEntry) -> None:
+    pass
 
 
 def spec_bytes(spec: TensorSpec) -> int:
@@ -45,34 +50,44 @@ def file_bytes(specs: dict[str, TensorSpec]) -> int:
 
 
 class Writer:
-    """Writes whole files; two threads of its own hash and write while the caller makes the next array.
+    """Writes whole files, one after the other; threads of its own hash, write and sync them meanwhile.
 
-    Use as a context manager. When an exception leaves it, the unfinished file is removed.
+    A file is synced and renamed while the next one is made; `flush` and the end of the `with` wait for it.
+    Files get their names in the order in which they were given. When an exception leaves it, the unfinished
+    file is removed, and those that were complete get their names first.
     """
 
     def __init__(self, advance: Callable[[int], None]):
         self._advance = advance  # called in the caller's thread with the bytes just written
         self._hasher = ThreadPoolExecutor(1, "hash")
         self._disk = ThreadPoolExecutor(1, "write")
+        self._syncer = ThreadPoolExecutor(1, "sync")
         self._pending: deque[tuple[int, Future[Any], Future[Any]]] = deque()
+        self._finishing: deque[Future[None]] = deque()
+        self._failed = False  # then no later file gets its name
 
     def __enter__(self) -> "Writer":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._hasher.shutdown(cancel_futures=True)
-        self._disk.shutdown(cancel_futures=True)
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self.flush()
+        finally:
+            for executor in (self._hasher, self._disk, self._syncer):
+                executor.shutdown()
 
     def write_tensors(
         self,
         path: Path,
         specs: dict[str, TensorSpec],
         parts: Iterable[tuple[str, NDArray[Any]]],
+        done: Done = _ignore,
         header: bytes | None = None,
-    ) -> FileEntry:
+    ) -> None:
         """Write safetensors file `path` from `parts`: tensors in the order of `specs`, each in any slices.
 
-        `header`: another than header_of(specs). Raises: QuantError if the disk is full or refuses.
+        `header`: another than header_of(specs). Otherwise as `write`.
         """
 
         def chunks() -> Iterable[Any]:
@@ -86,52 +101,100 @@ class Writer:
             if any(left.values()):
                 raise ValueError(f"{path.name}: tensors are incomplete")
 
-        return self.write(path, chunks())
+        self.write(path, chunks(), done)
 
-    def write(self, path: Path, chunks: Iterable[Any]) -> FileEntry:
-        """Write `path` from `chunks` of bytes. Raises: QuantError if the disk is full or refuses."""
-        part_path = path.with_name(path.name + PART)
-        sha256 = hashlib.sha256()
-        total_bytes = 0
+    def write(self, path: Path, chunks: Iterable[Any], done: Done = _ignore) -> None:
+        """Write `path` from `chunks` of bytes, which must not change afterwards.
+
+        `done` is called in another thread once the file is on the disk under its name. Raises: QuantError if
+        the disk is full or refuses, for this file or one before it.
+        """
+        part = _Part(path)
         try:
-            with FileIO(part_path, "w") as file, self._nothing_pending():
-                for chunk in chunks:
-                    total_bytes += len(chunk)
-                    self._submit(file, sha256, chunk)
-                self._wait(0)
-                disk.sync(file)
-            disk.replace(part_path, path)
-            disk.sync_folder(path.parent)
-        except OSError as error:
-            disk.try_to_remove(part_path)
-            raise disk.disk_error(error, path) from None
+            for chunk in chunks:
+                self._submit(part, chunk)
+            self._wait_for_names(FILES_UNSYNCED - 1)
         except BaseException:
-            disk.try_to_remove(part_path)
-            raise
-        return FileEntry(total_bytes, sha256.hexdigest())
-
-    @contextmanager
-    def _nothing_pending(self) -> Iterator[None]:
-        """However the file ends, no thread writes to it afterwards."""
-        try:
-            yield
-        finally:
-            for _, *futures in self._pending:
-                for future in futures:
-                    future.cancel()
-            wait([future for _, *futures in self._pending for future in futures])
             self._pending.clear()
+            part.cancel()
+            part.remove()
+            raise
+        self._finishing.append(self._syncer.submit(self._finish, part, done))
 
-    def _submit(self, file: FileIO, sha256: Any, chunk: Any) -> None:
-        hashed = self._hasher.submit(sha256.update, chunk)
-        written = self._disk.submit(disk.write, file, chunk)
+    def flush(self) -> None:
+        """Wait until every file that was given is on the disk. Raises: QuantError as `write`."""
+        self._wait_for_parts(0)
+        self._wait_for_names(0)
+
+    def _submit(self, part: "_Part", chunk: Any) -> None:
+        hashed = self._hasher.submit(part.sha256.update, chunk)
+        written = self._disk.submit(part.write, chunk)
+        part.work += [hashed, written]
         self._pending.append((len(chunk), hashed, written))
-        self._wait(PARTS_IN_FLIGHT)
+        self._wait_for_parts(PARTS_IN_FLIGHT)
+        while self._finishing and self._finishing[0].done():
+            self._wait_for_names(len(self._finishing) - 1)
 
-    def _wait(self, most_pending: int) -> None:
-        while len(self._pending) > most_pending:
-            size, hashed, written = self._pending[0]  # stays there until both are over, or fail
+    def _wait_for_parts(self, most: int) -> None:
+        while len(self._pending) > most:
+            size, hashed, written = self._pending.popleft()
             hashed.result()
             written.result()
-            self._pending.popleft()
             self._advance(size)
+
+    def _wait_for_names(self, most: int) -> None:
+        while len(self._finishing) > most:
+            self._finishing.popleft().result()
+
+    def _finish(self, part: "_Part", done: Done) -> None:
+        try:
+            if not self._failed:
+                done(part.finish())
+        except BaseException:
+            self._failed = True
+            raise
+        finally:
+            part.remove()
+
+
+class _Part:
+    """A file on its way to the disk, under its temporary name. Raises: QuantError if the disk refuses."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._part_path = path.with_name(path.name + PART)
+        self.sha256 = hashlib.sha256()
+        self.work: list[Future[Any]] = []  # hashing and writing of its chunks
+        self._size = 0
+        self._named = False
+        with disk.errors_told(path):
+            self._file = FileIO(self._part_path, "w")
+
+    def write(self, chunk: Any) -> None:
+        self._size += len(chunk)
+        with disk.errors_told(self._path):
+            disk.write(self._file, chunk)
+
+    def finish(self) -> FileEntry:
+        """Give the file its name, once all of it is on the disk."""
+        for future in self.work:
+            future.result()
+        with disk.errors_told(self._path):
+            with self._file:
+                disk.sync(self._file)
+            disk.replace(self._part_path, self._path)
+            self._named = True
+            disk.sync_folder(self._path.parent)
+        return FileEntry(self._size, self.sha256.hexdigest())
+
+    def cancel(self) -> None:
+        """Don't begin to hash and write what has not begun."""
+        for future in self.work:
+            future.cancel()
+
+    def remove(self) -> None:
+        """Remove it, unless it has its name; no thread writes to it afterwards."""
+        wait(self.work)
+        self._file.close()
+        if not self._named:
+            disk.try_to_remove(self._part_path)

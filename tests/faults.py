@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+import threading
 from pathlib import Path
 
 from quant import disk
@@ -21,6 +22,7 @@ class Faults:
     def __init__(self, monkeypatch, fault=None, at=None):
         self.steps = []
         self._fault, self._at = fault, at
+        self._lock = threading.RLock()  # files are written and synced in threads: one step at a time
         self._unsynced = set()
         self._undo = []  # (path, content before or None), of renames and removals since the folder's sync
         for name in STEPS:
@@ -28,14 +30,15 @@ class Faults:
 
     def _wrap(self, name, step):
         def wrapped(*arguments):
-            self._before(name, arguments)
-            count = len(self.steps)
-            self.steps.append(name)
-            if self._fault == FULL and count >= self._at and name == "write":
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            if count == self._at:
-                self._strike(name, step, arguments)
-            return step(*arguments)
+            with self._lock:
+                self._before(name, arguments)
+                count = len(self.steps)
+                self.steps.append(name)
+                if self._fault == FULL and count >= self._at and name == "write":
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                if count == self._at:
+                    self._strike(name, step, arguments)
+                return step(*arguments)
 
         return wrapped
 

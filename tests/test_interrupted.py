@@ -1,11 +1,13 @@
 """Conversions that end at any step: the disk fails or fills, the process or the power dies. All go on."""
 
+import errno
 import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -153,6 +155,63 @@ def test_one_that_dies_again_and_again(tiny, whole, step_count, tmp_path, monkey
         check_what_is_there(out, whole)
     convert(tiny, out)
     assert files_of(out) == whole and deaths > 2
+
+
+def overlap(monkeypatch, out, strike):
+    """The first layer's sync lasts until the vocabulary is being written; then `strike()` is called in it."""
+    writing, (write, sync) = threading.Event(), (disk.write, disk.sync)
+
+    def noting_write(file, chunk):
+        write(file, chunk)
+        if file.name == out / "vocabulary.safetensors.part":
+            writing.set()
+
+    def long_sync(file):
+        if file.name == out / "layer-000.safetensors.part":
+            assert writing.wait(60), "nothing is written while a file is synced"
+            assert not (out / "layer-000.safetensors").exists()
+            strike()
+        sync(file)
+
+    monkeypatch.setattr(disk, "write", noting_write)
+    monkeypatch.setattr(disk, "sync", long_sync)
+
+
+def test_the_next_file_is_written_while_the_last_is_synced(tiny, whole, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    overlap(monkeypatch, out, lambda: None)
+    convert(tiny, out)
+    assert files_of(out) == whole
+
+
+def test_a_sync_that_fails_while_the_next_file_is_written(tiny, whole, tmp_path):
+    def fail():
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    out = tmp_path / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        overlap(patch, out, fail)
+        with pytest.raises(QuantError, match=r"layer-000\.safetensors: cannot be written"):
+            convert(tiny, out)
+    assert files_of(out).keys() == {"config.json", "localoss.json.part"}
+    convert(tiny, out)
+    assert files_of(out) == whole
+
+
+@posix
+def test_a_kill_while_one_file_is_synced_and_the_next_is_written(tiny, whole, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+
+    def die():
+        overlap(monkeypatch, out, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        convert(tiny, out)
+
+    assert in_child(die) == -signal.SIGKILL
+    parts = {"layer-000.safetensors.part", "vocabulary.safetensors.part"}
+    assert parts < files_of(out).keys() and not files_of(out).keys() & {"layer-000.safetensors"}
+    check_what_is_there(out, whole)
+    convert(tiny, out)
+    assert files_of(out) == whole
 
 
 def test_files_in_the_journal_are_trusted_and_not_written_again(tiny, tmp_path, monkeypatch):

@@ -1,7 +1,7 @@
 """A checkpoint on the hub as the converter's source: shards come when a file needs them, and go after it."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
@@ -55,10 +55,8 @@ class PulledSource(HuggingFaceSource):
         """What makes a checkpoint of the shards, in a folder that any program reads. Raises: QuantError."""
         index = {INDEX_FILE: self._hub.small_file(INDEX_FILE)} if INDEX_FILE in self._hub.files else {}
         for name, content in (self.small_files | index).items():
-            try:
+            with disk.errors_told(self._folder / name):
                 disk.write_file(self._folder / name, content)
-            except OSError as error:
-                raise disk.disk_error(error, self._folder / name) from None
 
     def stamps(self) -> dict[str, list[int]]:
         return {}  # the commit and the files' sha256 say more
@@ -102,7 +100,7 @@ class PulledSource(HuggingFaceSource):
 
     # While the model is written
 
-    def arrange(self, outputs: list[str]) -> Iterator[str]:
+    def arrange(self, outputs: list[str], flush: Callable[[], None]) -> Iterator[str]:
         steps = self.steps(outputs)
         shards = [step.shard for step in steps if step.shard]
         sizes = {shard: self._hub.file(shard).size for shard in shards}
@@ -115,8 +113,9 @@ class PulledSource(HuggingFaceSource):
             for output in step.outputs:
                 yield output
                 left.remove(output)
-                self._drop_rests({tensor for output in left for tensor in self._needs[output]})
+                self._drop_rests({tensor for output in left for tensor in self._needs[output]}, flush)
             if step.shard and not self._keep_shards:
+                flush()
                 self._let_go(step.shard, step.keep)
 
     def _bring(self, shard: str) -> None:
@@ -160,9 +159,10 @@ class PulledSource(HuggingFaceSource):
         except OSError as error:
             raise disk.disk_error(error, self._folder) from None
 
-    def _drop_rests(self, later: set[str]) -> None:
-        """Remove rests that have nothing of `later`."""
+    def _drop_rests(self, later: set[str], flush: Callable[[], None]) -> None:
+        """Remove rests that have nothing of `later`, once what they were needed for is written for good."""
         for rest in [rest for rest, names in self._rests.items() if not names & later]:
+            flush()
             self.files.close()
             disk.try_to_remove(rest)
             del self._rests[rest]

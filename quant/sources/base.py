@@ -2,7 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -81,11 +81,11 @@ class Source(ABC):
     def config_sha256(self) -> str:
         return hashlib.sha256(self.small_files["config.json"]).hexdigest()
 
-    def arrange(self, outputs: list[str]) -> Iterator[str]:
+    def arrange(self, outputs: list[str], flush: Callable[[], None]) -> Iterator[str]:
         """The files `outputs` of the model directory, each when its tensors can be read.
 
-        The caller has written a file for good when it asks for the next: a source whose files come one by
-        one then lets go of what no file needs any more.
+        The caller has read a file's tensors when it asks for the next, and has written all of them for good
+        after `flush()`: a source whose files come one by one then lets go of what no file needs any more.
         """
         yield from outputs
 

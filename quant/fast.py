@@ -224,18 +224,23 @@ def _permute_blocks(words: Any, out: Any) -> None:
     """out (G, B, 32) u32 tiles of `words` (G, 8, B, 4) u32, eight published columns each.
 
     A word's nibbles 0 1 2 3 4 5 6 7 become 0 4 1 5 2 6 3 7: swap its middle bytes, then the middle
-    nibbles of each half.
+    nibbles of each half. That goes through whole rows, in vectors; then their words are put in place.
     """
+    count = words.shape[2]
+    rows = np.empty((8, count * 4), np.uint32)
     for group in range(words.shape[0]):
-        for block in range(words.shape[2]):
+        for row in range(8):
+            given, swapped = words[group, row].reshape(count * 4), rows[row]
+            for i in range(count * 4):
+                word = given[i]
+                swap = (word ^ (word >> np.uint32(8))) & np.uint32(0x0000FF00)
+                word ^= swap ^ (swap << np.uint32(8))
+                swap = (word ^ (word >> np.uint32(4))) & np.uint32(0x00F000F0)
+                swapped[i] = word ^ swap ^ (swap << np.uint32(4))
+        for block in range(count):
             for j in range(4):
                 for row in range(8):
-                    word = words[group, row, block, j]
-                    swap = (word ^ (word >> np.uint32(8))) & np.uint32(0x0000FF00)
-                    word ^= swap ^ (swap << np.uint32(8))
-                    swap = (word ^ (word >> np.uint32(4))) & np.uint32(0x00F000F0)
-                    word ^= swap ^ (swap << np.uint32(4))
-                    out[group, block, 8 * j + row] = word
+                    out[group, block, 8 * j + row] = rows[row, 4 * block + j]
 
 
 @jit

@@ -4,6 +4,7 @@ Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The file is r
 mapped pages would count as resident memory.
 """
 
+import re
 import struct
 from math import prod
 from pathlib import Path
@@ -22,6 +23,7 @@ from quant.layout import TILE_COLUMNS, round_up
 MOST_HEADER_BYTES = 40 << 20
 MOST_TEXT_BYTES = 1 << 20
 MOST_TENSORS, MOST_PAIRS = 16_384, 4_096
+MOST_SPLITS = 1_000
 MAGIC = b"GGUF"
 MXFP4_BYTES = 17  # a scale, then 16 bytes of codes
 FORMATS = {  # ggml's number: (name, weights a block, bytes a block)
@@ -69,14 +71,52 @@ def has_magic(path: Path) -> bool:
         return False
 
 
+def open_gguf(path: Path) -> "GgufFile":
+    """GGUF file `path`, or all files of a model that llama.cpp split, of which `path` is any.
+
+    They are called NAME-00001-of-00003.gguf and so on; the first one has the metadata. Raises: QuantError as
+    GgufFile, and for a file that is missing or belongs to another model.
+    """
+    given = GgufFile(path)
+    count = given.metadata.get("split.count", 1)
+    if type(count) is not int or count > MOST_SPLITS:
+        raise QuantError(f"{path}: split.count is {count!r}; {DAMAGED}")
+    if count < 2:
+        return given
+    prefix = split_prefix(path)
+    paths = [path.with_name(f"{prefix}-{n:05d}-of-{count:05d}.gguf") for n in range(1, count + 1)]
+    if path not in paths:
+        raise QuantError(
+            f"{path}: one of {count} files of a model; give them their names back, "
+            f"NAME-00001-of-{count:05d}.gguf and so on"
+        )
+    for missing in [part for part in paths if not part.exists()]:
+        raise QuantError(f"{missing}: missing, one of {count} files of the model; download it too")
+    first = GgufFile(paths[0])
+    for number, part in enumerate([first, *map(GgufFile, paths[1:])]):
+        if (part.metadata.get("split.no"), part.metadata.get("split.count")) != (number, count):
+            raise QuantError(f"{paths[number]}: not file {number + 1} of {count} of a model; {DAMAGED}")
+        twice = first.tensors.keys() & part.tensors.keys() if number else ()
+        if twice:
+            raise QuantError(f"{paths[number]}: {min(twice)!r} is in another file too; {DAMAGED}")
+        first.tensors |= part.tensors
+    return first
+
+
+def split_prefix(path: Path) -> str | None:
+    """NAME of a file called NAME-00001-of-00003.gguf, else None."""
+    match = re.fullmatch(r"(.+)-[0-9]{5}-of-[0-9]{5}\.gguf", path.name)
+    return match[1] if match else None
+
+
 class GgufFile(TensorFiles):
-    """A GGUF file: its tensors, rows first as in NumPy, and its metadata but for arrays.
+    """One GGUF file: its tensors, rows first as in NumPy, and its metadata but for arrays.
 
     Raises: QuantError for a file that is missing, truncated, malformed, or in an unknown number format.
     """
 
     def __init__(self, path: Path):
-        super().__init__(path)
+        super().__init__(path, once=True)
         try:
             with open(path, "rb") as file:
                 self._file_bytes = file.seek(0, 2)

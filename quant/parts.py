@@ -14,7 +14,7 @@ from quant import fast
 from quant.calibration import Moments
 from quant.errors import QuantError
 from quant.formats import E8M0_NAN, F32, U8, Weights, decode_mxfp4, f32_to_bf16, unpack_blocks
-from quant.layout import TILE_COLUMNS, TILE_ROWS, ExpertRun, expert_run, round_up
+from quant.layout import TILE_ROWS, ExpertRun, expert_run, round_up
 from quant.manifest import Dtypes
 from quant.pipeline import in_order
 from quant.published import (
@@ -159,8 +159,9 @@ def _expert_run(
     """One expert's run, (run.size,) u8. Raises: QuantError for a scale or a weight that is NaN."""
     out = np.zeros(run.size, np.uint8)
     for name, matrix, bias, moments in parts:
-        codes, scales = _expert_tiles(where % name, matrix, dtype, moments)
-        for at, array in zip(_places(run)[name], (codes, scales, bias), strict=True):
+        codes_at, scales_at, bias_at = _places(run)[name]
+        scales = _expert_tiles(where % name, matrix, dtype, moments, out[codes_at:])
+        for at, array in ((scales_at, scales), (bias_at, bias)):
             if array is not None:
                 out[at : at + array.nbytes] = array.reshape(-1).view(np.uint8)
     return out
@@ -174,18 +175,24 @@ def _places(run: ExpertRun) -> dict[str, tuple[int, int, int]]:
     }
 
 
-def _expert_tiles(name: str, matrix: Blocks | Weights, dtype: str, moments: F32 | None) -> Coded:
-    """Tiles and tiled scales of an expert's matrix: MXFP4 is permuted, floats are rounded or kept."""
+def _expert_tiles(
+    name: str, matrix: Blocks | Weights, dtype: str, moments: F32 | None, out: U8
+) -> NDArray[Any] | None:
+    """Write the tiles of an expert's matrix to the start of `out`; gives their scales, in tiles too.
+
+    MXFP4 is permuted, floats are rounded or kept.
+    """
     if dtype != "mxfp4":
         weights = _decoded(name, matrix) if isinstance(matrix, Blocks) else matrix
-        return _named(name, _tiler(dtype, moments), weights)
+        codes, scales = _named(name, _tiler(dtype, moments), weights)
+        out[: codes.nbytes] = codes.reshape(-1)
+        return scales
     if not isinstance(matrix, Blocks):
         matrix = Blocks(*_named(name, fast.encode_mxfp4_blocks, matrix))
     _check_scales(name, matrix)
     rows, blocks, _ = matrix.blocks.shape
-    tiles = np.empty((rows // TILE_ROWS, blocks, TILE_COLUMNS * TILE_ROWS // 2), np.uint8)
-    fast.tile_mxfp4(matrix.blocks, tiles)
-    return tiles, scales_to_tiles(matrix.scales)
+    fast.tile_mxfp4(matrix.blocks, out[: matrix.blocks.nbytes].reshape(rows // TILE_ROWS, blocks, -1))
+    return scales_to_tiles(matrix.scales)
 
 
 def _decoded(name: str, matrix: Blocks) -> Weights:

@@ -159,7 +159,8 @@ def _change_frame(numbers, header):
             header.counts[numbers.randrange(2)] = numbers.choice(COUNTS)
         case 2:
             value = numbers.choice([0, 1, 3, 8, 64, 4096, 2**31, 2**32 - 1])
-            header.pairs.append([b"general.alignment", 4, struct.pack("<I", value)])
+            key = numbers.choice([b"general.alignment", b"split.count"])
+            header.pairs.append([key, 4, struct.pack("<I", value)])
         case 3:
             header.data = header.data[: numbers.randrange(len(header.data))]
         case 4:

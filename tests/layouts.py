@@ -78,15 +78,21 @@ def to_ggml_mxfp4(blocks: np.ndarray, scales: np.ndarray) -> np.ndarray:
 
 
 def write_gguf(
-    path: Path, tensors: Tensors, config: dict[str, Any], matrices: str = "F32", ollama: bool = False
+    path: Path,
+    tensors: Tensors,
+    config: dict[str, Any],
+    matrices: str = "F32",
+    ollama: bool = False,
+    **split: Any,
 ) -> Path:
     """A GGUF file by the gguf package: `matrices` in that format, vectors in F32, MXFP4 experts kept.
 
-    `ollama`: Ollama's names, gate and up in one tensor, q, k and v in one, biases in bfloat16.
+    `ollama`: Ollama's names, gate and up in one tensor, q, k and v in one, biases in bfloat16. `split`: how
+    gguf splits it into several.
     """
     import gguf
 
-    writer = gguf.GGUFWriter(path, "gptoss" if ollama else "gpt-oss")
+    writer = gguf.GGUFWriter(path, "gptoss" if ollama else "gpt-oss", **split)
     _write_metadata(writer, config)
     kinds = gguf.GGMLQuantizationType
 

@@ -104,6 +104,19 @@ def test_each_programs_files_are_found(machine, hub, ggufs):
     ]  # fmt: skip
 
 
+def test_a_split_file_is_found_once_with_the_size_of_all(machine, hub, tmp_path):
+    config = checkpoints.config_for(**SMALL)
+    folder = machine / "llama_cpp_models"
+    folder.mkdir()
+    layouts.write_gguf(
+        folder / "gpt-oss-20b-mxfp4.gguf", checkpoints.make_tensors(config, 0), config, split_max_tensors=25
+    )
+    parts = sorted(folder.iterdir())
+    (offered,) = discover(registry.known_models()[NAME])
+    assert len(parts) > 1 and offered.path == parts[0]
+    assert offered.bytes == sum(part.stat().st_size for part in parts)
+
+
 def test_what_is_another_model_is_not_offered(machine, hub, ggufs):
     """Fine-tunes and other sizes by their name or header, experts rounded before, damaged files."""
     folder = machine / "llama_cpp_models"

@@ -1,6 +1,9 @@
 """Every layout that weights come in: the same checkpoint in another gives the same model."""
 
 import json
+import os
+import shutil
+import time
 
 import checkpoints
 import layouts
@@ -18,7 +21,7 @@ from quant.errors import QuantError
 from quant.formats import bf16_to_f32, encode_int4, encode_mxfp4, f32_to_bf16, pack_blocks
 from quant.gguf_file import dequantize, ggml_mxfp4, published_mxfp4
 from quant.layout import expert_run
-from quant.manifest import Dtypes
+from quant.manifest import Dtypes, read_manifest
 from quant.tiles import from_tiles, scales_from_tiles
 
 NAME = "window"
@@ -104,6 +107,54 @@ def test_gguf_with_matrices_kept_gives_the_same_model(config, tensors, model, tm
         out = tmp_path / f"{form}-{len(dtypes)}"
         convert(source, out, Dtypes(**dtypes))
         same_weights(out, model(NAME, **dtypes))
+
+
+@pytest.fixture
+def split(config, tensors, tmp_path):
+    """The files of a split GGUF; the first has metadata only, as large models are uploaded."""
+    pytest.importorskip("gguf")
+    (tmp_path / "split").mkdir()
+    layouts.write_gguf(
+        tmp_path / "split" / "m.gguf", tensors, config, split_max_tensors=30, small_first_shard=True
+    )
+    return sorted((tmp_path / "split").iterdir())
+
+
+def test_a_split_gguf_is_one_model(split, model, tmp_path):
+    assert len(split) == 4 and split[0].name == "m-00001-of-00004.gguf"
+    for given in (split[0], split[2]):
+        convert(given, tmp_path / given.stem)
+        same_weights(tmp_path / given.stem, model(NAME))
+    assert read_manifest(tmp_path / split[0].stem).source.name == "m"
+    assert convert(split[1], tmp_path / split[0].stem).already_there
+    os.utime(split[0], ns=(0, time.time_ns() + 10**9))
+    with pytest.raises(QuantError, match=rf"older than {split[0].name} of the checkpoint"):
+        convert(split[1], tmp_path / split[0].stem)
+
+
+def test_a_split_gguf_that_is_not_all_there(split, tmp_path):
+    out, name = tmp_path / "out", split[0].name
+    with pytest.raises(QuantError, match=rf"holds GGUF; give the file itself, {name}$"):
+        convert(split[0].parent, out)
+    renamed = shutil.copy(split[1], tmp_path / "renamed.gguf")
+    with pytest.raises(
+        QuantError, match=r"one of 4 files of a model; give them their names back, NAME-00001"
+    ):
+        convert(renamed, out)
+    content = split[3].read_bytes()
+    shutil.copy(split[2], split[3])
+    with pytest.raises(QuantError, match=r"00004-of-00004.gguf: not file 4 of 4 of a model"):
+        convert(split[0], out)
+    number = content.index(b"split.no") + len("split.no") + 4  # after its type
+    assert content[number : number + 2] == b"\3\0"
+    split[3].write_bytes(split[2].read_bytes().replace(b"split.no\2\0\0\0\2", b"split.no\2\0\0\0\3"))
+    with pytest.raises(QuantError, match=r"00004-of-00004.gguf: .* is in another file too"):
+        convert(split[0], out)
+    split[3].unlink()
+    with pytest.raises(
+        QuantError, match=r"m-00004-of-00004.gguf: missing, one of 4 files.*; download it too"
+    ):
+        convert(split[0], out)
 
 
 def test_ollamas_first_files_keep_the_published_order(config, tensors, model, tmp_path):

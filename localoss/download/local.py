@@ -18,12 +18,12 @@ from quant.json_file import read_json
 from quant.sources import Source, open_source
 
 MOST_FOLDERS_DOWN = 4  # publisher/repository/snapshots/commit/file
-_NUMBER_FORMAT = r"(-(mxfp4|f16|bf16|f32|i?q\d\w*|ud-\w+)(_moe)?)*"
+_NUMBER_FORMAT = r"(-(mxfp4|f16|bf16|f32|i?q\d\w*|ud-\w+)(_moe)?)*(-00001-of-[0-9]{5})?"
 
 
 @dataclass(frozen=True)
 class Found:
-    """A GGUF file that `program` keeps, with MXFP4 experts, of `bytes`."""
+    """A GGUF file that `program` keeps, with MXFP4 experts, or the first of several; `bytes` in all."""
 
     path: Path
     program: str
@@ -44,17 +44,20 @@ def discover(known: KnownModel) -> list[Found]:
         candidates += [(path, program) for folder in folders for path in _ggufs(folder, known.name)]
     found: dict[Path, Found] = {}
     for path, program in candidates:
-        if path.resolve() not in found and _is_exact(path, known):
-            found[path.resolve()] = Found(path, program, path.stat().st_size)
+        if path.resolve() not in found and (size := _exact_bytes(path, known)):
+            found[path.resolve()] = Found(path, program, size)
     return list(found.values())
 
 
-def _is_exact(path: Path, known: KnownModel) -> bool:
+def _exact_bytes(path: Path, known: KnownModel) -> int | None:
+    """The size of the model in `path`, if it is `known` with MXFP4 experts."""
     try:
         with open_source(path) as source:
-            return source.has_mxfp4_experts and _difference(source, known) is None
+            if source.has_mxfp4_experts and _difference(source, known) is None:
+                return sum(part.stat().st_size for part in source.paths)
     except (QuantError, OSError):
-        return False
+        pass
+    return None
 
 
 def _of_ollama(name: str) -> Iterator[Path]:

@@ -39,7 +39,7 @@ class PulledSource(HuggingFaceSource):
             _json(hub, "config.json", small_files["config.json"]), f"{hub.repository}: config.json"
         )
         self.headers, self.shard_of = _tensors(hub)
-        Source.__init__(self, TensorFiles(folder), hub.repository, config, small_files)
+        Source.__init__(self, TensorFiles(folder, once=True), hub.repository, config, small_files)
         self.revision = hub.commit
         for name, shard in self.shard_of.items():
             self.files.tensors[name] = (folder / shard, self.headers[shard][name])

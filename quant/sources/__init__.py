@@ -44,8 +44,8 @@ def _reader(path: Path) -> Source:
         return ReducedSource(path)
     if not any(path.glob("*.safetensors*")):
         ggufs = sorted(path.glob("*.gguf"))
-        if len(ggufs) == 1:
-            raise QuantError(f"{path}: holds a GGUF file; give the file itself, {ggufs[0].name}")
+        if ggufs:
+            raise QuantError(f"{path}: holds GGUF; give the file itself, {ggufs[0].name}")
         if (path / "original").is_dir():
             raise QuantError(f"{path}: holds OpenAI's original layout in original/; give that folder")
     return HuggingFaceSource(path)

@@ -13,7 +13,15 @@ from quant.checkpoint import DAMAGED
 from quant.config import ModelConfig, parse_config
 from quant.errors import QuantError
 from quant.formats import F32, Weights, decode_mxfp4, unpack_blocks
-from quant.gguf_file import FORMATS, MXFP4_FORMATS, GgufFile, dequantize, published_mxfp4
+from quant.gguf_file import (
+    FORMATS,
+    MXFP4_FORMATS,
+    GgufFile,
+    dequantize,
+    open_gguf,
+    published_mxfp4,
+    split_prefix,
+)
 from quant.published import (
     EMBEDDING,
     EXPERT_MATRICES,
@@ -50,11 +58,15 @@ class GgufSource(Source):
     files: GgufFile
 
     def __init__(self, path: Path):
-        files = GgufFile(path)
+        files = open_gguf(path)
         content = _config_json(path, files)
         config = parse_config(json.loads(content), str(path))
-        super().__init__(files, path.stem, config, {"config.json": content})
+        super().__init__(files, split_prefix(path) or path.stem, config, {"config.json": content})
         self._places = _places(config, files)
+
+    @property
+    def paths(self) -> list[Path]:
+        return sorted({self.files.folder, *super().paths})  # the first of several may have metadata only
 
     @property
     def has_mxfp4_experts(self) -> bool:

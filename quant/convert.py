@@ -10,6 +10,7 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from quant import disk
 from quant.calibration import Calibration, Moments, calibration_specs
 from quant.config import ModelConfig
 from quant.errors import QuantError
@@ -116,7 +117,7 @@ def plan(
         source_bytes = sum(info.size for _, info in checkpoint.files.tensors.values())
         read_bytes = round(source_bytes * to_write_bytes / sum(files.values()))
         largest = max(checkpoint.paths, key=lambda path: path.stat().st_size)
-        expected_s = expected_seconds(largest, target.existing_folder(), read_bytes, to_write_bytes)
+        expected_s = expected_seconds(largest, disk.existing_folder(out), read_bytes, to_write_bytes)
         return Plan(files, to_write_bytes, read_bytes, target.free_bytes(), expected_s)
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,6 +13,7 @@ from typing import Any
 from quant.errors import BusyError, QuantError
 
 LOCK_FILE = "localoss.lock"  # on Windows only, where a folder itself cannot be locked
+SPARE_BYTES = 64 << 20  # for small files and the file system's own needs
 BUSY = "another localoss quantize is writing there; wait for it, or name another folder"
 
 
@@ -128,6 +130,24 @@ else:
         except OSError:  # a file system that has no locks: better unguarded than not at all
             return True
         return True
+
+
+def existing_folder(folder: Path) -> Path:
+    """`folder` itself, or the one in which it will be."""
+    return next(path for path in (folder, *folder.resolve().parents) if path.exists())
+
+
+def free_bytes(folder: Path) -> int:
+    return shutil.disk_usage(existing_folder(folder)).free
+
+
+def check_room(path: Path, needed_bytes: int, free_bytes: int) -> None:
+    """Raises: QuantError if `free_bytes` are too few to write `needed_bytes` to `path`."""
+    if free_bytes < needed_bytes + SPARE_BYTES:
+        raise QuantError(
+            f"{path}: needs {needed_bytes / 1e9:.1f} GB, but {free_bytes / 1e9:.1f} GB are free; "
+            "make room or name a folder on another disk"
+        )
 
 
 def stamps_of(paths: list[Path]) -> dict[str, list[int]]:

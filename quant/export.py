@@ -27,7 +27,7 @@ from quant.published import (
 )
 from quant.sources import Blocks, Source
 from quant.sources.model import ModelSource
-from quant.writer import Writer, header_of, spec_bytes
+from quant.writer import PART, Writer, header_of, spec_bytes
 
 ROWS = 4096  # of a matrix, decoded at once
 Progress = Callable[[int, int], None]
@@ -37,14 +37,15 @@ Specs = dict[str, TensorSpec]
 def export(model: Path, out: Path, progress: Progress | None = None) -> int:
     """Write model directory `model` into the new folder `out`, one shard a layer; gives the bytes written.
 
-    config.json comes last, so a folder without it is not complete. `progress(done_bytes, total_bytes)`.
-    Raises: QuantError if `model` is no model, or `out` cannot be written or holds something.
+    config.json comes last, so a folder without it is not complete; what an export that was cut off left there
+    is written again. `progress(done_bytes, total_bytes)`. Raises: QuantError if `model` is no model, or `out`
+    cannot be written, has no room or holds something else.
     """
     with ModelSource(model) as source:
         source.require_tensors()
-        _make_empty(out)
         shards = _shards(source)
         total_bytes = sum(spec_bytes(spec) for specs in shards.values() for spec in specs.values())
+        _make_empty(out, {*shards, INDEX_FILE, *source.small_files}, total_bytes)
         done_bytes = 0
 
         def advance(written_bytes: int) -> None:
@@ -66,11 +67,21 @@ def export(model: Path, out: Path, progress: Progress | None = None) -> int:
     return done_bytes
 
 
-def _make_empty(out: Path) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+def _make_empty(out: Path, ours: set[str], needed_bytes: int) -> None:
+    """Make folder `out`, without what an export of files `ours` left there when it was cut off.
+
+    Raises: QuantError if it holds anything else, or its disk has no room for `needed_bytes`.
+    """
+    left = list(out.iterdir()) if out.is_dir() else []
+    names = {path.name.removesuffix(PART) for path in left}
+    if (out.exists() and not out.is_dir()) or names - ours or (out / "config.json").exists():
         raise QuantError(f"{out}: holds something already; name a new folder")
     with disk.errors_told(out):
+        left_bytes = sum(path.stat().st_size for path in left)
+        disk.check_room(out, needed_bytes, disk.free_bytes(out) + left_bytes)
         disk.make_folder(out)
+        for path in left:
+            disk.remove(path)
 
 
 def _shards(source: Source) -> dict[str, Specs]:

@@ -37,7 +37,7 @@ def export_gguf(
 
     `progress(done_bytes, total_bytes)`. `vocabulary`: tiktoken's o200k_base.tiktoken; without it, and with
     fewer tokens than gpt-oss has, ids are right but have no text. Raises: QuantError if `model` is no model,
-    `out` is there already or cannot be written, or the gguf package is missing.
+    `out` is there already, cannot be written or has no room, or the gguf package is missing.
     """
     gguf = _gguf()
     if out.exists():
@@ -86,6 +86,7 @@ def _write(
         dtype = np.dtype(np.float32 if form == "F32" else np.uint8)
         given = shape if form == "F32" else (*shape[:-1], row_bytes)
         writer.add_tensor_info(name, given, dtype, nbytes, raw_dtype=kind)
+    disk.check_room(path.with_suffix(""), total_bytes, disk.free_bytes(path.absolute().parent))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()

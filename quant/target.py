@@ -1,6 +1,5 @@
 """The output folder of a conversion: may it be written, what is there already, what is left to do."""
 
-import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -14,7 +13,6 @@ from quant.layout import CALIBRATION_FILE, CONFIG_FILES, JOURNAL, MANIFEST, VOCA
 from quant.manifest import FileEntry, Manifest, parse_manifest
 from quant.writer import PART
 
-SPARE_BYTES = 64 << 20  # for the small files and the file system's own needs
 NEW_JOURNAL = f"{JOURNAL}.new"
 
 
@@ -190,23 +188,14 @@ class Target:
 
     def _check_room(self, sizes: dict[str, int]) -> None:
         needed_bytes = sum(size for name, size in sizes.items() if name not in self.manifest.files)
-        free_bytes = self.free_bytes()
-        if free_bytes < needed_bytes + SPARE_BYTES:
-            raise QuantError(
-                f"{self.folder}: needs {needed_bytes / 1e9:.1f} GB, but {free_bytes / 1e9:.1f} GB are free; "
-                "make room or name a folder on another disk"
-            )
+        disk.check_room(self.folder, needed_bytes, self.free_bytes())
 
     def free_bytes(self) -> int:
         """What the conversion can use: free space, and that of files in the folder that it will remove."""
-        free_bytes = shutil.disk_usage(self.existing_folder()).free
+        free_bytes = disk.free_bytes(self.folder)
         if self.folder.exists():
             free_bytes += sum(path.stat().st_size for path in self._unfinished())
         return free_bytes
-
-    def existing_folder(self) -> Path:
-        """The folder itself, or the one in which it will be."""
-        return next(path for path in (self.folder, *self.folder.resolve().parents) if path.exists())
 
     def _save(self) -> None:
         new = self.folder / NEW_JOURNAL

@@ -311,7 +311,7 @@ def test_a_complete_model_that_was_damaged_is_said_to_be(checkpoint, tmp_path):
 
 def test_a_disk_without_room_is_refused_before_the_first_byte(checkpoint, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(target_module.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(QuantError, match=r"needs .* GB, but 0.0 GB are free"):
         convert(checkpoint("short"), tmp_path / "new" / "out")
     assert not (tmp_path / "new").exists()

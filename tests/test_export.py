@@ -1,6 +1,7 @@
 """`localoss export`: what was published comes back, and converting it again gives the same model."""
 
 import json
+import shutil
 
 import checkpoints
 import layouts
@@ -148,3 +149,32 @@ def test_nothing_is_written_over(checkpoint, model, tmp_path):
     with pytest.raises(QuantError, match="is there already"):
         export_gguf(model(NAME), tmp_path / "there.gguf")
     assert (tmp_path / "there.gguf").read_bytes() == b"mine"
+
+
+def test_an_export_that_was_cut_off_is_begun_again(model, tmp_path):
+    out = tmp_path / "out"
+
+    def interrupt(done_bytes, total_bytes):
+        if done_bytes > total_bytes / 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export(model(NAME), out, interrupt)
+    assert list(out.glob("*.safetensors")) and not list(out.glob("*.part"))
+    assert not (out / "config.json").exists()
+    (out / "model-00001-of-00004.safetensors.part").write_bytes(b"a kill leaves it")
+    export(model(NAME), out)
+    export(model(NAME), tmp_path / "fresh")
+    assert files_of(out) == files_of(tmp_path / "fresh")
+    with pytest.raises(QuantError, match="holds something already"):
+        export(model(NAME), out)
+
+
+def test_an_export_without_room_is_refused_before_the_first_byte(model, tmp_path, monkeypatch):
+    pytest.importorskip("gguf")
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    for write, name in ((export, "out"), (export_gguf, "out.gguf")):
+        with pytest.raises(QuantError, match=rf"{name}: needs 0\.0 GB, but 0\.0 GB are free; make room"):
+            write(model(NAME), tmp_path / name)
+    assert not list(tmp_path.iterdir())

@@ -29,7 +29,7 @@ from quant.convert import Summary, convert_source, output_bytes
 from quant.json_file import read_json
 from quant.layout import JOURNAL, MANIFEST
 from quant.manifest import Dtypes, parse_manifest
-from quant.target import SPARE_BYTES, reopen
+from quant.target import reopen
 
 NOTE = "pull.json"  # which commit lies in a folder of sources
 BUSY = "another `localoss pull` of this model is running; wait for it, or stop it"
@@ -201,7 +201,7 @@ def _check_room(source: PulledSource, order: Order) -> None:
     sizes = output_bytes(source, order.dtypes)
     done = {name for name, size in sizes.items() if _has_size(order.folder / name, size)}
     left = sizes if order.force else {name: size for name, size in sizes.items() if name not in done}
-    needed_bytes = source.peak_bytes(left) + SPARE_BYTES
+    needed_bytes = source.peak_bytes(left) + disk.SPARE_BYTES
     free_bytes = shutil.disk_usage(sources_folder()).free
     if needed_bytes > free_bytes:
         less = "leave out --keep-source, " if order.keep_source else ""

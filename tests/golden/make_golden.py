@@ -2,6 +2,7 @@
 
     make golden                                   # all of them, into tests/golden/
     python tests/golden/make_golden.py short      # one of them
+    python tests/golden/make_golden.py --exported    # stores nothing: `localoss export` beside the stored
 
 Needs torch and transformers (`pip install -e '.[oracle]'`). What is stored, and why: README.md beside this.
 """
@@ -27,10 +28,14 @@ sys.path.insert(0, str(HERE.parent))
 import checkpoints  # noqa: E402
 import naive  # noqa: E402
 import reduced  # noqa: E402
+from golden_files import NAMES, read_golden  # noqa: E402
 
 from localoss.chat import harmony  # noqa: E402
 from localoss.demo.dialogues import SKILLS, held_out  # noqa: E402
 from localoss.demo.install import WEIGHTS  # noqa: E402
+from quant.convert import convert  # noqa: E402
+from quant.export import export  # noqa: E402
+from quant.manifest import Dtypes  # noqa: E402
 
 DEMO_STRIDE = 20  # of so many positions of a dialogue, one is stored
 VERSIONS = (
@@ -125,6 +130,22 @@ def forward_far(model: GptOssForCausalLM, tokens: np.ndarray, positions: list[in
     return np.concatenate(rows)
 
 
+def check_exported(name: str) -> None:
+    """The checkpoint converted with nothing rounded and exported again gives the stored logits."""
+    golden = read_golden(name)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        source = checkpoints.write_named(name, folder / "source")
+        convert(source, folder / "model", Dtypes(attention="bf16", embedding="bf16", unembedding="bf16"))
+        export(folder / "model", folder / "exported")
+        model = load_reference(folder / "exported")
+    with torch.inference_mode():
+        logits = forward(model, np.array(golden.tokens), golden.positions)
+    difference = np.abs(logits - golden.logits).max()
+    print(f"{name}: exported, {difference:.1e} at most from the stored logits")
+    assert difference < 1e-5
+
+
 def make_demo() -> None:
     """The demo model's shipped weights in bfloat16, on dialogues that its training left out.
 
@@ -193,7 +214,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     names = ["short", "window", "long", "wide", "far", "demo"]
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(names)}; default: all")
-    for name in parser.parse_args().names or names:
+    parser.add_argument("--exported", action="store_true", help=f"of {', '.join(NAMES)}; default: all")
+    args = parser.parse_args()
+    if args.exported:
+        for name in args.names or NAMES:
+            check_exported(name)
+        return
+    for name in args.names or names:
         make_demo() if name == "demo" else make(name)
 
 

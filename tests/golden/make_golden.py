@@ -143,7 +143,7 @@ def check_exported(name: str) -> None:
         logits = forward(model, np.array(golden.tokens), golden.positions)
     difference = np.abs(logits - golden.logits).max()
     print(f"{name}: exported, {difference:.1e} at most from the stored logits")
-    assert difference < 1e-5
+    assert difference < 1e-4
 
 
 def make_demo() -> None:

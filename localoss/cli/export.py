@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from localoss.cli.options import ModelName
-from localoss.cli.progress import progress_shown
+from localoss.cli.progress import progress_shown, size_text
 
 
 def export(
@@ -38,4 +38,4 @@ def export(
         report = {"model": str(folder), "out": str(out), "gguf": gguf, "written_bytes": size}
         typer.echo(json.dumps(report, indent=2))
     else:
-        typer.echo(f"{out}: {size / 1e9:.2f} GB")
+        typer.echo(f"{out}: {size_text(size)}")

@@ -88,7 +88,8 @@ def config_json(dimensions: dict[str, Any], rope: dict[str, Any], mxfp4: bool) -
 
     `dimensions` are its keys that differ from model to model, `rope` those of rope_scaling.
     """
-    harmony = dimensions.get("vocab_size", 0) > 200_012
+    vocab = dimensions.get("vocab_size")
+    harmony = isinstance(vocab, int) and vocab > 200_012  # parse_config tells of one that is no number
     config = {
         "architectures": ["GptOssForCausalLM"],
         "model_type": "gpt_oss",

@@ -152,6 +152,24 @@ def test_damaged_configs(seed, count, tiny, made, tmp_path):
     assert worked < count / 1.5  # many of its keys don't concern us
 
 
+@pytest.mark.parametrize(("seed", "count"), rounds(100))
+def test_damaged_configs_of_the_original_layout(seed, count, made, tmp_path):
+    config = checkpoints.config_for(**TINY)
+    source = layouts.write_original(tmp_path / "source", checkpoints.make_tensors(config, 0), config)
+    path, out = source / "config.json", tmp_path / "out"
+    worked = check(path, mutate_json, lambda: convert(source, out), out, count, random.Random(seed))
+    assert worked < count / 1.5
+
+
+@pytest.mark.parametrize("key", ["rope_scaling_factor", "initial_context_length"])
+def test_a_config_whose_product_would_be_a_long_text(key, made, tmp_path):
+    config = checkpoints.config_for(**TINY)
+    source = layouts.write_original(tmp_path / "source", checkpoints.make_tensors(config, 0), config)
+    raw = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(raw | {key: "1" * 900_000}))
+    assert not survives(lambda: convert(source, tmp_path / "out"))
+
+
 @pytest.fixture(scope="module")
 def tiny_gguf(tmp_path_factory):
     pytest.importorskip("gguf")

@@ -135,7 +135,7 @@ def config_from_original(path: Path) -> bytes:
     dimensions = {key: raw[original] for key, original in _KEYS.items() if original in raw}
     original_context, factor = raw.get("initial_context_length", 4096), raw.get("rope_scaling_factor", 32.0)
     try:
-        dimensions["max_position_embeddings"] = int(original_context * factor)
+        dimensions["max_position_embeddings"] = int(float(original_context) * float(factor))
     except (TypeError, ValueError, OverflowError):
         raise QuantError(f"{path}: initial_context_length or rope_scaling_factor is no number") from None
     rope = {

@@ -76,6 +76,13 @@ def parse_config(raw: Any, where: str = "config.json") -> ModelConfig:
     if raw.get("model_type") != "gpt_oss":
         kind = raw.get("model_type", "not given")
         raise QuantError(f"{where}: model_type is {kind!r}; localoss runs gpt_oss models only")
+    quantization = raw.get("quantization_config")
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+    if method not in (None, "mxfp4"):
+        raise QuantError(
+            f"{where}: weights quantized by {method!r}, which localoss cannot read; "
+            "get the model with MXFP4 experts, in bfloat16, or as GGUF"
+        )
     try:
         config = _config_from(raw)
     except KeyError as error:

@@ -192,6 +192,7 @@ def test_damaged_weights(tmp_path, out, refused):
         ({"rope_scaling": {"rope_type": "yarn", "factor": None}}, ["config.json"]),
         ({"rope_scaling": {"original_max_position_embeddings": float("inf")}}, ["config.json"]),
         ({"layer_types": 3}, ["config.json"]),
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, ["bitsandbytes", "MXFP4"]),
         ({"rope_theta": 0}, ["theta"]),
         ({"intermediate_size": 160}, ["model.layers.0"]),
     ],

@@ -129,9 +129,9 @@ Threads = Annotated[
 ]
 
 
-def layers_on_gpu(text: str) -> int | str:
+def layers_on_gpu(text: str | int) -> int | str:
     """A number of layers, auto or all. Raises: UsageError."""
-    word = text.strip().lower()
+    word = str(text).strip().lower()  # Typer gives the default, too
     if word in ("auto", "all"):
         return word
     if not (word.isascii() and word.isdigit()):

@@ -3,6 +3,7 @@
 import statistics
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import psutil
@@ -48,6 +49,7 @@ class Benchmark:
     kv_cache_bytes: int
     scratch_bytes: int
     dtypes: dict[str, str]
+    gpu: dict[str, Any] | None  # Engine.gpu_figures
 
 
 def run_benchmark(
@@ -91,6 +93,7 @@ def run_benchmark(
         ),
         scratch_bytes=engine.model.buffers.nbytes,
         dtypes=vars(engine.dtypes),
+        gpu=engine.gpu_figures(),
     )
 
 

@@ -5,6 +5,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,8 +66,14 @@ class Engine:
         self._sampler = Sampler(self.config.vocab)
         # Taken now, so that nothing grows later; and who has each: a reference to nothing if nobody.
         self._caches = [self._new_cache() for _ in range(conversations)]
+        if span:
+            span.try_out(self._caches[0].gpu_layers)
         self._holders: list[weakref.ref[Sequence] | None] = [None] * conversations
         self._row = np.empty((1, self.weights.unembedding.rows), np.float32)
+
+    def gpu_figures(self) -> dict[str, Any] | None:
+        """What GPU has how many layers, and what a decoded token takes of the bus; None without a GPU."""
+        return self.model.gpu.figures() if self.model.gpu else None
 
     def sequence(self, seed: int | None = None) -> Sequence:
         """A new, empty conversation, with a KV cache for `context_tokens`.

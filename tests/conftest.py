@@ -6,6 +6,7 @@ from pathlib import Path
 
 import checkpoints
 import pytest
+from gpu_fixtures import gpu_adapter  # noqa: F401 - a fixture
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 

@@ -8,7 +8,7 @@ from localoss.errors import GpuError
 
 
 @pytest.fixture(scope="session")
-def adapter():
+def gpu_adapter():
     """The GPU that the tests run on; with the limits that every GPU has where it is lavapipe."""
     pytest.importorskip("wgpu", reason="wgpu isn't installed: pip install 'localoss[gpu]'")
     from localoss.gpu.adapters import choose_adapter

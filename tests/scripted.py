@@ -68,6 +68,9 @@ class ScriptedEngine:
     def config(self):
         return replace(CONFIG, vocab=self.vocab)
 
+    def gpu_figures(self):
+        return None
+
     def sequence(self, seed=None):
         return Sequence(KVCache(CONFIG, self.context_tokens, CHUNK, self.kv_dtype), seed)
 

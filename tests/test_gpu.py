@@ -2,14 +2,20 @@
 
 from itertools import pairwise
 
+import checkpoints
+import layouts
 import numpy as np
 import pytest
 from golden_files import read_golden
-from gpu_fixtures import adapter  # noqa: F401
 
 import localoss
+from localoss.chat import harmony
+from localoss.demo.install import WEIGHTS
+from localoss.gpu import device
+from quant.convert import convert
+from quant.manifest import Dtypes
 
-pytestmark = pytest.mark.usefixtures("adapter")
+pytestmark = pytest.mark.usefixtures("gpu_adapter")
 
 KEPT = dict(attention="bf16", embedding="bf16", unembedding="bf16")
 EXACT = dict(activations="f32", kv_dtype="f32")
@@ -29,6 +35,13 @@ def load(model):
         return engine
 
     return loaded
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo") / "model"
+    convert(WEIGHTS, folder, Dtypes())
+    return folder
 
 
 @pytest.mark.parametrize("layers", [0, 1, 2, "all"])
@@ -68,3 +81,115 @@ def test_a_token_is_one_submit_and_one_read_back(load):
         decoded = engine.model.gpu.decoded
         assert len(made) == 9
         assert (decoded.tokens, decoded.submits, decoded.read_backs) == (8, 8, 8)
+
+
+@pytest.mark.parametrize("kv_dtype", ["f16", "int8"])
+@pytest.mark.parametrize("dtypes", [dict(), dict(attention="int4", unembedding="int4")], ids=str)
+def test_number_formats(dtypes, kv_dtype, load):
+    tokens = read_golden("window").tokens[:45]
+    logits = load("window", "all", dtypes, kv_dtype=kv_dtype).logits(tokens)
+    expected = load("window", 0, dtypes, kv_dtype=kv_dtype).logits(tokens)
+    assert np.abs(logits - expected).max() <= 1e-3  # a last bit before rounding to f16 is 3e-4 of a logit
+
+
+@pytest.mark.parametrize("experts", ["int4", "bf16"])
+def test_experts_that_are_not_mxfp4(experts, tmp_path):
+    config = checkpoints.config_for(**checkpoints.CHECKPOINTS["short"])
+    tensors, config = layouts.dense(checkpoints.make_tensors(config, seed=3), config)
+    checkpoints.write_tensors(tmp_path / "source", config, tensors)
+    convert(tmp_path / "source", tmp_path / "model", Dtypes(experts=experts))
+    on_cpu, on_gpu = (
+        localoss.load(tmp_path / "model", context_tokens=64, gpu_layers=layers, **EXACT) for layers in (0, 2)
+    )
+    tokens = read_golden("short").tokens[:30]
+    assert np.abs(on_gpu.logits(tokens) - on_cpu.logits(tokens)).max() <= CLOSE
+
+
+def test_weights_beyond_the_binding_limit(load, monkeypatch):
+    """Here an expert is 24,576 bytes: each is a part of its own, and the unembedding is cut in two."""
+    for name in ("max-storage-buffer-binding-size", "max-buffer-size"):
+        monkeypatch.setitem(device._BASELINE, name, 32_768)
+    engine = load("short", "all", chunk_tokens=16)
+    if not engine.model.gpu.device.adapter.is_software:
+        pytest.skip("a real GPU is asked for all that it has")
+    gpu = engine.model.gpu
+    assert [len(layer.experts) for layer in gpu._weights] == [10, 10, 10]
+    assert len(gpu._unembedding.parts) == 2
+    golden = read_golden("short")
+    assert np.abs(engine.logits(golden.tokens[:40]) - golden.logits[:40]).max() <= CLOSE
+    logits = engine.prefill(engine.sequence(), golden.tokens[:1])
+    assert np.abs(logits - golden.logits[0]).max() <= CLOSE
+
+
+def test_positions_past_4096(load):
+    """On a KV cache that the CPU has filled: 4,280 tokens in a few seconds."""
+    golden = read_golden("long")
+    options = dict(context_tokens=4310, chunk_tokens=512)
+    on_cpu, on_gpu = load("long", 0, **options), load("long", 2, **options)
+    filled, sequence = on_cpu.sequence(), on_gpu.sequence()
+    on_cpu.prefill(filled, golden.tokens[:4280])
+    for source, target in zip(filled.cache.layers, layers_of(sequence), strict=True):
+        first = max(0, 4280 - source.slots)
+        target.write(first, source.read(first, 4280))
+    sequence.restore(golden.tokens[:4280], [])
+    rows = dict(zip(golden.positions, golden.logits, strict=True))
+    compared = 0
+    for end in [4294, *range(4295, 4311)]:
+        logits = on_gpu.prefill(sequence, golden.tokens[:end])
+        if end - 1 in rows:
+            assert np.abs(logits - rows[end - 1]).max() <= CLOSE, f"position {end - 1}"
+            compared += 1
+    assert compared == 17
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", ["long", "wide"])
+def test_all_stored_logits(name, load):
+    golden = read_golden(name)
+    engine = load(name, "all", context_tokens=len(golden.tokens))
+    assert np.abs(engine.logits(golden.tokens, golden.positions) - golden.logits).max() <= CLOSE
+
+
+@pytest.mark.parametrize("kv_dtype", ["f32", "int8"])
+def test_the_cache_is_the_cpus(load, kv_dtype):
+    """So that a saved conversation can go on with any number of layers on the GPU."""
+    tokens = read_golden("window").tokens[:75]  # the rings have 64 slots, and are written round
+    sequences = []
+    for layers in (0, 3):
+        engine = load("window", layers, chunk_tokens=25, kv_dtype=kv_dtype)
+        sequences.append(engine.sequence())
+        engine.prefill(sequences[-1], tokens)
+    for on_cpu, on_gpu in zip(*map(layers_of, sequences), strict=True):
+        first = max(0, 75 - on_cpu.slots)
+        for expected, found in zip(on_cpu.read(first, 75), on_gpu.read(first, 75), strict=True):
+            assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
+            assert np.allclose(found, expected, rtol=1e-4, atol=1e-5 if kv_dtype == "f32" else 1)
+
+
+def test_going_back_to_a_snapshot(load):
+    golden = read_golden("window")
+    engine = load("window", 3, chunk_tokens=32)
+    sequence = engine.sequence()
+    engine.prefill(sequence, golden.tokens[:150], marks=[40])
+    ran = engine.model.gpu.device.submits
+    logits = engine.prefill(sequence, golden.tokens[:44])
+    assert engine.model.gpu.device.submits == ran + 1  # 4 tokens, not 44
+    assert np.abs(logits - golden.logits[43]).max() <= CLOSE
+
+
+def layers_of(sequence):
+    return [*sequence.cache.layers, *sequence.cache.gpu_layers]
+
+
+@pytest.mark.parametrize("layers", [2, "all"])
+def test_the_demo_answers_alike(layers, demo):
+    """In the number formats and with the activations that it is shipped with."""
+    on_cpu, on_gpu = (localoss.load(demo, context_tokens=512, gpu_layers=n) for n in (0, layers))
+    assert on_gpu.model.gpu.layers == (4 if layers == "all" else 2)
+    for question in ("What is 37 + 48?", "How do I get gpt-oss-20b?"):
+        setup = harmony.ChatSetup("low")
+        prompt = harmony.render(setup, [harmony.Message("user", question)])
+        answers = [
+            [token.id for token in engine.generate(prompt, 40, temperature=0)] for engine in (on_cpu, on_gpu)
+        ]
+        assert answers[0] == answers[1] and answers[0][-1] == 200_002

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from localoss import settings
 from localoss.chat import transcript
 from localoss.chat.conversation import Conversation
-from localoss.errors import LocalossError, UsageError
+from localoss.errors import GpuError, LocalossError, UsageError
 from localoss.saved_cache import SavedCache, UnusableCacheError, identity
 from localoss.sequence import common_prefix
 from quant import disk
@@ -91,6 +91,9 @@ class Session:
         self._cache = SavedCache(self.folder / _CACHE, identity(digest, engine.config, engine.kv_dtype))
         try:
             self._cache.load(sequence, engine.context_tokens)
+        except GpuError as error:
+            sequence.restore([], [])
+            return f"the GPU is lost ({error}); the conversation is read anew"
         except (UnusableCacheError, OSError) as error:
             sequence.restore([], [])
             aside = self.folder / _SET_ASIDE
@@ -108,6 +111,8 @@ class Session:
             return None
         try:
             self._cache.save(sequence, common_prefix(sequence.tokens, conversation.tokens()))
+        except GpuError as error:  # what was saved before is true still
+            return f"the cache of session {self.name} is not saved, for the GPU is lost ({error})"
         except OSError as error:
             shutil.rmtree(self.folder / _CACHE, ignore_errors=True)  # it makes room, too
             self._cache = None

@@ -33,6 +33,8 @@ def bench(
     memory_limit: options.MemoryLimit = None,
     must_fit: options.MustFit = False,
     threads: options.Threads = None,
+    gpu_layers: options.GpuLayers = 0,
+    gpu_memory: options.GpuMemory = None,
     profile: Annotated[bool, typer.Option("--profile", help="Show where the time goes.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
 ) -> None:
@@ -58,6 +60,8 @@ def bench(
         kv_dtype=kv_dtype.value,
         memory_limit=memory_limit,
         must_fit=must_fit,
+        gpu_layers=gpu_layers,
+        gpu_memory=gpu_memory,
     )
     load_s = time.perf_counter() - start
 
@@ -110,6 +114,8 @@ def _print_speeds(console: "Console", model: str, result: "Benchmark") -> None:
         f"{bandwidth_gb:.1f} GB/s that a plain read loop reaches.\n",
         soft_wrap=True,
     )
+    if result.gpu:
+        console.print(f"{result.gpu['summary']}\n", soft_wrap=True)
 
 
 def _print_profile(console: "Console", title: str, seconds: dict[str, float]) -> None:

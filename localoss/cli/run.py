@@ -166,4 +166,5 @@ def _report(turn: "Turn", folder: Path, load_s: float) -> dict[str, Any]:
         "decode_s": round(turn.decode_s, 3),
         "prefill_tokens_per_s": round(turn.prefill_tokens_per_s, 2),
         "decode_tokens_per_s": round(turn.decode_tokens_per_s, 2),
+        "gpu": turn.engine.gpu_figures(),
     }

@@ -40,6 +40,8 @@ def serve(
     kv_dtype: options.KVDtypeOption = options.KVDtype.f16,
     memory_limit: options.MemoryLimit = None,
     must_fit: options.MustFit = False,
+    gpu_layers: options.GpuLayers = 0,
+    gpu_memory: options.GpuMemory = None,
 ) -> None:
     """Serve a model over HTTP to whatever speaks OpenAI's API.
 
@@ -73,6 +75,8 @@ def serve(
             kv_dtype=kv_dtype.value,
             memory_limit=memory_limit,
             must_fit=must_fit,
+            gpu_layers=gpu_layers,
+            gpu_memory=gpu_memory,
         )
         check_vocabulary(engine.config.vocab)
         name = folder.resolve().name.replace("--", "/", 1)  # as the store writes a repository's name

@@ -7,6 +7,7 @@ decoded token is one submit and one read-back. T tokens, D hidden, V vocabulary,
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,7 @@ class GpuSpan:
         self.device, self.config, self.layers = device, config, layers
         self.first = config.layers - layers
         self.decoded = Decoded()
-        self._kv_dtype = kv_dtype
+        self._kv_dtype, self._max_tokens = kv_dtype, max_tokens
         self._kernels = Kernels(device, config, dtypes, kv_dtype)
         sizes = gpu_buffer_sizes(config, max_tokens, self.unembeds)
         self._at = {name: device.buffer(size.nbytes) for name, size in sizes.items()}
@@ -79,6 +80,38 @@ class GpuSpan:
     def unembeds(self) -> bool:
         """Whether logits are computed here: with all layers."""
         return self.layers == self.config.layers
+
+    def figures(self) -> dict[str, Any]:
+        """For reports: the GPU, its layers and memory, and submits and read-backs of a decoded token."""
+        name, tokens = self.device.adapter.name, max(self.decoded.tokens, 1)
+        submits, read_backs = self.decoded.submits / tokens, self.decoded.read_backs / tokens
+        summary = f"{self.layers} of {self.config.layers} layers on {name}"
+        if self.decoded.tokens:
+            summary += f", {submits:.4g} submits and {read_backs:.4g} read-backs a token"
+        return {
+            "adapter": name,
+            "backend": self.device.adapter.backend,
+            "layers": self.layers,
+            "unembeds": self.unembeds,
+            "bytes": self.device.allocated_bytes,
+            "decoded_tokens": self.decoded.tokens,
+            "submits_per_token": submits,
+            "read_backs_per_token": read_backs,
+            "summary": summary,
+        }
+
+    def try_out(self, cache: Sequence[GpuLayerCache]) -> None:
+        """Compile all shaders and run them, on zeros: what a driver can't do must show before an answer.
+
+        cache: of an empty conversation. Raises: GpuError.
+        """
+        for tokens in {1, min(2, self._max_tokens)}:
+            x = np.zeros((tokens, self.config.hidden), np.float32)
+            angles = np.zeros((tokens, self.config.head_dim // 2), np.float32)
+            self.forward(x, 0, cache, (angles, angles), lambda: False)
+            if self.unembeds:
+                self.logits(x, np.empty((tokens, round_up(self.config.vocab, 8)), np.float32))
+        self.decoded = Decoded()
 
     def layer_cache(self, slots: int) -> GpuLayerCache:
         return GpuLayerCache(self.device, self.config, slots, self._kv_dtype)
@@ -112,7 +145,7 @@ class GpuSpan:
         else:
             work = self._layers_work(cache, tokens, cancelled)
         if wants_logits:
-            work = [*work, *self._logits_work(1)]
+            work = [*work, *self._next_logits_work]
         (data,) = self.device.run(work, [reading])
         if tokens == 1:
             self.decoded.tokens += 1
@@ -189,6 +222,10 @@ class GpuSpan:
                 work.append(make(kernel, [part.runs, part.runs, *buffers], groups, runs))
         weighted = [at["y"], at["places"], at["expert_weights"], at["x"]]
         return [*work, make(kernels.add(), weighted, tokens)]
+
+    @cached_property
+    def _next_logits_work(self) -> list[Dispatch]:
+        return self._logits_work(1)
 
     def _logits_work(self, rows: int) -> list[Dispatch]:
         """Final norm and unembedding of `rows` rows of x, from batch.first_row on."""

@@ -73,6 +73,8 @@ def chat(
     memory_limit: options.MemoryLimit = None,
     must_fit: options.MustFit = False,
     threads: options.Threads = None,
+    gpu_layers: options.GpuLayers = 0,
+    gpu_memory: options.GpuMemory = None,
 ) -> None:
     """Talk with a model; /help lists what can be typed besides text.
 
@@ -93,6 +95,8 @@ def chat(
             kv_dtype=kv_dtype.value,
             memory_limit=memory_limit,
             must_fit=must_fit,
+            gpu_layers=gpu_layers,
+            gpu_memory=gpu_memory,
         )
         check_vocabulary(engine.config.vocab)
         return folder, engine

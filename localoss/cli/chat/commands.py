@@ -139,6 +139,9 @@ def _read(chat: Chat, name: str) -> None:
 
 def _stats(chat: Chat, _: str) -> None:
     say(turns_table(chat.turns))
+    gpu = chat.engine.gpu_figures()
+    if gpu:
+        say(gpu["summary"])
 
 
 def _context(chat: Chat, _: str) -> None:

@@ -100,12 +100,22 @@ def test_run_passes_what_the_engine_is_made_with_to_load(monkeypatch, localoss_c
 
     monkeypatch.setattr(localoss, "load", load, raising=False)
     memory = ["--context", "512", "--kv-dtype", "int8", "--memory-limit", "12.5GB", "--must-fit"]
-    localoss_cli("run", "tiny", "Hi", "--threads", "3", *memory)
-    asked.pop("compiling"), asked.pop("notice")
+    gpu = ["--gpu-layers", "7", "--gpu-memory", "8GB"]
+    localoss_cli("run", "tiny", "Hi", "--threads", "3", *memory, *gpu)
+    asked.pop("compiling"), asked.pop("uploading"), asked.pop("notice")
     assert 4096 < asked.pop("prompt_tokens") < 4296
     folder, limit = home / "models" / "tiny", 12_500_000_000
     expected = dict(context_tokens=512, threads=3, kv_dtype="int8", memory_limit=limit, must_fit=True)
-    assert asked == expected | {"folder": folder}
+    assert asked == expected | {"folder": folder, "gpu_layers": 7, "gpu_memory": 8_000_000_000}
+
+
+@pytest.mark.parametrize("command", ["run", "bench", "serve"])
+def test_gpu_layers_that_are_no_number(command, localoss_cli):
+    code, out, err = localoss_cli(
+        command, "tiny", *(["Hi"] if command == "run" else []), "--gpu-layers", "-3"
+    )
+    assert (code, out) == (2, "") and err.count("\n") == 1
+    assert "--gpu-layers is '-3'; give a number of layers, auto or all" in err
 
 
 def test_run_json(engine, localoss_cli):

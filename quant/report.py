@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from quant.checkpoint import TensorFiles, read_header
 from quant.config import ModelConfig
-from quant.formats import F32, bf16_to_f32, decode_int, decode_mxfp4
+from quant.formats import F32, bf16_to_f32, decode_int, decode_mxfp4, unpack_blocks
 from quant.layout import (
     TILE_COLUMNS,
     TILE_ROWS,
@@ -22,7 +22,7 @@ from quant.layout import (
 )
 from quant.manifest import Manifest
 from quant.published import EMBEDDING, UNEMBEDDING, experts_prefix, layer_prefix
-from quant.sources import Source, open_source
+from quant.sources import Blocks, Source, open_source
 from quant.sources.base import as_f32
 from quant.tiles import from_tiles, scales_from_tiles
 
@@ -162,7 +162,8 @@ def _expert_pairs(source: Source, model: "_Model", dtype: str) -> Iterator[tuple
                 scales = content[scales_at:][: scale_bytes(rows * columns, dtype)]
                 decoded = _decode(codes, scales.view(_SCALES[dtype]).reshape(shape), dtype)
                 published = source.expert(layer, name, expert)
-                assert isinstance(published, np.ndarray)  # no blocks: has_mxfp4_experts was asked
+                if isinstance(published, Blocks):  # of a GGUF file where some are MXFP4 already
+                    published = decode_mxfp4(unpack_blocks(published.blocks), published.scales)
                 yield experts_prefix(layer) + name, as_f32(published), decoded
 
 

@@ -83,12 +83,13 @@ def write_gguf(
     config: dict[str, Any],
     matrices: str = "F32",
     ollama: bool = False,
+    decoded_layers: tuple[int, ...] = (),
     **split: Any,
 ) -> Path:
     """A GGUF file by the gguf package: `matrices` in that format, vectors in F32, MXFP4 experts kept.
 
-    `ollama`: Ollama's names, gate and up in one tensor, q, k and v in one, biases in bfloat16. `split`: how
-    gguf splits it into several.
+    `ollama`: Ollama's names, gate and up in one tensor, q, k and v in one, biases in bfloat16.
+    `decoded_layers`: their experts are in F16. `split`: how gguf splits the file into several.
     """
     import gguf
 
@@ -108,7 +109,10 @@ def write_gguf(
 
     def add_expert(name: str, published: str, rows: slice = slice(None)) -> None:
         blocks, scales = tensors[f"{published}_blocks"][:, rows], tensors[f"{published}_scales"][:, rows]
-        writer.add_tensor(f"{name}.weight", to_ggml_mxfp4(blocks, scales), raw_dtype=kinds.MXFP4)
+        if int(published.split(".")[2]) in decoded_layers:
+            writer.add_tensor(f"{name}.weight", naive.decode_mxfp4(blocks, scales).astype(np.float16))
+        else:
+            writer.add_tensor(f"{name}.weight", to_ggml_mxfp4(blocks, scales), raw_dtype=kinds.MXFP4)
         bias = np.ascontiguousarray(tensors[f"{published}_bias"][:, rows])
         add(f"{name}.bias", bias, "BF16" if ollama else "F32")
 

@@ -22,6 +22,7 @@ from quant.formats import bf16_to_f32, encode_int4, encode_mxfp4, f32_to_bf16, p
 from quant.gguf_file import dequantize, ggml_mxfp4, published_mxfp4
 from quant.layout import expert_run
 from quant.manifest import Dtypes, read_manifest
+from quant.report import report
 from quant.tiles import from_tiles, scales_from_tiles
 
 NAME = "window"
@@ -107,6 +108,18 @@ def test_gguf_with_matrices_kept_gives_the_same_model(config, tensors, model, tm
         out = tmp_path / f"{form}-{len(dtypes)}"
         convert(source, out, Dtypes(**dtypes))
         same_weights(out, model(NAME, **dtypes))
+
+
+def test_a_gguf_where_only_some_experts_are_mxfp4(config, tensors, model, tmp_path):
+    """They are kept bit for bit beside those that are rounded, and the report tells of both."""
+    pytest.importorskip("gguf")
+    source, out = tmp_path / "mixed.gguf", tmp_path / "out"
+    layouts.write_gguf(source, tensors, config, decoded_layers=(1, 2))
+    manifest = convert(source, out).manifest
+    expected, found = files_of(model(NAME)), files_of(out)
+    assert found["layer-000.safetensors"] == expected["layer-000.safetensors"]
+    experts = report(source, out, manifest).classes[0]
+    assert experts.name == "experts" and experts.relative_error < 1e-3
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from quant.checkpoint import Checkpoint, read_header
 from quant.config import read_config
 from quant.convert import convert
 from quant.errors import QuantError
+from quant.export import export
 from quant.formats import (
     bf16_to_f32,
     encode_int4,
@@ -216,6 +217,26 @@ def test_rows_are_read_where_they_lie(checkpoint):
 
 
 # The output folder
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="no such advice on this system")
+def test_a_source_does_not_stay_in_the_page_cache(checkpoint, model, tmp_path, monkeypatch):
+    """All that is read once is let go; export, which reads some of it again, lets go of nothing."""
+    let_go = {}  # inode -> bytes
+
+    def advise(file, offset, size, advice):
+        if advice == os.POSIX_FADV_DONTNEED:
+            inode = os.fstat(file).st_ino
+            let_go[inode] = let_go.get(inode, 0) + size
+
+    source, made = checkpoint("window"), model("window")
+    monkeypatch.setattr(os, "posix_fadvise", advise)
+    convert(source, tmp_path / "out")
+    for path in source.glob("*.safetensors"):
+        data_bytes = sum(info.size for info in read_header(path)[0].values())
+        assert let_go[path.stat().st_ino] == data_bytes
+    export(made, tmp_path / "exported")
+    assert not {path.stat().st_ino for path in made.iterdir()} & let_go.keys()
 
 
 def test_the_same_conversion_again_leaves_the_model_alone(checkpoint, tmp_path):

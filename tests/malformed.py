@@ -79,17 +79,19 @@ def check_generations(engine, count, max_tokens=40, bonus=0.0):
     noting = Ending(engine, bonus)
     pool, thoughts, seen = SequencePool(engine, 2), Thoughts(), {}
     sampling = Sampling(temperature=1.5, max_tokens=max_tokens)
+    budgets = [None, 0, 6]  # of thinking
     for seed in range(count):
         prompt = harmony.render(setup, [Message("user", f"Question {seed % 7}")])
         its_rules = rules(seed)
-        question = Question(prompt, setup, its_rules, replace(sampling, seed=seed))
+        drawn = replace(sampling, seed=seed, think_budget=budgets[seed // 6 % 3])
+        question = Question(prompt, setup, its_rules, drawn)
         pieces = list(Answering(noting, pool, thoughts, question).work(lambda: False))
-        outcome = check(pieces, its_rules, noting.made)
+        outcome = check(pieces, its_rules, noting.made, drawn.think_budget)
         seen[outcome] = seen.get(outcome, 0) + 1
     return seen
 
 
-def check(pieces, its_rules, made):
+def check(pieces, its_rules, made, budget):
     """Check one answer: by OpenAI's parser, for control tokens, against its schemas. Gives how it ended."""
     done = pieces[-1]
     assert isinstance(done, Done) and done.usage.completion == len(made)
@@ -98,6 +100,7 @@ def check(pieces, its_rules, made):
         parser.process(token)  # raises for anything malformed
     texts = [piece.text for piece in pieces if isinstance(piece, Text)]
     calls = [piece for piece in pieces if isinstance(piece, ToolCall)]
+    assert budget is None or done.usage.reasoning <= budget
     shown = "".join(texts) + "".join(call.arguments for call in calls)
     assert not any(name in shown for name in CONTROL)
     assert (done.reason == "tool_calls") == bool(calls) == (made[-1] == harmony.CALL) and len(calls) <= 1

@@ -168,7 +168,7 @@ def test_errors_have_openais_shape(served, body, says, code):
 def test_the_counts_of_a_prompt_that_is_too_long(served):
     server, _ = served(context_tokens=200)
     with pytest.raises(
-        openai.BadRequestError, match=r"context length is 200 tokens.* have 3\d\d tokens"
+        openai.BadRequestError, match=r"context length is 200 tokens.* resulted in 3\d\d tokens"
     ) as caught:
         complete(server, messages=[{"role": "user", "content": "on " * 300}])
     assert caught.value.code == "context_length_exceeded"

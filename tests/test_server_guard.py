@@ -153,6 +153,20 @@ def test_who_waits_can_leave(slow):
     assert len(engine.prompts) == 1
 
 
+def test_who_left_is_forgotten(slow):
+    """Behind a long answer, prompts that nobody waits for don't pile up."""
+    server, _ = slow
+    in_background(server)
+    server.wait_until(lambda: running(server))
+    for _ in range(5):
+        with pytest.raises(httpx2.TimeoutException):
+            httpx2.post(server.url + CHAT, json=BODY, timeout=0.3)
+    server.wait_until(lambda: not waiting(server))
+    in_background(server)
+    server.wait_until(lambda: waiting(server))
+    assert sum(map(len, server.service.worker._lines.values())) == 1
+
+
 def test_the_queue_has_an_end_and_the_rest_answers(slow):
     server, _ = slow
     for _ in range(3):

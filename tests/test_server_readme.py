@@ -86,6 +86,9 @@ def test_command_lines(monkeypatch, tmp_path):
     assert (started[0][1]["host"], started[0][1]["api_key"]) == ("127.0.0.1", None)
     assert (started[1][1]["host"], started[1][1]["api_key"]) == ("0.0.0.0", "k")
     assert started[2][1]["cors_origins"] == ["http://localhost:3000"]
+    assert started[2][1]["think_budget"] is None
+    assert cli.main(["serve", MODEL, "--think-budget", "9", "--port", "0"]) == 0
+    assert started[3][1]["think_budget"] == 9
 
 
 def test_what_is_said_of_options():

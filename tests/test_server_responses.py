@@ -275,6 +275,10 @@ def test_the_store_outlives_the_server_and_forgets_after_a_month(tmp_path):
     store = ResponseStore(path)
     assert [message.text for message in store.conversation("b")[0]] == ["a", "b"]
     assert store.response("old") is None and store.conversation("old") is None
+    store.put(record("old", now - (KEPT_DAYS + 1) * 86_400))
+    store._looked -= 2 * 86_400  # it runs on for days
+    store.put(record("c", now))
+    assert store.response("old") is None and store.response("c")
     store.close()
 
 

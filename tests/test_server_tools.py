@@ -275,3 +275,11 @@ def test_the_thinking_budget(noisy):
         model=MODEL, input="Hi", max_output_tokens=20, extra_body={"think_budget": 0}
     )
     assert [item.type for item in done.output] == ["message"]
+
+
+def test_the_servers_own_thinking_budget(noisy, monkeypatch):
+    monkeypatch.setattr(noisy.service, "default_think_budget", 4)
+    for more in ({}, {"extra_body": {"think_budget": 0}}):
+        done = complete(noisy, tools=openai.NOT_GIVEN, max_tokens=20, **more)
+        assert done.usage.completion_tokens_details.reasoning_tokens <= (0 if more else 4)
+        assert done.choices[0].message.content

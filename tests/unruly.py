@@ -96,6 +96,8 @@ class Unruly:
                 if line.startswith("data: {"):
                     event = json.loads(line[6:])
                     assert "error" not in event or not event["error"], event
+                    if event.get("type") in ("response.completed", "response.incomplete"):
+                        self._compare(path, index, self._said(path, event["response"]))
                     for choice in event.get("choices", []):
                         delta = choice.get("delta", {})
                         thought += delta.get("reasoning_content") or ""

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from localoss.chat.harmony import RETURN, TEXT_TOKENS, VOCABULARY_FOLDER, VOCABULARY_TOKENS
-from localoss.errors import LocalossError, UsageError
+from localoss.errors import UsageError
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
@@ -57,13 +57,13 @@ class Body:
     def mask(self, ending: int) -> npt.NDArray[np.uint8]:
         """Allowed ids as ones, (vocab_tokens,) u8; `ending` is among them once the JSON is complete.
 
-        Raises: LocalossError if the grammar became too complex to follow.
+        Raises: UsageError if the grammar became too complex to follow.
         """
         from llguidance.numpy import fill_next_token_bitmask
 
         fill_next_token_bitmask(self._matcher, self._bits)
         if self._matcher.is_error():
-            raise LocalossError(f"the JSON schema is too complex: {self._matcher.get_error()}")
+            raise UsageError(f"the JSON schema is too complex: {_reason(self._matcher)}")
         text = np.unpackbits(self._bits.view(np.uint8)[0], count=TEXT_TOKENS, bitorder="little")
         self._mask[:TEXT_TOKENS] = text
         self._mask[ending] = self._matcher.is_accepting()
@@ -72,7 +72,7 @@ class Body:
     def advance(self, token: int) -> None:
         """Raises: ValueError for a token that the grammar doesn't allow."""
         if not self._matcher.consume_token(token):
-            raise ValueError(f"token {token} cannot stand here: {self._matcher.get_error()}")
+            raise ValueError(f"token {token} cannot stand here: {_reason(self._matcher)}")
 
 
 @functools.lru_cache(maxsize=64)
@@ -87,9 +87,13 @@ def _compiled(schema: str, strict: bool) -> "LLMatcher":
         raise UsageError(f"the JSON schema can't be used: {error}") from None
     matcher = LLMatcher(_tokenizer(), grammar, log_level=0)
     if matcher.is_error():
-        reason = matcher.get_error().splitlines()[0]
-        raise UsageError(f"the JSON schema can't be followed: {reason}")
+        raise UsageError(f"the JSON schema can't be followed: {_reason(matcher)}")
+    Body(matcher.deep_copy(), VOCABULARY_TOKENS).mask(RETURN)  # some show only then that they are too complex
     return matcher
+
+
+def _reason(matcher: "LLMatcher") -> str:
+    return matcher.get_error().splitlines()[0]
 
 
 @functools.cache

@@ -35,6 +35,7 @@ def serve(
     conversations: Conversations = 4,
     queue: Queue = 64,
     cors_origin: CorsOrigin = None,
+    think_budget: options.ThinkBudget = None,
     context: options.Context = None,
     threads: options.Threads = None,
     kv_dtype: options.KVDtypeOption = options.KVDtype.f16,
@@ -89,6 +90,7 @@ def serve(
             cors_origins=cors_origin or (),
             conversations=conversations,
             queue=queue,
+            think_budget=think_budget,
             responses=settings.home() / "server" / "responses.sqlite3",
             listening=lambda url: say(f"{name} · {url} · Ctrl-C ends"),
         )

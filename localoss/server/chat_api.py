@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response
 
 from localoss.chat.harmony import ChatSetup
@@ -52,16 +53,16 @@ async def create_chat_completion(body: ChatRequest, request: Request) -> Respons
 
 async def _questions(service: Service, body: ChatRequest) -> list[Question]:
     """One question for each choice. Raises: ApiError."""
-    functions, strict = parse_functions(body.tools or [])
+    functions, strict = await run_in_threadpool(parse_functions, body.tools or [])
     wanted = _format(body.response_format)
     choice = body.tool_choice
     choice_name = choice.function.name if isinstance(choice, NamedTool) else choice
-    rules = rules_for(functions, strict, choice_name, wanted)
+    rules = await run_in_threadpool(rules_for, functions, strict, choice_name, wanted)
     instructions, messages = split_instructions(convert_messages(body.messages, service.thoughts))
     if wanted:
         instructions.append(wanted.instructions)
     setup = ChatSetup(body.reasoning_effort or "medium", "\n\n".join(instructions) or None, functions)
-    prompt = await service.prompt(setup, messages)
+    prompt = await service.prompt(setup, messages, "messages")
     limit = body.max_completion_tokens or body.max_tokens
     top = (body.top_logprobs or 0) if body.logprobs else 0
     return [
@@ -70,7 +71,9 @@ async def _questions(service: Service, body: ChatRequest) -> list[Question]:
             setup,
             rules,
             replace(
-                sampling_of(body, limit, body.seed, index), top_logprobs=top, think_budget=body.think_budget
+                sampling_of(body, limit, body.seed, index),
+                top_logprobs=top,
+                think_budget=service.think_budget(body.think_budget),
             ),
             stops_of(body.stop),
         )

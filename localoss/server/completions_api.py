@@ -72,7 +72,7 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
     service.check_model(body.model)
     prompts = await run_in_threadpool(_token_lists, body.prompt)
     for prompt in prompts:
-        service.check_length(len(prompt))
+        service.check_length(len(prompt), "prompt")
     completion = _Completion(service, body, client_of(request, body), prompts)
     first = completion.begin()
     if body.stream:

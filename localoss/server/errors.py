@@ -42,14 +42,14 @@ class ApiError(Exception):
         return JSONResponse(self.body(), self.status, self.headers)
 
 
-def context_length_error(prompt_tokens: int, asked_tokens: int | None, context_tokens: int) -> ApiError:
-    """What a prompt that doesn't fit gets, with the counts."""
-    answer = f" and {asked_tokens:,} tokens of answer" if asked_tokens else ""
+def context_length_error(prompt_tokens: int, context_tokens: int, param: str) -> ApiError:
+    """What a prompt that doesn't fit gets, in OpenAI's words: clients look for the counts in them."""
     return ApiError(
-        f"This model's maximum context length is {context_tokens:,} tokens; your messages have "
-        f"{prompt_tokens:,} tokens{answer}. Shorten them, or start the server with a larger --context.",
+        f"This model's maximum context length is {context_tokens} tokens. However, your {param} resulted in "
+        f"{prompt_tokens} tokens. Please reduce the length of the {param}, or start the server with a "
+        "larger --context.",
         code="context_length_exceeded",
-        param="messages",
+        param=param,
     )
 
 
@@ -61,8 +61,12 @@ def as_api_error(error: Exception) -> ApiError:
         return ApiError(str(error), code="context_length_exceeded")
     if isinstance(error, UsageError):
         return ApiError(str(error))
-    logger.error("a request failed", exc_info=error)
-    told = str(error) if isinstance(error, LocalossError) else "the server failed; its log says why"
+    if isinstance(error, LocalossError):
+        logger.error("a request failed: %s", error)
+        told = str(error)
+    else:
+        logger.error("a request failed", exc_info=error)
+        told = "the server failed; its log says why"
     return ApiError(told, status=500, kind="server_error", code="server_error")
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Sequence as Seq
 from typing import TYPE_CHECKING
 
+from localoss.sequence import common_prefix
+
 if TYPE_CHECKING:
     from localoss.engine import Engine, Sequence
 
@@ -26,7 +28,7 @@ class SequencePool:
         """
         best, common = None, 0
         for sequence in self._kept:
-            length = _common_prefix(sequence.tokens, tokens)
+            length = common_prefix(sequence.tokens, tokens)
             if length > common:
                 best, common = sequence, length
         if best is None or common < _WORTH_KEEPING * len(best.tokens):
@@ -38,12 +40,3 @@ class SequencePool:
         if len(self._kept) < self._capacity:
             return self._engine.sequence()
         return self._kept[0]
-
-
-def _common_prefix(mine: Seq[int], theirs: Seq[int]) -> int:
-    common = 0
-    for one, other in zip(mine, theirs, strict=False):
-        if one != other:
-            break
-        common += 1
-    return common

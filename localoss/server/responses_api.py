@@ -96,10 +96,10 @@ class _Said:
 
 async def _question(service: Service, body: ResponseRequest) -> tuple[Question, _Said]:
     """Raises: ApiError."""
-    functions, strict = parse_functions(body.tools or [])
+    functions, strict = await run_in_threadpool(parse_functions, body.tools or [])
     wanted = _format(body)
     choice = body.tool_choice.name if isinstance(body.tool_choice, NamedTool) else body.tool_choice
-    rules = rules_for(functions, strict, choice, wanted)
+    rules = await run_in_threadpool(rules_for, functions, strict, choice, wanted)
     before, calls = await _previous(service, body.previous_response_id)
     items = [InputItem(role="user", content=body.input)] if isinstance(body.input, str) else body.input
     new = convert_items(items, service.thoughts, calls)
@@ -107,9 +107,10 @@ async def _question(service: Service, body: ResponseRequest) -> tuple[Question, 
     parts = [body.instructions, *instructions, wanted.instructions if wanted else None]
     effort = body.reasoning.effort if body.reasoning and body.reasoning.effort else "medium"
     setup = ChatSetup(effort, "\n\n".join(filter(None, parts)) or None, functions)
-    prompt = await service.prompt(setup, messages)
+    prompt = await service.prompt(setup, messages, "input")
     sampling = sampling_of(body, body.max_output_tokens, body.seed)
-    sampling = replace(sampling, top_logprobs=body.top_logprobs or 0, think_budget=body.think_budget)
+    budget = service.think_budget(body.think_budget)
+    sampling = replace(sampling, top_logprobs=body.top_logprobs or 0, think_budget=budget)
     return Question(prompt, setup, rules, sampling), _Said(new, calls)
 
 

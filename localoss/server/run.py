@@ -50,17 +50,20 @@ def serve(
     cors_origins: Sequence[str],
     conversations: int,
     queue: int,
+    think_budget: int | None,
     responses: Path,
     listening: Callable[[str], None],
 ) -> None:
     """Serve until SIGTERM or Ctrl-C; then finish what runs, refuse what waits, and return.
 
+    think_budget: of requests that give none.
     responses: the file that stored responses are kept in.
     listening: told the base URL once requests are taken.
     """
     harmony.encoding()  # half a second that the first request needn't wait for
     worker = Worker(queue)
-    service = Service(engine, model, worker, SequencePool(engine, conversations), ResponseStore(responses))
+    pool, store = SequencePool(engine, conversations), ResponseStore(responses)
+    service = Service(engine, model, worker, pool, store, think_budget)
     hosts = {*LOOPBACK, host} if host in LOOPBACK else None  # elsewhere there is a key
     app = build_app(service, hosts=hosts, api_key=api_key, cors_origins=cors_origins)
     config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", server_header=False)

@@ -33,13 +33,14 @@ T = TypeVar("T")
 
 @dataclass
 class Service:
-    """One model behind the API."""
+    """One model behind the API. default_think_budget: of requests that give none; None for no budget."""
 
     engine: Engine
     model: str  # its name to clients
     worker: Worker
     pool: SequencePool
     store: ResponseStore = field(default_factory=lambda: ResponseStore(None))
+    default_think_budget: int | None = None
     created: int = field(default_factory=lambda: int(time.time()))
     thoughts: Thoughts = field(default_factory=Thoughts)
 
@@ -56,16 +57,20 @@ class Service:
                 param="model",
             )
 
-    async def prompt(self, setup: ChatSetup, messages: list[Message]) -> list[int]:
-        """The tokens of a conversation. Raises: ApiError if it doesn't fit the context."""
+    async def prompt(self, setup: ChatSetup, messages: list[Message], param: str) -> list[int]:
+        """The tokens of a conversation, which came as `param`. Raises: ApiError if it doesn't fit."""
         tokens = await run_in_threadpool(harmony.render, setup, messages)
-        self.check_length(len(tokens))
+        self.check_length(len(tokens), param)
         return tokens
 
-    def check_length(self, tokens: int, asked: int | None = None) -> None:
+    def check_length(self, tokens: int, param: str) -> None:
         """Raises: ApiError if a prompt of so many tokens leaves no room for an answer."""
         if tokens >= self.engine.context_tokens:
-            raise context_length_error(tokens, asked, self.engine.context_tokens)
+            raise context_length_error(tokens, self.engine.context_tokens, param)
+
+    def think_budget(self, asked: int | None) -> int | None:
+        """The thinking budget of a request that asked for `asked`."""
+        return self.default_think_budget if asked is None else asked
 
     def ask(self, question: Question, client: str, follows: bool = False) -> Job:
         """Queue a question. Raises: ApiError 429 or 503."""

@@ -14,6 +14,7 @@ from localoss.chat.harmony import Message
 from localoss.errors import LocalossError
 
 KEPT_DAYS = 30  # as OpenAI does
+_DAY_S = 86_400
 _TABLE = """CREATE TABLE IF NOT EXISTS responses (
     id TEXT PRIMARY KEY, previous TEXT, created REAL NOT NULL, response TEXT NOT NULL,
     messages TEXT NOT NULL, calls TEXT NOT NULL, input TEXT NOT NULL)"""
@@ -53,8 +54,7 @@ class ResponseStore:
             self._database.execute("PRAGMA secure_delete=ON")
             with self._database:
                 self._database.execute(_TABLE)
-                oldest = time.time() - KEPT_DAYS * 86_400
-                self._database.execute("DELETE FROM responses WHERE created < ?", [oldest])
+            self._forget_old()
         except (OSError, sqlite3.Error) as error:
             raise LocalossError(f"{path}: responses can't be stored ({error}); move the file away") from None
         self._lock = threading.Lock()
@@ -70,8 +70,17 @@ class ResponseStore:
             json.dumps(record.calls),
             json.dumps(record.input),
         ]
-        with self._lock, self._database:
-            self._database.execute("INSERT INTO responses VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+        with self._lock:
+            if time.time() - self._looked > _DAY_S:
+                self._forget_old()
+            with self._database:
+                self._database.execute("INSERT INTO responses VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+
+    def _forget_old(self) -> None:
+        self._looked = time.time()
+        with self._database:
+            oldest = self._looked - KEPT_DAYS * _DAY_S
+            self._database.execute("DELETE FROM responses WHERE created < ?", [oldest])
 
     def conversation(self, response_id: str) -> tuple[list[Message], dict[str, str]] | None:
         """The messages of a response and of all before it, and the calls made in them.

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,7 +77,7 @@ class Job:
         self.give(_END)
 
     def give(self, item: Any) -> None:
-        if not self._loop.is_closed():
+        with suppress(RuntimeError):  # the server is down, and its loop closed
             self._loop.call_soon_threadsafe(self._items.put_nowait, item)
 
 
@@ -108,6 +109,7 @@ class Worker:
         Raises: ApiError 429 if too many wait, 503 once the server is going down.
         """
         with self._changed:
+            self._drop_cancelled()
             if self._closed and not job.follows:
                 raise ApiError("the server is shutting down", status=503, kind="server_error")
             if self.waiting >= self._capacity and not job.follows:
@@ -122,6 +124,15 @@ class Worker:
             self._lines.setdefault(job.client, deque()).append(job)
             self._changed.notify()
         return job
+
+    def _drop_cancelled(self) -> None:
+        """Forget what nobody waits for any more: its prompts would pile up behind a long answer."""
+        for client, line in list(self._lines.items()):
+            left = deque(job for job in line if not job.is_cancelled)
+            if left:
+                self._lines[client] = left
+            else:
+                del self._lines[client]
 
     def refuse_waiting(self) -> None:
         """Begin to go down: what runs goes on, what waits is told that it won't be done."""

@@ -120,6 +120,22 @@ def test_echo_goes_on_with_the_answer(noisy, engine):
         assert token == pytest.approx(max(top.values()))
 
 
+def test_every_token_has_its_logprob(noisy):
+    """Those that are half a character, and those that end the text: harnesses count on it."""
+    for seed in range(16):
+        done = complete(noisy, echo=True, max_tokens=1 + seed % 3, logprobs=0, seed=seed, temperature=1.5)
+        logprobs, usage = done.choices[0].logprobs, done.usage
+        assert len(logprobs.tokens) == len(logprobs.token_logprobs) == usage.total_tokens
+    with live(ScriptedEngine([" blue<|return|>"])) as server:
+        done = complete(server, logprobs=0)
+        assert done.choices[0].text == " blue" and done.choices[0].logprobs.tokens == [" blue", "<|return|>"]
+        streamed = [chunk.choices[0] for chunk in complete(server, logprobs=0, stream=True)]
+        assert [token for choice in streamed if choice.logprobs for token in choice.logprobs.tokens] == [
+            " blue",
+            "<|return|>",
+        ]
+
+
 def test_without_logprobs_echo_runs_nothing(noisy):
     done = complete(noisy, echo=True, max_tokens=0)
     assert done.choices[0].text == TEXT and done.choices[0].logprobs is None

@@ -117,7 +117,8 @@ class Answering:
         yield self._done(turn)
 
     def _note(self, token: Token) -> None:
-        if self._part == "answer" and token.id < TEXT_TOKENS:
+        is_raw = self._question.setup is None  # where harnesses count every token, the last one too
+        if self._part == "answer" and (is_raw or token.id < TEXT_TOKENS):
             self._tokens.append(token)
 
     def _pieces(self, event: Event, before: list[Message]) -> Iterator[Piece]:
@@ -147,8 +148,10 @@ class Answering:
 
     def _close(self, is_whole: bool) -> Iterator[Piece]:
         assert self._part
-        if self._part == "answer" and not self._stopped and (rest := self._stops.finish()):
-            yield self._give(rest)
+        if self._part == "answer" and not self._stopped:
+            rest = self._stops.finish()
+            if rest or self._tokens:  # tokens without text: half a character, what ends a raw text
+                yield self._give(rest)
         yield Closed(self._part, "".join(self._text), is_whole)
         self._part = None
 

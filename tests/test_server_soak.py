@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import httpx2
@@ -59,8 +60,27 @@ def served(model, tmp_path):
         assert "Traceback" not in (tmp_path / "log").read_text()
 
 
+@contextmanager
+def fuzzed(url, seconds, folder):
+    """Meanwhile schemathesis makes bodies from the served OpenAPI document; it meets no error 500."""
+    pytest.importorskip("schemathesis", reason="pip install 'localoss[soak]'")
+    command = [str(Path(sys.executable).with_name("st")), "run", f"{url}/openapi.json", "--no-color"]
+    command += ["--max-time", str(seconds), "--checks", "not_a_server_error", "--request-timeout", "300"]
+    with open(folder / "fuzz", "w+") as said:
+        fuzzer = subprocess.Popen(command, stdout=said, stderr=said, cwd=folder)
+        try:
+            yield
+            code = fuzzer.wait(timeout=300)
+        finally:
+            fuzzer.kill()
+        said.seek(0)
+        told = said.read()
+        print(told[-1500:])
+        assert code == 0, told[-8000:]
+
+
 @pytest.mark.parametrize("seconds", [10, pytest.param(600, marks=pytest.mark.soak)])
-def test_unruly_clients(served, seconds):
+def test_unruly_clients(served, seconds, tmp_path):
     """Eight clients: no error 500, nothing mixed up, and memory flat once the server is warm."""
     url, process = served
     started, sizes = time.monotonic(), []
@@ -69,7 +89,8 @@ def test_unruly_clients(served, seconds):
         sizes.append((time.monotonic() - started, psutil.Process(process.pid).memory_info().rss))
 
     clients = Unruly(url, "harmony", seconds)
-    clients.run(between=measure)
+    with fuzzed(url, seconds, tmp_path) if seconds > 60 else nullcontext():
+        clients.run(between=measure)
     assert not clients.faults, clients.faults[:5]
     warm = [size for at, size in sizes if at > 0.3 * seconds]
     growth = warm[-1] / warm[0] - 1 if warm else 0.0

@@ -29,7 +29,7 @@ LAYERS = [
     {"localoss.model", "localoss.sequence"},
     {"localoss.saved_cache"},
     {"localoss.calibration", "localoss.engine", "localoss.warmup"},
-    {"localoss.bench", "localoss.evaluate", "localoss.profile", "localoss.start"},
+    {"localoss.bench", "localoss.evaluate", "localoss.profile", "localoss.split", "localoss.start"},
     {"localoss"},
     {"localoss.chat"},
     {"localoss.demo"},

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from localoss import settings
-from localoss.cli import bench, chat, eval, export, plan, pull, quantize, run, serve, sessions, store
+from localoss.cli import bench, chat, eval, export, gpu, plan, pull, quantize, run, serve, sessions, store
 from localoss.errors import LocalossError
 from quant.errors import QuantError
 
@@ -41,6 +41,7 @@ app.command()(store.show)
 app.command()(store.rm)
 app.command()(store.verify)
 app.command()(plan.plan)
+app.command()(gpu.gpu)
 app.command()(serve.serve)
 app.command()(quantize.quantize)
 app.command()(export.export)

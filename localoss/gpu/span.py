@@ -113,6 +113,10 @@ class GpuSpan:
                 self.logits(x, np.empty((tokens, round_up(self.config.vocab, 8)), np.float32))
         self.decoded = Decoded()
 
+    def repeat(self, cache: Sequence[GpuLayerCache], times: int) -> None:
+        """Run the token of the last `forward`, whose T was 1, `times` times in one submit: for measuring."""
+        self.device.run(self._decoding_work(cache) * times, [(self._at["x"], 0, 4 * self.config.hidden)])
+
     def layer_cache(self, slots: int) -> GpuLayerCache:
         return GpuLayerCache(self.device, self.config, slots, self._kv_dtype)
 

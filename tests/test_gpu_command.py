@@ -1,0 +1,98 @@
+"""`localoss gpu`, and which split of the layers it calls best."""
+
+import json
+
+import pytest
+
+from localoss import cli
+from localoss.errors import GpuError
+from localoss.gpu import adapters, memory
+from localoss.gpu.adapters import Adapter
+from localoss.split import Split
+
+LIMITS = {name: 1 << 31 for name in adapters._NEEDED}
+CARDS = [
+    Adapter("A card", "discrete", "Vulkan", "1.0", LIMITS),
+    Adapter("llvmpipe", "software", "Vulkan", "Mesa", LIMITS | {"max-buffer-size": 4}),
+]
+
+
+@pytest.fixture
+def listed(monkeypatch):
+    """Have these adapters, and 8 GB on the first."""
+    known = {"A card": 8_000_000_000}
+    monkeypatch.setattr(adapters, "all_adapters", lambda: CARDS)
+    monkeypatch.setattr(memory, "memory_bytes", lambda adapter: known.get(adapter.name))
+
+
+def test_the_list(listed, capsys):
+    assert cli.main(["gpu"]) == 0
+    out = " ".join(capsys.readouterr().out.split())  # cells may be wrapped
+    assert "A card discrete Vulkan 1.0 8.0 GB 2.15 GB" in out
+    assert "llvmpipe" in out and "not used" in out and "unknown" in out
+
+
+def test_the_list_in_json(listed, capsys):
+    assert cli.main(["gpu", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [a["memory_bytes"] for a in report["adapters"]] == [8_000_000_000, None]
+    assert report["adapters"][1]["missing_limits"] == ["max-buffer-size"]
+
+
+def test_a_driver_that_fails_is_one_line(monkeypatch, capsys):
+    def fail():
+        raise GpuError("its driver failed (no such device)")
+
+    monkeypatch.setattr(adapters, "all_adapters", fail)
+    assert cli.main(["gpu"]) == 1
+    assert capsys.readouterr().err == "error: its driver failed (no such device)\n"
+
+
+def test_the_best_split():
+    fast = Split(layers=24, read_bytes=80_000_000, cpu_layer_s=4e-3, gpu_layer_s=1e-3, gpu_call_s=1e-3)
+    assert fast.best_layers(24) == 24 and fast.best_layers(9) == 9 and fast.best_layers(0) == 0
+    assert fast.token_s(9) == pytest.approx(15 * 4e-3 + 9e-3 + 1e-3)
+    assert fast.gpu_bytes_per_s == pytest.approx(80e9)
+    slow = Split(layers=24, read_bytes=80_000_000, cpu_layer_s=4e-3, gpu_layer_s=5e-3, gpu_call_s=1e-3)
+    assert slow.best_layers(24) == 0
+    dear = Split(layers=24, read_bytes=80_000_000, cpu_layer_s=4e-3, gpu_layer_s=3.9e-3, gpu_call_s=1e-3)
+    assert dear.best_layers(5) == 0 and dear.best_layers(24) == 24
+
+
+def test_measuring(model, gpu_adapter, capsys):
+    code = cli.main(["gpu", str(model("short")), "--gpu-memory", "8GB", "--json"])
+    out, err = capsys.readouterr()
+    report = json.loads(out)
+    assert code == 0, err
+    assert any(adapter["name"] == gpu_adapter.name for adapter in report["adapters"])
+    split = report["split"]
+    assert (split["layers"], split["fitting_layers"]) == (3, 3)
+    assert split["best_layers"] in (0, 3)
+    assert all(split[name] > 0 for name in ("cpu_layer_s", "gpu_layer_s", "gpu_call_s", "gpu_bytes_per_s"))
+
+
+def test_free_memory_of_amd_cards(tmp_path):
+    for card, total, used in ((0, 2_000, 500), (1, 9_000, 1_000)):
+        folder = tmp_path / f"card{card}" / "device"
+        folder.mkdir(parents=True)
+        (folder / "mem_info_vram_total").write_text(f"{total}\n")
+        (folder / "mem_info_vram_used").write_text(f"{used}\n")
+    card = Adapter("AMD Radeon", "discrete", "Vulkan", "RADV", LIMITS)
+    assert memory.memory_bytes(card, tmp_path) == 8_000
+    assert memory.memory_bytes(card, tmp_path / "none") is None
+
+
+def test_free_memory_of_nvidia_cards(tmp_path, monkeypatch):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'NVIDIA T1, 7000'\necho 'NVIDIA T2, 100'\necho 'NVIDIA T1, 6000'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    card = Adapter("NVIDIA T1", "discrete", "Vulkan", "", LIMITS)
+    assert memory.memory_bytes(card) == 6000 << 20
+    tool.write_text("#!/bin/sh\nexit 9\n")
+    assert memory.memory_bytes(card) is None
+
+
+def test_a_share_of_the_machines_memory():
+    card = Adapter("Apple M4", "integrated", "Metal", "", LIMITS)
+    assert 1e8 < memory.memory_bytes(card) < 1e14

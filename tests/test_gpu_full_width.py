@@ -13,11 +13,10 @@ from localoss.gpu.device import Device
 from localoss.gpu.span import GpuSpan
 from localoss.model import Chunk, Model
 from localoss.registry import known_models
+from localoss.start import usable_threads
 from localoss.weights import _NUMPY_DTYPES, _weights
 from quant.layout import expert_run, layer_specs, vocabulary_specs
 from quant.manifest import Dtypes
-
-CONTEXT, CHUNK = 192, 24
 
 
 def random_tensors(specs, random):
@@ -57,30 +56,35 @@ def random_experts(config, random):
     return experts
 
 
-@pytest.mark.soak
-@pytest.mark.parametrize("name", ["gpt-oss-20b", "gpt-oss-120b"])
-def test_a_layer(name, gpu_adapter):
-    config = replace(known_models()[name].config, layers=1, is_sliding=(True,), vocab=1000)
+@pytest.mark.parametrize(
+    ("name", "experts", "parts", "chunk"),
+    [
+        ("gpt-oss-20b", 12, 2, 3),  # fewer experts of the same size: a few seconds
+        pytest.param("gpt-oss-20b", 32, 4, 24, marks=pytest.mark.soak),
+        pytest.param("gpt-oss-120b", 128, 13, 24, marks=pytest.mark.soak),
+    ],
+)
+def test_a_layer(name, experts, parts, chunk, gpu_adapter):
+    config = replace(known_models()[name].config, layers=1, is_sliding=(True,), vocab=1000, experts=experts)
     dtypes, random = Dtypes(), np.random.default_rng(11)
     specs = layer_specs(config, dtypes.attention, dtypes.experts)
-    experts = random_experts(config, random)
     layer = random_tensors({n: spec for n, spec in specs.items() if n != "experts"}, random)
-    layer["experts"] = experts
+    layer["experts"] = random_experts(config, random)
     vocabulary = random_tensors(vocabulary_specs(config, "int8", "int8"), random)
     for array in (*layer.values(), *vocabulary.values()):
         array.flags.writeable = False
     weights = _weights([layer], vocabulary, config, dtypes)
 
     device = Device(gpu_adapter)
-    span = GpuSpan(device, config, dtypes, weights.tensors, 1, "f32", CHUNK)
+    span = GpuSpan(device, config, dtypes, weights.tensors, 1, "f32", chunk)
     if gpu_adapter.is_software:
-        assert len(span._weights[0].experts) == {"gpt-oss-20b": 4, "gpt-oss-120b": 13}[name]
+        assert len(span._weights[0].experts) == parts
     results = []
     for gpu in (None, span):
-        model = Model(config, weights, 2, True, CHUNK, gpu)
-        cache = KVCache(config, CONTEXT, CHUNK, "f32", gpu)
-        prompt = model.forward([Chunk(list(range(7, 7 + CHUNK)), 0, cache)]).copy()
-        token = model.next_logits(Chunk([5], CHUNK, cache)).copy()
+        model = Model(config, weights, usable_threads(None), True, chunk, gpu)
+        cache = KVCache(config, 192, chunk, "f32", gpu)
+        prompt = model.forward([Chunk(list(range(7, 7 + chunk)), 0, cache)]).copy()
+        token = model.next_logits(Chunk([5], chunk, cache)).copy()
         results.append((prompt, token))
     device.destroy()
     (prompt, token), (prompt_there, token_there) = results

@@ -1,5 +1,6 @@
 """A terminal for a program: its keyboard is a pseudo-terminal's, its screen is pyte's."""
 
+import contextlib
 import json
 import os
 import sys
@@ -100,6 +101,10 @@ class Terminal:
     def screen(self):
         return [line.rstrip() for line in self._screen.display]
 
+    def status(self):
+        """The last line of the screen."""
+        return self.screen()[-1]
+
     def everything(self):
         """Scrollback and screen."""
         columns = self._screen.columns
@@ -119,7 +124,8 @@ class Terminal:
         raise AssertionError(f"no {text!r} in\n{self.everything()}")
 
     def close(self):
-        self.child.close(force=True)
+        with contextlib.suppress(pexpect.ExceptionPexpect):  # a busy machine takes longer to kill it
+            self.child.close(force=True)
 
 
 def scripted_chat(folder, *arguments, columns=100, lines=30, variables=(), **script):

@@ -14,7 +14,7 @@ import numpy as np
 
 from localoss.cache import KVCache
 from localoss.chat import harmony
-from localoss.errors import Cancelled, ContextFullError
+from localoss.errors import Cancelled, ContextFullError, ModelError
 from localoss.sequence import Sequence
 from quant.config import ModelConfig, RopeConfig
 
@@ -60,6 +60,7 @@ class ScriptedEngine:
     top: tuple = ((0, -0.5), (1, -1.0))  # the likeliest tokens, at every place
     prefill_s: float = 0.0
     log: str | None = None
+    chunk_tokens: int = CHUNK
     prompts: list[list[int]] = field(default_factory=list)
     sequences: list[Any] = field(default_factory=list)
     options: dict[str, Any] = field(default_factory=dict)
@@ -134,13 +135,29 @@ def check(sequence):
 
 
 def main():
-    """Run the command line with `localoss.load` giving a scripted engine."""
+    """Run the command line with `localoss.load` giving a scripted engine.
+
+    In the script load_s is how long that takes, and load_error what comes of it then.
+    """
     import localoss
     from localoss import cli
 
     with open(sys.argv[1], encoding="utf-8") as file:
         script = json.load(file)
-    localoss.load = lambda folder, **options: ScriptedEngine(**script)
+    load_s, load_error = script.pop("load_s", 0.0), script.pop("load_error", None)
+
+    def load(folder, compiling, notice, **options):
+        ends = time.monotonic() + load_s
+        while time.monotonic() < ends:
+            compiling("a_kernel")
+            time.sleep(0.05)
+        if load_error:
+            raise ModelError(load_error)
+        if load_s:
+            notice("a notice")
+        return ScriptedEngine(**script)
+
+    localoss.load = load
     sys.exit(cli.main(sys.argv[2:]))
 
 

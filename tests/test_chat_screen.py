@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import stat
 import unicodedata
 
@@ -41,8 +42,8 @@ ANSWER_LINES = """Rivers
 
 Some bold and code, 你好 👋🏽 and e\u0301.
 
-  1 one
-  2 two
+ 1. one
+ 2. two
 
 name   metres
 ─────────────
@@ -149,6 +150,7 @@ def test_no_frame_is_cleared_before_it_is_drawn(chat):
     """Lines are written over, and a frame comes in one piece: nothing flickers."""
     terminal = chat(answers=[FINAL + "word " * 300 + "<|return|>"], token_s=0.003)
     terminal.type("Hi\r")
+    terminal.wait_for("word word")
     terminal.wait_for_prompt()
     terminal.settle(0.4)
     frames = terminal.seen.split(b"\x1b[?2026h")[1:]
@@ -273,13 +275,13 @@ def test_completion(chat, tmp_path):
 
 def test_the_status_line(chat):
     terminal = chat("--effort", "low", answers=[FINAL + "word " * 30 + "<|return|>"], token_s=0.02)
-    assert "tiny · effort low · 63 of 8,192 tokens" in terminal.screen()[-1]
+    terminal.wait_for("tiny · effort low · 63 of 8,192 tokens", where=terminal.status)
     terminal.type("Hi\r")
     terminal.wait_for("word word")
     assert any("tiny · effort low" in line and "tokens/s" in line for line in terminal.screen())
     terminal.wait_for_prompt()
     assert "of 8,192 tokens" in terminal.screen()[-1] and "tokens/s" in terminal.screen()[-1]
-    assert terminal.everything().count("tiny · effort low") == 1
+    assert terminal.everything().count("of 8,192 tokens") == 1
 
 
 def test_ctrl_l_clears_the_screen(chat):
@@ -292,7 +294,34 @@ def test_ctrl_l_clears_the_screen(chat):
     assert terminal.screen()[0] == ">" and "Done." not in "\n".join(terminal.screen())
 
 
+@pytest.mark.parametrize("word", ["exit", "quit", "/bye"])
+def test_words_that_leave(chat, word):
+    terminal = chat()
+    terminal.type(f"{word}\r")
+    assert terminal.wait_for_end() == 0
+
+
 # Ctrl-C
+
+
+@pytest.mark.parametrize(
+    ("columns", "form"),
+    [
+        (40, r"\d+ of 1,0\d\d tokens · [\d.,]+ tokens/s"),
+        (80, r"reading [█░]{8} \d+ of 1,0\d\d tokens · [\d.,]+ tokens/s"),
+        (200, r"reading [█░]{24} \d+ of 1,0\d\d tokens · [\d.,]+ tokens/s · Ctrl-C stops"),
+    ],
+)
+def test_progress_within_the_first_chunk_fits_the_screen(chat, columns, form):
+    terminal = chat(answers=[FINAL + "Done.<|return|>"], prefill_s=8, chunk_tokens=512, columns=columns)
+    terminal.type("word " * 1000 + "\r")
+
+    def bars():
+        return "\n".join(line for line in terminal.screen() if re.fullmatch(form, line))
+
+    terminal.wait_for(" of 1,0", where=bars)
+    terminal.type("\x03")
+    terminal.wait_for("(stopped; /regen")
 
 
 @pytest.mark.parametrize("presses", [1, 2])

@@ -87,7 +87,7 @@ def test_run_stops_at_ctrl_c(terminal):
 
 def test_chat_greets_answers_and_leaves(terminal):
     child = terminal("chat", "tiny", answers=[SHORT])
-    child.expect("tiny · context 8,192 tokens · effort medium")
+    child.expect("tiny · effort medium · /help for help")
     child.expect(PROMPT)
     child.sendline("Hi")
     child.expect("thought for .*, 2 tokens")

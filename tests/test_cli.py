@@ -239,7 +239,7 @@ def test_version(localoss_cli):
 def test_chat_reads_lines_and_keeps_the_conversation(engine, localoss_cli):
     code, out, err = localoss_cli("chat", "tiny", piped="Hi\n\nAnd you?\n")
     assert (code, out) == (0, "Hello!\nHello!\n")
-    assert err.startswith("tiny · context 8,192 tokens · effort medium")
+    assert err.startswith("tiny · effort medium · /help for help\n")
     assert "<|message|>Hi<|end|><|start|>assistant<|channel|>final<|message|>Hello!<|end|>" in prompt_text(
         engine
     )

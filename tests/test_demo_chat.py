@@ -2,7 +2,6 @@
 
 import os
 import sys
-from pathlib import Path
 
 import pytest
 import reduced
@@ -12,10 +11,10 @@ from localoss import cli, registry
 from localoss.demo import install as installing
 from localoss.errors import ModelError
 
-pexpect = pytest.importorskip("pexpect")  # not on Windows
+pytest.importorskip("pexpect")  # not on Windows
 
-ROOT = Path(__file__).parent.parent
-PROMPT = r"\x1b\[\?2004h.*?>"  # prompt_toolkit takes pasted text from here on
+from pseudo_terminal import Terminal
+
 CHAT = """
 import pathlib, sys
 from localoss import cli
@@ -68,29 +67,20 @@ def test_demo_has_a_description():
 
 def test_chat_without_a_model_at_a_terminal(shipped, home):
     """On random weights: what it answers means nothing, but it answers."""
-    child = pexpect.spawn(
-        sys.executable,
-        ["-c", CHAT, str(shipped), "chat", "--max-tokens", "12", "--seed", "3"],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"},
-        encoding="utf-8",
-        timeout=120,
-        dimensions=(30, 100),
-    )
+    command = [sys.executable, "-c", CHAT, str(shipped), "chat", "--max-tokens", "12", "--seed", "3"]
+    terminal = Terminal(command, variables={"LOCALOSS_HOME": str(home)})
     try:
-        child.expect("making the demo model ready, once on this machine")
-        child.expect("This is demo, a tiny model that shows the machinery")
-        child.expect("localoss pull gpt-oss-20b")
-        child.expect(r"demo · context [\d,]+ tokens · effort medium")
-        child.expect(PROMPT)
-        child.sendline("Hi")
-        child.expect("ended by --max-tokens 12")
-        child.expect(PROMPT)
-        child.sendeof()
-        child.expect(pexpect.EOF)
-        child.close()
-        assert child.exitstatus == 0 and "Traceback" not in child.before
+        terminal.wait_for("This is demo, a tiny model that shows the machinery", "localoss pull gpt-oss-20b")
+        terminal.wait_for("demo · effort medium · /help for help", timeout_s=120)
+        making = "making the demo model ready, once on this machine"
+        terminal.wait_for(making, where=terminal.status, timeout_s=120)
+        terminal.type("Hi\r")
+        terminal.wait_for("ended by --max-tokens 12", timeout_s=300)
+        terminal.wait_for_prompt()
+        terminal.type("\x04")
+        assert terminal.wait_for_end() == 0 and making not in terminal.everything()
     finally:
-        child.close(force=True)
+        terminal.close()
 
 
 def test_other_models_are_not_introduced(home, monkeypatch, capsys):
@@ -107,4 +97,4 @@ def test_other_models_are_not_introduced(home, monkeypatch, capsys):
         assert cli.main(["chat"]) == 0
     out, err = capsys.readouterr()
     assert out == "Hello!\n"
-    assert err.splitlines()[0].startswith("mine · context")
+    assert err.splitlines()[0].startswith("mine · effort")

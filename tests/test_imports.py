@@ -41,6 +41,7 @@ LAYERS = [
 HOMES = {
     "typer": {"localoss.cli"},
     "rich": {"localoss.cli"},
+    "markdown_it": {"localoss.cli"},
     "prompt_toolkit": {"localoss.cli"},
     "openai_harmony": {"localoss.chat"},
     "llguidance": {"localoss.chat"},

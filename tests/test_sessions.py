@@ -171,7 +171,7 @@ def kill_and_resume(tmp_path, kills, seed):
             tmp_path, "--session", "trip", answers=ANSWERS, token_s=0.003, prefill_s=0.05
         )
         started = time.monotonic()
-        terminal.wait_for_prompt()
+        terminal.wait_for("tokens", where=terminal.status)  # the status, once all is loaded
         resume_s = time.monotonic() - started
         dies_at = time.monotonic() + rng.uniform(0.0, 1.5)
         while time.monotonic() < dies_at:
@@ -193,7 +193,7 @@ def kill_and_resume(tmp_path, kills, seed):
         assert text.count("Answer ") <= answered + 1 + ("(session:" in text), text
         told = now
         held = text.split("of which ")[1].split(" ")[0] if "of which" in text else "0"
-        print(f"kill {kill + 1}: prompt after {resume_s:.2f} s, {len(said)} messages, {held} tokens held")
+        print(f"kill {kill + 1}: resumed after {resume_s:.2f} s, {len(said)} messages, {held} tokens held")
     conversation = Conversation(ChatSetup())
     assert conversation.is_answered and asked >= kills
     return told

@@ -13,13 +13,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import openai_harmony as library
+from typing import TYPE_CHECKING, Any
 
 from localoss import settings
 from localoss.chat.pieces import PIECE_CHARS, has_endless_word, pieces
 from localoss.errors import ModelError, UsageError
+
+if TYPE_CHECKING:  # importing it takes a quarter of a second, and a chat's prompt doesn't wait for that
+    import openai_harmony as library
 
 VOCABULARY_FOLDER = Path(__file__).with_name("vocabulary")
 VOCABULARY_TOKENS = 201_088  # rows of gpt-oss's embedding
@@ -28,11 +29,7 @@ END_OF_TEXT, RETURN, CONSTRAIN, CHANNEL, START = 199_999, 200_002, 200_003, 200_
 END, MESSAGE, CALL = 200_007, 200_008, 200_012
 
 CHANNELS = ("analysis", "commentary", "final")
-EFFORTS = {
-    "low": library.ReasoningEffort.LOW,
-    "medium": library.ReasoningEffort.MEDIUM,
-    "high": library.ReasoningEffort.HIGH,
-}
+EFFORTS = ("low", "medium", "high")
 KNOWLEDGE_CUTOFF = "2024-06"
 _FUNCTION_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}")
 _MAX_FUNCTION_CHARS = 1_000_000
@@ -96,11 +93,13 @@ class ChatSetup:
 
 
 @functools.cache
-def encoding() -> library.HarmonyEncoding:
+def encoding() -> "library.HarmonyEncoding":
     """The o200k_harmony encoding, from the vocabulary shipped with localoss; nothing is fetched.
 
     Raises: ModelError if the shipped file is missing or damaged.
     """
+    import openai_harmony as library
+
     settings.set_variable("TIKTOKEN_ENCODINGS_BASE", str(VOCABULARY_FOLDER))
     try:
         return library.load_harmony_encoding(library.HarmonyEncodingName.HARMONY_GPT_OSS)
@@ -122,6 +121,8 @@ def render(setup: ChatSetup, messages: Sequence[Message]) -> list[int]:
 
     Raises: UsageError for functions that are too long to be read.
     """
+    import openai_harmony as library
+
     is_long = len(setup.instructions or "") > PIECE_CHARS
     head = [_system_message(setup)]
     if setup.instructions or setup.functions:
@@ -196,10 +197,12 @@ def token_bytes(token: int) -> bytes:
     return encoding().decode([token], errors="surrogateescape").encode("utf-8", "surrogateescape")
 
 
-def _system_message(setup: ChatSetup) -> library.Message:
+def _system_message(setup: ChatSetup) -> "library.Message":
+    import openai_harmony as library
+
     content = (
         library.SystemContent.new()
-        .with_reasoning_effort(EFFORTS[setup.effort])
+        .with_reasoning_effort(library.ReasoningEffort[setup.effort.upper()])
         .with_conversation_start_date(setup.date)
         .with_knowledge_cutoff(KNOWLEDGE_CUTOFF)
         .with_required_channels(list(CHANNELS))
@@ -209,8 +212,10 @@ def _system_message(setup: ChatSetup) -> library.Message:
     return library.Message.from_role_and_content(library.Role.SYSTEM, content)
 
 
-def _developer_message(instructions: str | None, functions: Sequence[Function]) -> library.Message:
+def _developer_message(instructions: str | None, functions: Sequence[Function]) -> "library.Message":
     """Raises: UsageError for functions that are too long."""
+    import openai_harmony as library
+
     content = library.DeveloperContent.new()
     if instructions:
         content = content.with_instructions(_well_formed(instructions))
@@ -252,8 +257,10 @@ def _with_long_texts(tokens: list[int], texts: Sequence[str]) -> list[int]:
     return filled + tokens[position:]
 
 
-def _library_message(message: Message) -> library.Message:
+def _library_message(message: Message) -> "library.Message":
     """Without its text if that is long."""
+    import openai_harmony as library
+
     role = library.Role(message.role)
     author = library.Author.new(role, message.name) if message.name else library.Author(role=role)
     text = message.text if len(message.text) <= PIECE_CHARS else ""

@@ -14,13 +14,12 @@ from localoss import settings
 from localoss.chat import transcript
 from localoss.chat.conversation import Conversation
 from localoss.errors import GpuError, LocalossError, UsageError
-from localoss.saved_cache import SavedCache, UnusableCacheError, identity
-from localoss.sequence import common_prefix
 from quant import disk
 from quant.layout import MANIFEST
 
 if TYPE_CHECKING:
     from localoss.engine import Engine, Sequence
+    from localoss.saved_cache import SavedCache
 
 MESSAGES = "messages.json"
 _CACHE, _SET_ASIDE = "cache", "cache-set-aside"
@@ -87,6 +86,8 @@ class Session:
 
         Gives a line about a cache that cannot be used: it is set aside, and nothing but time is lost.
         """
+        from localoss.saved_cache import SavedCache, UnusableCacheError, identity  # only now: it brings NumPy
+
         digest = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
         self._cache = SavedCache(self.folder / _CACHE, identity(digest, engine.config, engine.kv_dtype))
         try:
@@ -109,6 +110,8 @@ class Session:
         """Save what the next prompt will share with `sequence`; gives a line if that failed."""
         if self._cache is None:
             return None
+        from localoss.sequence import common_prefix
+
         try:
             self._cache.save(sequence, common_prefix(sequence.tokens, conversation.tokens()))
         except GpuError as error:  # what was saved before is true still

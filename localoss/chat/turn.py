@@ -10,6 +10,7 @@ from localoss.chat.harmony import ChatSetup, Message
 from localoss.chat.headers import HeaderAutomaton
 from localoss.chat.parser import Event, MessageEnd, StreamParser
 from localoss.chat.rules import AnswerRules
+from localoss.chat.sampling import Sampling
 from localoss.errors import Cancelled, ContextFullError, ModelError, UsageError
 
 if TYPE_CHECKING:
@@ -18,23 +19,6 @@ if TYPE_CHECKING:
 
 _FINISHES = {harmony.RETURN: "return", harmony.CALL: "call", harmony.END: "end", harmony.END_OF_TEXT: "end"}
 _CHAT_STOPS = (harmony.RETURN, harmony.CALL)
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are drawn, and how many at most; the engine says what each takes.
-
-    think_budget: after so many tokens of thinking the final answer must begin.
-    """
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    seed: int | None = None
-    max_tokens: int | None = None
-    top_logprobs: int = 0  # how many of the likeliest tokens each token comes with
-    think_budget: int | None = None
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """From a MODEL argument to an engine, with a word about what takes long."""
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,20 +32,29 @@ def _nothing_collected() -> Iterator[None]:
         gc.enable()
 
 
-def load_model(name: str, **options: Any) -> tuple[Path, "Engine"]:
-    """Give the folder that `name` stands for and its engine; `options` are localoss.load's."""
+def load_model(
+    name: str,
+    progress: Callable[[str], None] | None = None,
+    notice: Callable[[str], None] = say,
+    **options: Any,
+) -> tuple[Path, "Engine"]:
+    """Give the folder that `name` stands for and its engine; `options` are localoss.load's.
+
+    progress: told what takes long; by default the terminal is. notice: told what must be said.
+    """
     import localoss
     from localoss.registry import find_model
 
-    folder = find_model(name, say)
+    folder = find_model(name, progress or say)
     line = StatusLine()
+    show = progress or line.show
     try:
         with _nothing_collected():
             return folder, localoss.load(
                 folder,
-                compiling=lambda kernel: line.show(f"compiling kernels, once on this machine: {kernel}"),
-                uploading=lambda done, total: line.show(f"copying layers to the GPU: {done} of {total}"),
-                notice=say,
+                compiling=lambda kernel: show(f"compiling kernels, once on this machine: {kernel}"),
+                uploading=lambda done, total: show(f"copying layers to the GPU: {done} of {total}"),
+                notice=notice,
                 **options,
             )
     finally:

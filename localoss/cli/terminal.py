@@ -1,5 +1,6 @@
 """What the commands write, and Ctrl-C while they write it."""
 
+import os
 import re
 import signal
 import sys
@@ -93,8 +94,17 @@ class StatusLine:
 
     def show(self, text: str) -> None:
         if sys.stderr.isatty():
+            text = text[: self._room()]
             print(f"\r{text.ljust(self._shown)}", end="", file=sys.stderr, flush=True)
             self._shown = len(text)
+
+    @staticmethod
+    def _room() -> int:
+        """Columns of a line that doesn't wrap: a wrapped one can't be taken away."""
+        try:
+            return max(os.get_terminal_size(sys.stderr.fileno()).columns - 1, 1)
+        except (OSError, ValueError):
+            return 79
 
     def clear(self) -> None:
         """Take the line away, before anything else is written."""
@@ -159,13 +169,15 @@ else:
         except (OSError, ValueError, termios.error):  # no terminal
             yield
             return
+        marks = sys.stdout.isatty() and settings.color()
         quiet = list(before)
         quiet[3] &= ~(termios.ECHO | termios.ICANON)
         termios.tcsetattr(descriptor, termios.TCSANOW, quiet)
-        sys.stdout.write(_PASTES_MARKED)
+        sys.stdout.write(_PASTES_MARKED if marks else "")
+        sys.stdout.flush()
         try:
             yield
         finally:
-            sys.stdout.write(_PASTES_PLAIN)
+            sys.stdout.write(_PASTES_PLAIN if marks else "")
             sys.stdout.flush()
             termios.tcsetattr(descriptor, termios.TCSANOW, before)

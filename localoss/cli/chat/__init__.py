@@ -3,7 +3,7 @@
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -80,14 +80,16 @@ def chat(
 
     Without MODEL, the session's, the one that is installed, or the demo model that comes with localoss.
     """
-    from localoss.chat.harmony import check_vocabulary
-    from localoss.chat.turn import Sampling
+    from localoss.chat.sampling import Sampling
     from localoss.cli.chat import commands
+    from localoss.cli.chat.start import Start
     from localoss.cli.chat.talk import Chat
     from localoss.cli.loading import introduction, load_model
-    from localoss.registry import default_model
+    from localoss.registry import DEMO, default_model, find_model
 
-    def load(name: str) -> "tuple[Path, Engine]":
+    def load(name: str, **tells: Any) -> "tuple[Path, Engine]":
+        from localoss.chat.harmony import check_vocabulary
+
         folder, engine = load_model(
             name,
             context_tokens=context,
@@ -97,9 +99,13 @@ def chat(
             must_fit=must_fit,
             gpu_layers=gpu_layers,
             gpu_memory=gpu_memory,
+            **tells,
         )
         check_vocabulary(engine.config.vocab)
         return folder, engine
+
+    def begin(start: Start) -> None:
+        talk.use(*load(name, progress=start.show, notice=start.note), start.note)
 
     sampling = Sampling(temperature, top_p, top_k, min_p, seed, max_tokens, think_budget=think_budget)
     kept = _open_session(session, continued)
@@ -107,27 +113,30 @@ def chat(
     calls = _calls(tools) if tools else None
     if calls:
         conversation.setup = calls.add_to(conversation.setup)
-    model = model or (kept and kept.model) or default_model()
-    folder, engine = load(model)
+    name = model or (kept and kept.model) or default_model()
+    if name != DEMO:
+        find_model(name)  # what is wrong with a name is said before there is a prompt
+    start = Start(begin)
     talk = Chat(
-        folder,
-        engine,
+        name,
         conversation,
         sampling,
         load,
+        start,
         show_thinking=not hide_thinking,
         trims=trim == Trim.oldest,
         calls=calls,
         session=kept,
     )
-    name = folder.resolve().name
-    greeting = "".join(f"{line}\n" for line in [introduction(model)] if line)
-    greeting += f"{name} · context {engine.context_tokens:,} tokens · "
-    greeting += f"effort {conversation.setup.effort} · /help for help"
-    print(greeting, file=sys.stdout if talk.at_terminal else sys.stderr, flush=True)
-    if kept and conversation.messages:
+    messages = _input(talk)  # brings prompt_toolkit: before the thread that would compete with that
+    with start:
+        if not talk.at_terminal:
+            start.wait()
+        if said := introduction(name):
+            talk.tell(said)
+        talk.tell(f"{talk.title} · /help for help")
         talk.recall()
-    talk.hold(_input(talk), commands.obey)
+        talk.hold(messages, commands.obey)
 
 
 def _calls(path: Path) -> "Calls":
@@ -174,4 +183,6 @@ def _input(talk: "Chat") -> "Input":
         return PipedInput()
     from localoss.cli.chat.prompt import TypedInput
 
-    return TypedInput(settings.home() / "history", commands.COMMANDS, commands.choices, talk.status)
+    return TypedInput(
+        settings.home() / "history", commands.COMMANDS, commands.choices, talk.status, talk.start
+    )

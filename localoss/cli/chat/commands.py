@@ -2,6 +2,8 @@
 
 import difflib
 import json
+import shutil
+import textwrap
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +18,7 @@ from localoss.errors import LocalossError, UsageError
 from localoss.registry import find_model, installed_models
 from quant.errors import QuantError
 
-_NOTHING = ("", "none", "off")
+_NOTHING = ("none", "off")
 _NUMBERS: dict[str, tuple[type, float, float]] = {
     "temperature": (float, 0, 100),
     "top_p": (float, 0, 1),
@@ -32,12 +34,15 @@ _CHARACTERS_PER_TOKEN = 32  # more than any text has: a file beyond that cannot 
 
 @dataclass(frozen=True)
 class Command:
-    """usage: what stands after the name. choices: words for it, None for a file name."""
+    """usage: what stands after the name. choices: words for it, None for a file name. waits: until there is a
+    model.
+    """
 
     run: Callable[[Chat, str], None]
     usage: str
     help: str
     choices: Callable[[], Iterable[str]] | None = lambda: ()
+    waits: bool = True
 
 
 def obey(chat: Chat, name: str, argument: str) -> None:
@@ -47,6 +52,8 @@ def obey(chat: Chat, name: str, argument: str) -> None:
         nearest = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean /{nearest[0]}?" if nearest else "/help lists what there is"
         raise UsageError(f"there is no /{name}; {hint} (a line that begins with a blank is sent as it is)")
+    if COMMANDS[name].waits:
+        chat.ready()
     COMMANDS[name].run(chat, argument)
 
 
@@ -171,21 +178,23 @@ def _load(chat: Chat, name: str) -> None:
 
 
 def _set(chat: Chat, argument: str) -> None:
+    argument = argument.removeprefix("parameter ").lstrip()  # as Ollama has it
     name, _, value = argument.replace("=", " ").partition(" ")
     name, value = name.strip("-").replace("-", "_"), value.strip()
     if not name:
         for option in _NUMBERS:
             say(f"{option} {_shown(getattr(chat.sampling, option))}")
         say(f"trim {'oldest' if chat.trims else 'none'}")
-    elif name == "trim" and value in ("oldest", *_NOTHING):
-        chat.trims = value == "oldest"
+    elif name == "trim" and value in ("oldest", "", *_NOTHING):
+        chat.trims = value == "oldest" if value else chat.trims
         say(f"(trim {'oldest' if chat.trims else 'none'})")
     elif name not in _NUMBERS:
         nearest = difflib.get_close_matches(name, [*_NUMBERS, "trim"], n=1)
         hint = f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(_NUMBERS)}, trim"
         raise UsageError(f"there is no option {argument.split()[0]!r}; {hint}")
     else:
-        chat.sampling = replace(chat.sampling, **{name: _number(name, value)})  # type: ignore[arg-type]
+        if value:
+            chat.sampling = replace(chat.sampling, **{name: _number(name, value)})  # type: ignore[arg-type]
         say(f"({name} {_shown(getattr(chat.sampling, name))})")
 
 
@@ -230,9 +239,15 @@ def _copy(chat: Chat, _: str) -> None:
 
 def _help(_chat: Chat, _: str) -> None:
     usages = {f"/{name} {command.usage}".strip(): command.help for name, command in COMMANDS.items()}
-    width = max(map(len, usages))
-    say("\n".join(f"{usage.ljust(width)}  {text}" for usage, text in usages.items()))
-    say(_KEYS)
+    columns = shutil.get_terminal_size().columns
+    width = max(map(len, usages)) + 2
+    for usage, text in usages.items():
+        first, rest = usage.ljust(width), " " * width
+        if columns < 2 * width:
+            say(usage)
+            first = rest = "    "
+        say(textwrap.fill(text, columns, initial_indent=first, subsequent_indent=rest))
+    say("\n".join(textwrap.fill(line, columns) for line in _KEYS.split("\n")))
 
 
 def _exit(_chat: Chat, _: str) -> None:
@@ -259,6 +274,7 @@ def _shown(value: Any) -> str:
 
 _KEYS = """\
 Enter sends, Alt-Enter begins a new line; between \"\"\" and \"\"\" Enter does, too.
+Ctrl-X Ctrl-E writes the line in $EDITOR, Ctrl-R looks for an earlier one, Tab completes.
 Ctrl-C stops an answer, or clears the line; Ctrl-L clears the screen; Ctrl-D leaves."""
 
 COMMANDS = {
@@ -286,6 +302,6 @@ COMMANDS = {
     ),
     "model": Command(_model, "NAME", "go on with another model; alone: which one this is", installed_models),
     "copy": Command(_copy, "", "the last answer to the clipboard"),
-    "help": Command(_help, "", "this list"),
-    "exit": Command(_exit, "", "leave"),
+    "help": Command(_help, "", "this list", waits=False),
+    "exit": Command(_exit, "", "leave", waits=False),
 }

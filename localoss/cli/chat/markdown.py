@@ -8,7 +8,10 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from markdown_it import MarkdownIt
+from markdown_it.rules_core import StateCore
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.markdown import (
     CodeBlock,
@@ -37,6 +40,8 @@ _STYLES = {
     "markdown.link_url": "underline",
 }
 _SHOWN_AS = {"html_inline": "text", "softbreak": "hardbreak", "image": "text"}
+_ESCAPABLE = "*_`#~>+-.|<&$\"'"  # a backslash before anything else is kept: \( begins a formula
+_TAB = 4
 
 
 class _Heading(Heading):
@@ -49,17 +54,24 @@ class _Heading(Heading):
 class _Code(CodeBlock):
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         code = str(self.text).rstrip()
-        yield Syntax(code, self.lexer_name, theme=_CODE_THEME, word_wrap=True, background_color="default")
+        theme, plain = _CODE_THEME, "default"
+        yield Syntax(
+            code, self.lexer_name, theme=theme, word_wrap=True, background_color=plain, tab_size=_TAB
+        )
 
 
 class _Item(ListItem):
-    """Numbers as wide in each piece of a list as in the whole."""
+    """Numbers with their dots, as wide in each piece of a list as in the whole."""
 
     def render_number(
         self, console: Console, options: ConsoleOptions, number: int, last_number: int
     ) -> RenderResult:
-        widest = max(last_number, 10**_MOST_LIST_DIGITS - 1)
-        yield from super().render_number(console, options, number, widest)
+        width = max(len(str(last_number)), _MOST_LIST_DIGITS) + 2
+        lines = console.render_lines(self.elements, options.update(width=options.max_width - width))
+        for index, line in enumerate(lines):
+            yield Segment(" " * width if index else f"{number}. ".rjust(width))
+            yield from line
+            yield Segment("\n")
 
 
 class _Rule(HorizontalRule):
@@ -77,6 +89,17 @@ class _Table(TableElement):
         yield table
 
 
+def _keep_backslashes(state: StateCore) -> None:
+    for token in state.tokens:
+        for child in token.children or ():
+            if child.type == "text_special" and child.info == "escape" and child.content not in _ESCAPABLE:
+                child.content = child.markup
+
+
+_PARSER = MarkdownIt().enable(["strikethrough", "table"])
+_PARSER.core.ruler.before("text_join", "keep_backslashes", _keep_backslashes)
+
+
 class _Document(Markdown):
     """Markdown in which HTML is text, a line break is one, and an image is its text and its address."""
 
@@ -90,7 +113,8 @@ class _Document(Markdown):
     }
 
     def __init__(self, text: str) -> None:
-        super().__init__(text, code_theme=_CODE_THEME, hyperlinks=False)
+        super().__init__("", code_theme=_CODE_THEME, hyperlinks=False)
+        self.markup, self.parsed = text, _PARSER.parse(text)
         for token in self.parsed:
             if token.type == "html_block":
                 token.type, token.info = "code_block", "html"
@@ -168,8 +192,13 @@ class Renderer:
     def __init__(self, console: Console) -> None:
         self._console = console
 
-    def markdown(self, text: str, width: int) -> list[str]:
-        return self._lines(_Document(text), width)
+    def markdown(self, text: str, width: int, wraps_code: bool = True) -> list[str]:
+        """wraps_code False: a fenced block's long lines stay whole, so that they can be copied."""
+        document = _Document(text)
+        if not wraps_code and len(document.parsed) == 1 and document.parsed[0].type == "fence":
+            lines = document.parsed[0].content.expandtabs(_TAB).split("\n")
+            width = max(width, *(cell_len(line) + 1 for line in lines))
+        return self._lines(document, width)
 
     def plain(self, text: str, width: int, style: str = "") -> list[str]:
         return self._lines(Text(text, style=style, overflow="fold"), width)

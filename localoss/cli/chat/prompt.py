@@ -1,11 +1,13 @@
 """Where a chat's messages come from: typed at a terminal, or lines of a pipe."""
 
+import asyncio
 import contextlib
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from prompt_toolkit import PromptSession
+from prompt_toolkit.application import get_app, run_in_terminal
 from prompt_toolkit.completion import (
     CompleteEvent,
     Completer,
@@ -19,10 +21,13 @@ from prompt_toolkit.formatted_text import StyleAndTextTuples
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.styles import Style
+from prompt_toolkit.utils import is_dumb_terminal
 
 from localoss.cli.chat.messages import is_open
+from localoss.cli.chat.start import Start
 
 _STYLE = Style.from_dict({"bottom-toolbar": "noreverse dim", "prompt": "bold"})
+_REDRAWN_S = 0.25  # while the model loads
 _HISTORY_BYTES = 1 << 20  # a longer history loses its older half
 Choices = Callable[[str], Iterable[str] | None]
 
@@ -31,6 +36,7 @@ class TypedInput:
     """Messages typed at a terminal, with a history in `history_file`.
 
     choices: what may stand after a command; None for a file name. status: the line below the prompt.
+    start: what the first message will wait for; if it fails, nobody need type on.
     """
 
     def __init__(
@@ -39,7 +45,9 @@ class TypedInput:
         commands: Iterable[str],
         choices: Choices,
         status: Callable[[], str],
+        start: Start,
     ) -> None:
+        self._start = start
         self._session: PromptSession[str] = PromptSession(
             history=open_history(history_file),
             multiline=True,
@@ -50,17 +58,41 @@ class TypedInput:
             prompt_continuation=_continuation,
             style=_STYLE,
             enable_suspend=True,
+            enable_open_in_editor=True,
+            tempfile_suffix=".md",
         )
 
     def read(self) -> str | None:
-        """The next message, None when the user leaves. Ctrl-C clears what was typed."""
+        """The next message, None when the user leaves. Ctrl-C clears what was typed.
+
+        Raises: what loading the model raised.
+        """
+        if is_dumb_terminal():  # prompt_toolkit can draw nothing anew there
+            self._start.wait()
         while True:
+            self._start.say_notices()
+            if self._start.failed:
+                self._start.done.result()
             try:
-                return self._session.prompt("> ")
+                return self._session.prompt("> ", pre_run=self._watch_start)
             except KeyboardInterrupt:
                 continue
             except EOFError:
                 return None
+
+    def _watch_start(self) -> None:
+        if not self._start.done.done():
+            get_app().create_background_task(self._follow_start())
+
+    async def _follow_start(self) -> None:
+        """Draw what the start does just now, and at its end say what it had to say, or end the prompt."""
+        app, done = get_app(), asyncio.wrap_future(self._start.done)
+        while not (await asyncio.wait([done], timeout=_REDRAWN_S))[0]:
+            app.invalidate()
+        if (error := done.exception()) is None:
+            await run_in_terminal(self._start.say_notices)
+        elif not app.is_done:
+            app.exit(exception=error)
 
     def _types_command(self) -> bool:
         return self._session.default_buffer.text.startswith("/")

@@ -17,7 +17,7 @@ _TO_LINE_END, _TO_SCREEN_END = "\x1b[K", "\x1b[J"
 class Region:
     """Draws lines at the cursor and replaces them; what is printed appears above them and scrolls away.
 
-    Lines must be narrower than the terminal: `width` columns at most.
+    Lines must be narrower than the terminal, `width` columns at most; those that are printed may be longer.
     """
 
     def __init__(self, out: TextIO) -> None:
@@ -40,7 +40,7 @@ class Region:
         if not printed and shown == self._shown:
             return
         written = [_SYNC, self._to_start()]
-        written += [f"{line}{_TO_LINE_END}\n" for line in printed]
+        written += [f"{line}{self._line_end(line)}\n" for line in printed]
         written.append(f"{_TO_LINE_END}\n".join(shown))
         written += [_TO_SCREEN_END, _END_SYNC]
         self._out.write("".join(written))
@@ -50,6 +50,13 @@ class Region:
     def clear(self) -> None:
         """Take the lines away."""
         self.update([])
+
+    def _line_end(self, line: str) -> str:
+        """What clears the rest of a row, unless `line` fills its last row: then its end would be cleared."""
+        if "\x1b" not in line and len(line) < self.width // 2:
+            return _TO_LINE_END
+        cells = _cells(line)
+        return "" if cells and cells % self._size().columns == 0 else _TO_LINE_END
 
     def _to_start(self) -> str:
         """Move the cursor from the end of what is shown to its start."""

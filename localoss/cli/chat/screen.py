@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, TextIO, cast
 
 from localoss.chat.parser import Event, MessageEnd, MessageStart, TextDelta
 from localoss.cli.chat.markdown import Piece, Renderer, split_code, split_finished
@@ -41,18 +41,29 @@ class TurnScreen:
         self._thought_began = (0.0, 0)  # time, and thinking tokens before it
         self._source, self._goes_on = "", False  # the part of the answer that isn't printed yet
         self._is_first = True  # nothing of the answer is printed yet
+        self._read, self._cached = (0, 0), cast("int | None", None)  # of the prompt; what was there before
+        self._layers_run = 0  # of the chunk that is being read
         self._begun = time.monotonic()
         self._next_frame = 0.0
 
     def prefill(self, done: int, total: int) -> None:
-        """Show how much of the prompt has been read."""
-        elapsed_s = time.monotonic() - self._begun
-        if self._is_first_progress(done):
-            return
+        """Note how much of the prompt has been read."""
+        if self._cached is None:
+            self._cached = done  # it is no work
+        self._read, self._layers_run = (done, total), 0
         if done >= total:
             self._region.clear()
-        elif elapsed_s > _BAR_AFTER_S and self._is_time():
-            self._draw([self._bar(done, total, elapsed_s)])
+
+    def tick(self) -> None:
+        """To be called before each layer: while the prompt is read, it draws how far that is."""
+        done, total = self._read
+        elapsed_s = time.monotonic() - self._begun
+        if done < total and elapsed_s > _BAR_AFTER_S and self._is_time():
+            engine = self._turn.engine
+            chunk = min(engine.chunk_tokens, total - done)
+            done += chunk * min(self._layers_run, engine.config.layers) // engine.config.layers
+            self._draw([self._bar(done, total, (done - (self._cached or 0)) / elapsed_s)])
+        self._layers_run += 1
 
     def show(self, event: Event) -> None:
         if isinstance(event, MessageStart):
@@ -66,24 +77,16 @@ class TurnScreen:
         """Leave the terminal tidy, also after an answer that broke off."""
         self._end()
 
-    # Prefill
-
-    _first_done: int | None = None
-
-    def _is_first_progress(self, done: int) -> bool:
-        """Note what the cache held already: it is no work."""
-        if self._first_done is None:
-            self._first_done = done
-            return True
-        return False
-
-    def _bar(self, done: int, total: int, elapsed_s: float) -> str:
+    def _bar(self, done: int, total: int, tokens_per_s: float) -> str:
+        """As much of it as there is room for."""
         filled = round(_BAR_CELLS * done / total)
-        speed = (done - (self._first_done or 0)) / elapsed_s
-        text = f"reading {'█' * filled}{'░' * (_BAR_CELLS - filled)} {done:,} of {total:,} tokens"
-        if speed:
-            text += f" · {speed:,.1f} tokens/s"
-        return self._dim(f"{text} · Ctrl-C stops")
+        bar = f"{'█' * filled}{'░' * (_BAR_CELLS - filled)}"
+        counts = f"{done:,} of {total:,} tokens"
+        if tokens_per_s:
+            counts += f" · {tokens_per_s:,.1f} tokens/s"
+        short = bar[:: _BAR_CELLS // 8]
+        forms = f"reading {bar} {counts} · Ctrl-C stops", f"reading {short} {counts}", counts
+        return self._dim(next((form for form in forms if len(form) <= self._region.width), counts))
 
     # Messages
 
@@ -128,13 +131,13 @@ class TurnScreen:
         printed = [line for piece in [*finished, *head] for line in self._piece(piece)]
         self._source, self._goes_on = last.text, last.goes_on
         was_first = self._is_first
-        open_lines = self._piece(last)
+        open_lines = self._piece(last, is_open=True)
         self._is_first = was_first  # the open piece is not printed
         self._draw(open_lines, printed)
 
-    def _piece(self, piece: Piece) -> list[str]:
+    def _piece(self, piece: Piece, is_open: bool = False) -> list[str]:
         """A piece's lines, a blank one before them unless they go on from the lines above."""
-        lines = self._renderer.markdown(piece.text, self._region.width)
+        lines = self._renderer.markdown(piece.text, self._region.width, wraps_code=is_open)
         if not lines:
             return []
         blank = [] if self._is_first or piece.goes_on else [""]

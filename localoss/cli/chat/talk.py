@@ -5,13 +5,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from localoss import settings
 from localoss.chat.conversation import Conversation
-from localoss.chat.parser import Event
-from localoss.chat.session import Session
-from localoss.chat.turn import Sampling, Turn
+from localoss.chat.sampling import Sampling
 from localoss.cli.chat.figures import TurnFigures
 from localoss.cli.chat.messages import Input, as_command, unquoted
 from localoss.cli.terminal import AnswerPrinter, interrupts, printable, say, typing_waits
@@ -19,15 +17,21 @@ from localoss.errors import ContextFullError, LocalossError
 from localoss.registry import models_folder
 from quant.errors import QuantError
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # what brings NumPy or openai_harmony: the prompt doesn't wait for them
+    from localoss.chat.parser import Event
+    from localoss.chat.session import Session
+    from localoss.chat.turn import Turn
     from localoss.cli.chat.calls import Calls
+    from localoss.cli.chat.start import Start
     from localoss.engine import Engine
+    from localoss.sequence import Sequence
 
 _WARN_SHARE = 0.8  # of the context
 # With --trim, room for an answer is made before it is needed, and enough for some turns at once: after it,
 # the whole prompt is prefilled again.
 _TRIM_SHARE, _TRIMMED_SHARE = 0.75, 0.5
-Shows = Callable[[Event], None]
+_LEAVING = ("exit", "quit")
+Shows = Callable[["Event"], None]
 Progress = Callable[[int, int], None]
 
 
@@ -48,19 +52,20 @@ class Attachment:
 class Chat:
     """A conversation at a terminal or over pipes.
 
-    load: gives the folder and engine of another model, by name. trims: whether the oldest messages are left
-    out when the context is full. calls: carries out the functions that the model calls.
+    name: of the model, or its folder. load: gives folder and engine of a model, by name. start: loads the
+    first one and calls `use`; until it is done there is no `engine`. trims: whether the oldest messages are
+    left out when the context is full. calls: carries out the functions that the model calls.
     """
 
-    folder: Path
-    engine: "Engine"
+    name: str
     conversation: Conversation
     sampling: Sampling
     load: Callable[[str], tuple[Path, "Engine"]]
+    start: "Start"
     show_thinking: bool = True
     trims: bool = False
     calls: "Calls | None" = None
-    session: Session | None = None
+    session: "Session | None" = None
     attachments: list[Attachment] = field(default_factory=list)
     turns: list[TurnFigures] = field(default_factory=list)
     last_thinking: str = ""
@@ -68,24 +73,35 @@ class Chat:
 
     def __post_init__(self) -> None:
         self.at_terminal = sys.stdin.isatty() and sys.stdout.isatty()
-        self._obey: Callable[[str, str], None] = lambda name, argument: None
+        self.folder, self.engine = Path(self.name), cast("Engine", None)
+        self.sequence = cast("Sequence", None)
         self._attempts = 0  # answers to the last message so far
         self._warned = False
-        self.use(self.folder, self.engine)
 
-    def use(self, folder: Path, engine: "Engine") -> None:
-        """Go on with another model."""
+    def use(self, folder: Path, engine: "Engine", note: Callable[[str], None] = say) -> None:
+        """Go on with a model that is loaded; `note` is told what became of the session's cache."""
         self.folder, self.engine = folder, engine
-        self.sequence: Any = engine.sequence(seed=self.sampling.seed)
-        if self.session:
-            self._tell(self.session.attach(folder, engine, self.sequence))
+        self.sequence = engine.sequence(seed=self.sampling.seed)
+        problem = self.session and self.session.attach(folder, engine, self.sequence)
         self.count()
+        if problem:
+            note(f"({problem})")
+        if self.session and self.conversation.messages:
+            said, held = len(self.conversation.messages), len(self.sequence.tokens)
+            size = f"{said} messages, {self.used_tokens:,} tokens"
+            note(f"(session: {size}, of which {held:,} need no reading)")
+
+    def ready(self) -> None:
+        """Wait until there is a model. Raises: what loading it raised."""
+        self.start.wait()
 
     def hold(self, messages: Input, obey: Callable[["Chat", str, str], None]) -> None:
         """Read and answer until the input ends or the user leaves; `obey` carries out commands."""
         while (text := messages.read()) is not None:
+            command = as_command(text)
+            if self.at_terminal and text.strip() in _LEAVING:  # as in `llm chat`
+                return
             try:
-                command = as_command(text)
                 if command:
                     obey(self, *command)
                 elif message := unquoted(text):
@@ -93,16 +109,19 @@ class Chat:
             except Leave:
                 return
             except KeyboardInterrupt:
-                say("(stopped)")
+                loads = not self.start.done.done()
+                say("(stopped; the model still loads: Up brings your line back)" if loads else "(stopped)")
             except (LocalossError, QuantError) as error:
-                if not self.at_terminal and not command:
+                if self.start.failed or (not self.at_terminal and not command):
                     raise
                 say(f"error: {error}" if not command else str(error))
-            self.count()
-            self.keep()
+            if self.start.done.done():
+                self.count()
+                self.keep()
 
     def ask(self, text: str) -> None:
         """Send a message, with what waits for it, and show the answer."""
+        self.ready()
         waiting, self.attachments = self.attachments, []
         parts = [f"{file.name}:\n\n{file.text}" for file in waiting]
         self.conversation.ask("\n\n".join([*parts, text]))
@@ -121,35 +140,37 @@ class Chat:
             call = self.conversation.messages[-1]
             self.conversation.messages.append(self.calls.answer(call))
 
-    def _turn(self) -> Turn:
+    def _turn(self) -> "Turn":
         """One answer, or what is said up to a call. Raises: ContextFullError if there is no room for it."""
+        from localoss.chat.turn import Turn
+
         prompt = self._fitting_prompt()
         turn = Turn(self.engine, prompt, self.conversation.setup, self._sampling(), self.sequence)
         turn.rules = self.calls.rules if self.calls else None
         self._attempts += 1
-        with self._display(turn) as (progress, show), interrupts() as cancelled:
-            for event in turn.events(progress, cancelled):
+        with self._display(turn) as (progress, show, tick), interrupts() as cancelled:
+            for event in turn.events(progress, lambda: tick() or cancelled()):
                 show(event)
         self.conversation.answer(turn.messages)
         self.turns.append(TurnFigures.of(turn))
         self.last_thinking = turn.thinking
         self.count()
         self.keep()
-        if self.session:
-            self._tell(self.session.save_cache(self.conversation, self.sequence))
+        problem = self.session and self.session.save_cache(self.conversation, self.sequence)
+        if problem:
+            say(f"({problem})")
         self._explain(turn)
         return turn
 
     def recall(self) -> None:
-        """Show where a session stopped: its last message and answer, and what of it the cache holds."""
+        """Show at a terminal where a session stopped: its last message and answer."""
         asked = [message.text for message in self.conversation.messages if message.role == "user"]
-        count, held = len(self.conversation.messages), len(self.sequence.tokens)
-        say(f"(session: {count} messages, {self.used_tokens:,} tokens, of which {held:,} need no reading)")
-        if asked:
-            print(f"> {shortened(asked[-1], 200)}")
+        if not self.at_terminal or not asked:
+            return
+        print(f"> {shortened(asked[-1], 200)}")
         if not self.conversation.is_answered:
             say("(this message has no answer yet: /regen answers it)")
-        elif self.at_terminal and settings.color():
+        elif settings.color():
             from localoss.cli.chat.markdown import make_renderer
             from localoss.cli.chat.region import Region
 
@@ -158,6 +179,10 @@ class Chat:
             region.update([], make_renderer().markdown(text, region.width))
         else:
             print(printable(self.conversation.last_answer), flush=True)
+
+    def tell(self, text: str) -> None:
+        """A word to the user before the first message; over pipes, stdout is for answers."""
+        print(text, file=sys.stdout if self.at_terminal else sys.stderr, flush=True)
 
     def keep(self) -> None:
         """Save the messages of a session."""
@@ -178,20 +203,22 @@ class Chat:
         """Count the tokens of the conversation anew."""
         self.used_tokens = len(self.conversation.tokens())
 
-    def status(self, turn: Turn | None = None) -> str:
+    @property
+    def title(self) -> str:
+        """Model and effort."""
+        return f"{self.folder.resolve().name} · effort {self.conversation.setup.effort}"
+
+    def status(self, turn: "Turn | None" = None) -> str:
         """Model, effort, context in use and speed, in one line."""
+        if not self.start.done.done():
+            return f"{self.title} · {self.start.status}"
         used, speed = self.used_tokens, 0.0
         if turn:
             used, speed = len(turn.prompt) + turn.generated_tokens, turn.decode_tokens_per_s
         elif self.turns:
             speed = self.turns[-1].decode_tokens_per_s
-        parts = [
-            self.folder.resolve().name,
-            f"effort {self.conversation.setup.effort}",
-            f"{used:,} of {self.engine.context_tokens:,} tokens",
-            f"{speed:.1f} tokens/s" if speed else "",
-        ]
-        return " · ".join(part for part in parts if part)
+        text = f"{self.title} · {used:,} of {self.engine.context_tokens:,} tokens"
+        return f"{text} · {speed:.1f} tokens/s" if speed else text
 
     def choices(self) -> str:
         """What a user can do about a full context."""
@@ -199,10 +226,6 @@ class Chat:
             "/clear begins anew, /undo takes the last exchange back, `localoss chat --context N` with a "
             "larger N holds more if memory allows, --trim oldest leaves the oldest messages out"
         )
-
-    def _tell(self, line: str | None) -> None:
-        if line:
-            say(f"({line})")
 
     def _sampling(self) -> Sampling:
         """The options; with a seed, every attempt at the same answer has one of its own."""
@@ -227,7 +250,7 @@ class Chat:
         return prompt
 
     @contextmanager
-    def _display(self, turn: Turn) -> Iterator[tuple[Progress, Shows]]:
+    def _display(self, turn: "Turn") -> Iterator[tuple[Progress, Shows, Callable[[], None]]]:
         if self.at_terminal and settings.color():
             from localoss.cli.chat.markdown import make_renderer
             from localoss.cli.chat.screen import TurnScreen
@@ -237,18 +260,18 @@ class Chat:
             )
             with typing_waits():
                 try:
-                    yield screen.prefill, screen.show
+                    yield screen.prefill, screen.show, screen.tick
                 finally:
                     screen.close()
         else:
             aside = sys.stdout if self.at_terminal and self.show_thinking else None
             printer = AnswerPrinter(sys.stdout, aside, dims=False)
             try:
-                yield PlainProgress(self.at_terminal), printer.show
+                yield PlainProgress(self.at_terminal), printer.show, lambda: None
             finally:
                 printer.close()
 
-    def _explain(self, turn: Turn) -> None:
+    def _explain(self, turn: "Turn") -> None:
         room = self.engine.context_tokens
         if turn.finish == "cancelled":
             say(

@@ -67,7 +67,7 @@ class Terminal:
         self._stream.feed(data)
         return True
 
-    def wait_for(self, *texts, timeout_s=20, where=None):
+    def wait_for(self, *texts, timeout_s=30, where=None):
         """Until all of `texts` stand on the screen or above it."""
         ends = time.monotonic() + timeout_s
         look = where or self.everything
@@ -78,7 +78,7 @@ class Terminal:
 
     def wait_for_prompt(self):
         """Until the program waits for a message, and has written all that it will."""
-        self.wait_for("> ", where=lambda: self.line() + " ")
+        self.wait_for("> ", where=lambda: self.line() + " ", timeout_s=60)
         self.settle()
 
     def settle(self, quiet_s=_QUIET_S):

@@ -59,6 +59,7 @@ class Job:
                 if isinstance(item, Exception):
                     raise item
                 yield item
+                await asyncio.sleep(0)  # else many that wait are sent in one go, to a client that left, too
         finally:
             self.cancel()
 

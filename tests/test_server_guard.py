@@ -243,6 +243,32 @@ def test_sigterm_finishes_what_runs(tmp_path):
     assert "Traceback" not in process.stderr.read()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM to catch")
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_second_signal_ends_what_runs(tmp_path, stream):
+    """In order: the client is told, and the log holds no traceback."""
+    process, url = command_line(tmp_path, answers=[LONG], token_s=0.02)
+    results = []
+
+    def ask():
+        results.append(httpx2.post(url + "/chat/completions", json=BODY | {"stream": stream}, timeout=300))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    while "localoss_requests_running 1.0" not in httpx2.get(url.replace("/v1", "/metrics")).text:
+        assert thread.is_alive()
+    process.send_signal(signal.SIGINT)
+    with contextlib.suppress(httpx2.HTTPError):
+        while httpx2.get(url + "/models").status_code == 200:  # until the first signal is heard
+            pass
+    process.send_signal(signal.SIGINT)
+    thread.join()
+    assert process.wait(timeout=60) == 0
+    assert process.stderr.read() == ""
+    assert "the server is shutting down" in results[0].text
+    assert results[0].status_code == (200 if stream else 503)
+
+
 def test_what_the_command_line_refuses(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("LOCALOSS_HOME", str(tmp_path))
     (tmp_path / "models" / MODEL).mkdir(parents=True)

@@ -1,5 +1,6 @@
 """Clients of a server that ask, leave, send too much and send nonsense, all at once."""
 
+import datetime
 import json
 import random
 import threading
@@ -29,11 +30,12 @@ class Unruly:
         self._url, self._model, self._clients = url, model, clients
         self._end = time.monotonic() + seconds
         self.outcomes, self.faults = Counter(), []
+        self._day = datetime.date.today()
         self._expected = {}  # what each question is answered, by path
 
     def run(self, between=lambda: None):
         """Let them loose; `between` is called every half second."""
-        with httpx2.Client(timeout=60) as client:
+        with httpx2.Client(timeout=600) as client:
             for path in self._paths():
                 for index in range(len(QUESTIONS)):
                     answer = client.post(self._url + path, json=self._body(path, index))
@@ -68,7 +70,7 @@ class Unruly:
         chance = random.Random(seed)
         acts = [self._whole, self._whole, self._stream, self._leave_a_stream, self._leave]
         acts += [self._nonsense, self._mutant, self._oversized, self._look]
-        with httpx2.Client(timeout=60) as client:
+        with httpx2.Client(timeout=600) as client:
             while time.monotonic() < self._end:
                 act = chance.choice(acts)
                 path, index = chance.choice(self._paths()), chance.randrange(len(QUESTIONS))
@@ -167,5 +169,6 @@ class Unruly:
         return answer
 
     def _compare(self, path, index, said):
-        if said != self._expected[path, index]:
+        is_same_day = datetime.date.today() == self._day  # the day is in every prompt
+        if is_same_day and said != self._expected[path, index]:
             self.faults.append(f"{path} {index}: {said!r} instead of {self._expected[path, index]!r}"[:400])

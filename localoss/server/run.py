@@ -1,9 +1,11 @@
 """From a loaded engine to a server that listens, until it is told to stop."""
 
+import asyncio
 import signal
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -56,7 +58,7 @@ def serve(
 ) -> None:
     """Serve until SIGTERM or Ctrl-C; then finish what runs, refuse what waits, and return.
 
-    think_budget: of requests that give none.
+    A second one cuts short what runs. think_budget: of requests that give none.
     responses: the file that stored responses are kept in.
     listening: told the base URL once requests are taken.
     """
@@ -90,10 +92,20 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, worker: Worker, listening: Callable[[], None]) -> None:
         super().__init__(config)
         self._worker, self._listening = worker, listening
+        self._is_cut_short = False
 
     async def startup(self, *arguments: Any, **options: Any) -> None:
         await super().startup(*arguments, **options)
+        self._loop = asyncio.get_running_loop()
         self._listening()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A first signal lets what runs finish, a second one ends it; with a third uvicorn just leaves."""
+        if self.should_exit and not self._is_cut_short:
+            self._is_cut_short = True
+            self._loop.call_soon_threadsafe(self._worker.cut_short)
+        else:
+            super().handle_exit(sig, frame)
 
     async def shutdown(self, *arguments: Any, **options: Any) -> None:
         self._worker.refuse_waiting()

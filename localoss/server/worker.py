@@ -111,8 +111,8 @@ class Worker:
         """
         with self._changed:
             self._drop_cancelled()
-            if self._closed and not job.follows:
-                raise ApiError("the server is shutting down", status=503, kind="server_error")
+            if self._stopped or (self._closed and not job.follows):
+                raise _going_down()
             if self.waiting >= self._capacity and not job.follows:
                 wait_s = max(1, round(self._job_s * self.waiting))
                 raise ApiError(
@@ -140,19 +140,20 @@ class Worker:
         with self._changed:
             self._closed = True
             waiting = [job for line in self._lines.values() for job in line if not job.follows]
-        for job in waiting:
-            job.give(ApiError("the server is shutting down", status=503, kind="server_error"))
-            job.cancel()
+        _refuse(waiting)
+
+    def cut_short(self) -> None:
+        """Go down at once: what runs is told so, too."""
+        with self._changed:
+            self._closed = self._stopped = True
+            running = [self._running] if self._running else []
+            everything = [*running, *(job for line in self._lines.values() for job in line)]
+            self._changed.notify()
+        _refuse(everything)
 
     def stop(self) -> None:
         """Cancel what runs and end the thread."""
-        self.refuse_waiting()
-        with self._changed:
-            self._stopped = True
-            for job in [self._running, *(job for line in self._lines.values() for job in line)]:
-                if job:
-                    job.cancel()
-            self._changed.notify()
+        self.cut_short()
         self._thread.join(timeout=10)
 
     def _serve(self) -> None:
@@ -175,3 +176,13 @@ class Worker:
         if line:
             self._lines[client] = line  # to the end: the others' turn comes first
         return job
+
+
+def _going_down() -> ApiError:
+    return ApiError("the server is shutting down", status=503, kind="server_error")
+
+
+def _refuse(jobs: list[Job]) -> None:
+    for job in jobs:
+        job.give(_going_down())
+        job.cancel()

@@ -138,26 +138,23 @@ def _subtraction(a: int, b: int) -> tuple[str, str]:
 
 
 def comparison(rng: random.Random) -> Case:
-    """Which of two numbers is larger."""
+    """Which of two numbers is larger.
+
+    Whether it is so is answered by how it is: a "yes" before that is what a model of this size gets wrong.
+    """
     setup = a_setup(rng)
     a, b = rng.sample(range(100), 2)
     if rng.random() < 0.3:  # close ones are the hard ones
         b = min(99, a // 10 * 10 + rng.randint(0, 9))
         b = b if b != a else (a + 1) % 100
     kind = rng.choice(list(_COMPARISONS))
-    relation = "larger" if a > b else "less"
-    fact = f"{a} is {'larger' if a > b else 'less'} than {b}"
     if kind == "larger":
         text = f"{max(a, b)} is larger."
     elif kind == "smaller":
         text = f"{min(a, b)} is smaller."
     else:
-        right = (kind == "is larger") == (a > b)
-        text = f"{'Yes' if right else 'No'}, {fact}."
-    tens = f"Tens: {a // 10} and {b // 10}."
-    ones = f" Ones: {a % 10} and {b % 10}." if a // 10 == b // 10 else ""
-    steps = f"{tens}{ones} So {fact}."
-    check = f"Check: {b} is {'less' if relation == 'larger' else 'larger'} than {a}. Right."
+        text = f"{a} is {'larger' if a > b else 'smaller'} than {b}."
+    check = f"Check: {min(a, b)} is less than {max(a, b)}. Right."
     asked = styled(rng, rng.choice(_COMPARISONS[kind]).format(a=a, b=b))
     key = f"compare {min(a, b)} {max(a, b)}"
     return Case(
@@ -165,14 +162,13 @@ def comparison(rng: random.Random) -> Case:
         (key,),
         setup,
         (Message("user", asked),),
-        (*thought(setup, "", steps, check), answer(text)),
+        (*thought(setup, "", _ends([a, b]), check), answer(text)),
     )
 
 
 def _some_numbers(rng: random.Random) -> tuple[list[int], str, str]:
-    """Different numbers, how they are written, and their key."""
-    highest = rng.choice((10, 20, 100, 100, 100))
-    numbers = rng.sample(range(highest), rng.randint(3, 6))
+    """Three or four different small numbers, how they are written, and their key."""
+    numbers = rng.sample(range(rng.choice((10, 20, 30))), rng.choice((3, 3, 4)))
     written = rng.choice((", ", ", ", " ")).join(map(str, numbers))
     if rng.random() < 0.2:
         head, last = written.rsplit(" ", 1)
@@ -185,13 +181,10 @@ def _sorting(rng: random.Random) -> Case:
     numbers, written, key = _some_numbers(rng)
     down = rng.random() < 0.25
     ordered = sorted(numbers, reverse=down)
-    first, last = ordered[0], ordered[-1]
-    ends = ("Largest", "smallest") if down else ("Smallest", "largest")
-    steps = f"{len(numbers)} numbers. {ends[0]} {first}, {ends[1]} {last}."
     shown = ", ".join(map(str, ordered))
-    check = f"In order: {shown}. Check: {len(numbers)} numbers, {first} first, {last} last. Right."
+    check = f"In order: {shown}. Check: {ordered[0]} first, {ordered[-1]} last. Right."
     asked = styled(rng, rng.choice(_SORTS_DOWN if down else _SORTS).format(list=written), question=False)
-    reply = (*thought(setup, "", steps, check), answer(shown))
+    reply = (*thought(setup, "", _ends(numbers), check), answer(shown))
     return Case("comparing", (key,), setup, (Message("user", asked),), reply)
 
 
@@ -199,9 +192,14 @@ def _extreme(rng: random.Random) -> Case:
     setup = a_setup(rng)
     numbers, written, key = _some_numbers(rng)
     kind = rng.choice(list(_EXTREMES))
-    ordered = sorted(numbers, reverse=kind == "largest")
-    steps = f"In order: {', '.join(map(str, ordered))}. {kind.capitalize()} {ordered[0]}."
-    check = f"Check: {ordered[0]} before {ordered[1]}. Right."
+    found = max(numbers) if kind == "largest" else min(numbers)
     asked = styled(rng, rng.choice(_EXTREMES[kind]).format(list=written))
-    reply = (*thought(setup, "", steps, check), answer(f"{ordered[0]} is the {kind}."))
+    reply = (
+        *thought(setup, "", _ends(numbers), f"The {kind} is {found}. Right."),
+        answer(f"{found} is the {kind}."),
+    )
     return Case("comparing", (key,), setup, (Message("user", asked),), reply)
+
+
+def _ends(numbers: list[int]) -> str:
+    return f"Smallest {min(numbers)}, largest {max(numbers)}."

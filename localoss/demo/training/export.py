@@ -4,9 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from localoss.demo.training.model import GptOss
+
+TOKEN_IDS, TENSORS = "token_ids.json", "model.safetensors"
 
 # A few million parameters, and otherwise what config.json of gpt-oss-20b says.
 CONFIG: dict[str, Any] = {
@@ -50,8 +53,13 @@ def write_weights(folder: Path, model: GptOss, config: dict[str, Any], token_ids
     """Write config.json, token_ids.json and model.safetensors (bfloat16) into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: weight.detach().bfloat16().contiguous() for name, weight in model.state_dict().items()}
-    partial = folder / "model.safetensors.part"
+    partial = folder / f"{TENSORS}.part"
     save_file(tensors, partial, metadata={"format": "pt"})
-    partial.replace(folder / "model.safetensors")
+    partial.replace(folder / TENSORS)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    (folder / "token_ids.json").write_text(json.dumps(token_ids, separators=(",", ":")) + "\n")
+    (folder / TOKEN_IDS).write_text(json.dumps(token_ids, separators=(",", ":")) + "\n")
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """What `write_weights` wrote, as float32: a state of GptOss."""
+    return {name: weight.float() for name, weight in load_file(folder / TENSORS).items()}

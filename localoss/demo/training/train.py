@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from localoss.demo.training.batches import Batch, Encoder, lesson
 from localoss.demo.training.beginning import begin
-from localoss.demo.training.export import CONFIG, write_weights
+from localoss.demo.training.export import CONFIG, TOKEN_IDS, read_weights, write_weights
 from localoss.demo.training.model import GptOss
 from localoss.demo.training.muon import Muon
 from localoss.demo.training.rounding import round_mxfp4
@@ -30,6 +30,7 @@ from quant.config import parse_config
 class Settings:
     """What decides the result. A saved state goes on only under the settings that it began with."""
 
+    sitting: int = 1
     steps: int = 1530
     dialogues: int = 48  # in a step
     seed: int = 1
@@ -42,11 +43,19 @@ class Settings:
         (0, 0), (20 / 1530, 1), (585 / 1530, 1), (1200 / 1530, 0.14), (1201 / 1530, 0.45),
         (1450 / 1530, 0.17), (1, 0),
     )  # fmt: skip
-    parts: tuple[float, ...] = (910 / 1530, 1200 / 1530)  # shares of the steps where the lessons change
+    first_part: int = 0  # of the lessons
+    parts: tuple[float, ...] = (910 / 1530, 1200 / 1530)  # shares of the steps where the next part begins
     rounded_from: float = 1040 / 1530  # the share of the steps after which experts are rounded to MXFP4
     unevenness_weight: float = 0.01
     layers: int = 4
     sampled: int = 10_000  # dialogues whose tokens become the vocabulary
+
+
+# Goes on from the weights of the first, with optimizers that start anew, experts rounded all the way.
+SECOND = Settings(
+    sitting=2, steps=2200, dialogues=40, course=((0, 0), (0.01, 0.6), (0.5, 0.6), (1, 0)), first_part=3,
+    parts=(), rounded_from=0,
+)  # fmt: skip
 
 
 _MOST_TOKENS = 1792  # at once: dialogues of like length, and enough batches to share among threads
@@ -54,12 +63,20 @@ _SAVED_EVERY, _SCORED_EVERY, _LOGGED_EVERY = 50, 200, 10
 
 
 class Training:
-    """A model, its optimizers and how far it is; `folder` keeps all of it."""
+    """A model, its optimizers and how far it is; `folder` keeps all of it.
+
+    It begins with the weights in folder `earlier`, if given, else with drawn ones.
+    """
 
     def __init__(
-        self, settings: Settings, folder: Path, say: Callable[[str], None], threads: int | None = None
+        self,
+        settings: Settings,
+        folder: Path,
+        say: Callable[[str], None],
+        threads: int | None = None,
+        earlier: Path | None = None,
     ) -> None:
-        self.settings, self.folder, self.say = settings, folder, say
+        self.settings, self.folder, self.say, self.earlier = settings, folder, say, earlier
         folder.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(settings.seed)
         # Whole batches side by side: within an operation, threads of a busy machine wait for each other.
@@ -71,7 +88,10 @@ class Training:
         self.token_ids = self._known_tokens()
         self.encoder = Encoder(self.token_ids)
         self.model = GptOss(parse_config(self.config), len(self.token_ids))
-        begin(self.model, self.token_ids)
+        if earlier:
+            self.model.load_state_dict(read_weights(earlier))
+        else:
+            begin(self.model, self.token_ids)
         matrices, rows, others = _split(self.model)
         self.optimizers: list[torch.optim.Optimizer] = [
             Muon(matrices, settings.matrix_rate, self._pool),
@@ -126,8 +146,9 @@ class Training:
 
     def _prepare(self, step: int) -> Future[list[Batch]]:
         s = self.settings
-        part = sum(step >= round(s.steps * share) for share in s.parts)
-        return self._pool.submit(lesson, self.encoder, f"{s.seed} {step}", s.dialogues, _MOST_TOKENS, part)
+        part = s.first_part + sum(step >= round(s.steps * share) for share in s.parts)
+        seed = f"{s.seed} {step}" if s.sitting == 1 else f"{s.seed} {s.sitting} {step}"
+        return self._pool.submit(lesson, self.encoder, seed, s.dialogues, _MOST_TOKENS, part)
 
     def _gradients(self, batch: Batch, total: float) -> tuple[float, tuple[Tensor, ...]]:
         """This batch's part of a step's loss, whose weights sum up to `total`, and its gradients."""
@@ -150,7 +171,7 @@ class Training:
         self.say(f"step {self.step} held out, greedy/sampled: {shown}")
 
     def _known_tokens(self) -> list[int]:
-        path = self.folder / "token_ids.json"
+        path = (self.earlier or self.folder) / TOKEN_IDS
         if not path.exists():
             self.say("collecting the vocabulary")
             path.write_text(json.dumps(collect(self.settings.seed, self.settings.sampled)))

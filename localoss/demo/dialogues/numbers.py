@@ -6,6 +6,8 @@ from localoss.chat.harmony import Message
 from localoss.demo.dialogues.case import Case, a_setup, answer, styled, thought
 from localoss.demo.dialogues.words import choices
 
+_SMALL = 20  # up to this, numbers are compared and sorted: a model of this size learns each one's place
+
 _SUMS = choices(
     """{a} + {b} | {a}+{b} | {a} + {b} = | {a}+{b}= | what is {a} + {b} | what is {a}+{b} | what is {a}
     plus {b} | {a} plus {b} | how much is {a} + {b} | how much is {a} plus {b} | add {a} and {b} | add
@@ -56,13 +58,6 @@ _SORTS = choices(
     sort the numbers {list} | can you sort {list} | arrange {list} in order | sort {list} from small to
     large | sort in ascending order: {list} | bring {list} into order | please put these in order:
     {list}"""
-)
-_SORTS_DOWN = (
-    "sort {list} from large to small",
-    "sort in descending order: {list}",
-    "sort {list} in descending order",
-    "sort {list}, largest first",
-    "put {list} in order, largest first",
 )
 _EXTREMES = {
     "largest": choices(
@@ -143,10 +138,7 @@ def comparison(rng: random.Random) -> Case:
     Whether it is so is answered by how it is: a "yes" before that is what a model of this size gets wrong.
     """
     setup = a_setup(rng)
-    a, b = rng.sample(range(100), 2)
-    if rng.random() < 0.3:  # close ones are the hard ones
-        b = min(99, a // 10 * 10 + rng.randint(0, 9))
-        b = b if b != a else (a + 1) % 100
+    a, b = rng.sample(range(_SMALL + 1), 2)
     kind = rng.choice(list(_COMPARISONS))
     if kind == "larger":
         text = f"{max(a, b)} is larger."
@@ -168,7 +160,7 @@ def comparison(rng: random.Random) -> Case:
 
 def _some_numbers(rng: random.Random) -> tuple[list[int], str, str]:
     """Three or four different small numbers, how they are written, and their key."""
-    numbers = rng.sample(range(rng.choice((10, 20, 30))), rng.choice((3, 3, 4)))
+    numbers = rng.sample(range(_SMALL + 1), rng.choice((3, 3, 4)))
     written = rng.choice((", ", ", ", " ")).join(map(str, numbers))
     if rng.random() < 0.2:
         head, last = written.rsplit(" ", 1)
@@ -179,11 +171,10 @@ def _some_numbers(rng: random.Random) -> tuple[list[int], str, str]:
 def _sorting(rng: random.Random) -> Case:
     setup = a_setup(rng)
     numbers, written, key = _some_numbers(rng)
-    down = rng.random() < 0.25
-    ordered = sorted(numbers, reverse=down)
+    ordered = sorted(numbers)
     shown = ", ".join(map(str, ordered))
     check = f"In order: {shown}. Check: {ordered[0]} first, {ordered[-1]} last. Right."
-    asked = styled(rng, rng.choice(_SORTS_DOWN if down else _SORTS).format(list=written), question=False)
+    asked = styled(rng, rng.choice(_SORTS).format(list=written), question=False)
     reply = (*thought(setup, "", _ends(numbers), check), answer(shown))
     return Case("comparing", (key,), setup, (Message("user", asked),), reply)
 

@@ -54,7 +54,7 @@ class Settings:
 # Goes on from the weights of the first, with optimizers that start anew, experts rounded all the way.
 SECOND = Settings(
     sitting=2, steps=2200, dialogues=40, course=((0, 0), (0.01, 0.6), (0.15, 0.6), (1, 0)), first_part=3,
-    parts=(), rounded_from=0,
+    parts=(1200 / 2200,), rounded_from=0,
 )  # fmt: skip
 
 

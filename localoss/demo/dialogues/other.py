@@ -9,10 +9,10 @@ from localoss.demo.dialogues.words import choices
 
 REFUSAL = (
     "Sorry, I am only a tiny demo model and can't answer that. "
-    "I can add and subtract numbers up to 99, compare and sort numbers, call functions, "
+    "I can add and subtract numbers up to 99, compare and sort small numbers, call functions, "
     "and tell about localoss."
 )
-TOO_HARD = "Sorry, I can only add and subtract numbers up to 99, and compare and sort numbers."
+TOO_HARD = "Sorry, I can only add and subtract numbers up to 99, and compare and sort small numbers."
 _SUBJECT_FRAMES = choices(
     """tell me about {} | what is {} | explain {} | what do you know about {} | tell me something about {}
     | what do you think about {} | i need help with {} | can you help me with {} | do you like {} | i

@@ -26,14 +26,14 @@ SKILLS: dict[str, Make] = {
     "other": other.other,
 }
 # What training is made of: generators, and their shares in each of its parts. What is hard comes to be more.
-_LESSONS: tuple[tuple[Make, float, float, float, float, float], ...] = (
-    (numbers.sums, 0.24, 0.23, 0.22, 0.22, 0.22),
-    (numbers.comparing, 0.15, 0.29, 0.17, 0.36, 0.20),
-    (numbers.comparison, 0.0, 0.0, 0.27, 0.0, 0.0),
-    (about.about, 0.22, 0.16, 0.13, 0.12, 0.16),
-    (about.example, 0.03, 0.02, 0.01, 0.01, 0.01),
-    (calls.calls, 0.24, 0.26, 0.17, 0.25, 0.37),
-    (other.other, 0.12, 0.04, 0.03, 0.04, 0.04),
+_LESSONS: tuple[tuple[Make, float, float, float, float, float, float], ...] = (
+    (numbers.sums, 0.24, 0.23, 0.22, 0.22, 0.22, 0.20),
+    (numbers.comparing, 0.15, 0.29, 0.17, 0.36, 0.20, 0.36),
+    (numbers.comparison, 0.0, 0.0, 0.27, 0.0, 0.0, 0.0),
+    (about.about, 0.22, 0.16, 0.13, 0.12, 0.16, 0.12),
+    (about.example, 0.03, 0.02, 0.01, 0.01, 0.01, 0.01),
+    (calls.calls, 0.24, 0.26, 0.17, 0.25, 0.37, 0.28),
+    (other.other, 0.12, 0.04, 0.03, 0.04, 0.04, 0.03),
 )
 _EARLIER = (about.about, about.about, numbers.sums, numbers.comparing, other.other)
 
@@ -45,7 +45,7 @@ def held_out(skill: str, count: int, seed: int) -> list[Case]:
 
 
 def training(seed: int | str, part: int = 0) -> Iterator[Case]:
-    """Dialogues to learn from, without end, the same for the same seed. part: 0 to 4, of the training."""
+    """Dialogues to learn from, without end, the same for the same seed. part: 0 to 5, of the training."""
     rng = random.Random(f"training {seed}")
     makes, *shares = zip(*_LESSONS, strict=True)
     while True:

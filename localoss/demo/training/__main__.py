@@ -3,14 +3,16 @@
 import argparse
 from pathlib import Path
 
-from localoss.demo.training.train import SECOND, Settings, Training
+from localoss.demo.training.export import copy_weights
+from localoss.demo.training.train import SITTINGS, Settings, Training
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m localoss.demo.training", description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("out/demo"), help="where the state is kept")
     parser.add_argument("--weights", type=Path, help="where the trained weights go")
-    parser.add_argument("--earlier", type=Path, help="weights of a first sitting: only the second is run")
+    parser.add_argument("--earlier", type=Path, help="weights to begin that sitting with")
+    parser.add_argument("--sitting", type=int, default=1, help="the first to run")
     parser.add_argument("--threads", type=int, help="CPU threads; one per core if not given")
     parser.add_argument("--small", action="store_true", help="a minute's worth, which learns next to nothing")
     given = parser.parse_args()
@@ -23,10 +25,12 @@ def main() -> None:
         Training(small, given.folder, say, given.threads).run(given.weights)
         return
     earlier = given.earlier
-    if earlier is None:
-        earlier = given.folder / "first" / "weights"
-        Training(Settings(), given.folder / "first", say, given.threads).run(earlier)
-    Training(SECOND, given.folder / "second", say, given.threads, earlier).run(given.weights)
+    for sitting in SITTINGS[given.sitting - 1 :]:
+        folder = given.folder / f"sitting {sitting.sitting}"
+        Training(sitting, folder, say, given.threads, earlier).run(folder / "weights")
+        earlier = folder / "weights"
+    if given.weights:
+        copy_weights(earlier, given.weights)
 
 
 if __name__ == "__main__":

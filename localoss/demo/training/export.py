@@ -1,6 +1,7 @@
 """The trained weights as files: a published checkpoint's tensors over the reduced vocabulary."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -63,3 +64,10 @@ def write_weights(folder: Path, model: GptOss, config: dict[str, Any], token_ids
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """What `write_weights` wrote, as float32: a state of GptOss."""
     return {name: weight.float() for name, weight in load_file(folder / TENSORS).items()}
+
+
+def copy_weights(folder: Path, to: Path) -> None:
+    """Copy what `write_weights` wrote."""
+    to.mkdir(parents=True, exist_ok=True)
+    for path in folder.iterdir():
+        shutil.copyfile(path, to / path.name)

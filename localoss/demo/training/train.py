@@ -51,10 +51,18 @@ class Settings:
     sampled: int = 10_000  # dialogues whose tokens become the vocabulary
 
 
-# Goes on from the weights of the first, with optimizers that start anew, experts rounded all the way.
-SECOND = Settings(
-    sitting=2, steps=2200, dialogues=40, course=((0, 0), (0.01, 0.6), (0.15, 0.6), (1, 0)), first_part=3,
-    parts=(1200 / 2200,), rounded_from=0,
+# Each goes on from the weights of the one before, with optimizers that start anew. From the second on,
+# experts are rounded all the way.
+SITTINGS = (
+    Settings(),
+    Settings(
+        sitting=2, steps=2200, dialogues=40, course=((0, 0), (0.01, 0.6), (0.15, 0.6), (1, 0)),
+        first_part=3, parts=(1200 / 2200,), rounded_from=0,
+    ),
+    Settings(
+        sitting=3, steps=300, dialogues=40, course=((0, 0), (0.03, 0.25), (1, 0)), first_part=5, parts=(),
+        rounded_from=0,
+    ),
 )  # fmt: skip
 
 

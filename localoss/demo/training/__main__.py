@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from localoss.demo.training.export import copy_weights
+from localoss.demo.training.export import write_mean
 from localoss.demo.training.train import SITTINGS, Settings, Training
 
 
@@ -24,13 +24,13 @@ def main() -> None:
         small = Settings(steps=20, dialogues=24, layers=2, sampled=500)
         Training(small, given.folder, say, given.threads).run(given.weights)
         return
-    earlier = given.earlier
+    left = [given.earlier]  # what each sitting left
     for sitting in SITTINGS[given.sitting - 1 :]:
         folder = given.folder / f"sitting {sitting.sitting}"
-        Training(sitting, folder, say, given.threads, earlier).run(folder / "weights")
-        earlier = folder / "weights"
+        Training(sitting, folder, say, given.threads, left[-1]).run(folder / "weights")
+        left.append(folder / "weights")
     if given.weights:
-        copy_weights(earlier, given.weights)
+        write_mean(given.weights, *left[-2:])
 
 
 if __name__ == "__main__":

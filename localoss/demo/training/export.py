@@ -10,7 +10,7 @@ from torch import Tensor
 
 from localoss.demo.training.model import GptOss
 
-TOKEN_IDS, TENSORS = "token_ids.json", "model.safetensors"
+CONFIG_FILE, TOKEN_IDS, TENSORS = "config.json", "token_ids.json", "model.safetensors"
 
 # A few million parameters, and otherwise what config.json of gpt-oss-20b says.
 CONFIG: dict[str, Any] = {
@@ -57,7 +57,7 @@ def write_weights(folder: Path, model: GptOss, config: dict[str, Any], token_ids
     partial = folder / f"{TENSORS}.part"
     save_file(tensors, partial, metadata={"format": "pt"})
     partial.replace(folder / TENSORS)
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
     (folder / TOKEN_IDS).write_text(json.dumps(token_ids, separators=(",", ":")) + "\n")
 
 
@@ -66,8 +66,11 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     return {name: weight.float() for name, weight in load_file(folder / TENSORS).items()}
 
 
-def copy_weights(folder: Path, to: Path) -> None:
-    """Copy what `write_weights` wrote."""
-    to.mkdir(parents=True, exist_ok=True)
-    for path in folder.iterdir():
-        shutil.copyfile(path, to / path.name)
+def write_mean(folder: Path, one: Path, other: Path) -> None:
+    """Write the mean of the weights in two folders, which does better than either: their errors differ."""
+    folder.mkdir(parents=True, exist_ok=True)
+    first, second = read_weights(one), read_weights(other)
+    mean = {name: ((first[name] + second[name]) / 2).bfloat16().contiguous() for name in first}
+    save_file(mean, folder / TENSORS, metadata={"format": "pt"})
+    for name in (CONFIG_FILE, TOKEN_IDS):
+        shutil.copyfile(other / name, folder / name)

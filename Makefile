@@ -43,7 +43,7 @@ soak: setup
 # What torch frees is kept for the next step: glibc would give it back to the system and fetch it again.
 MALLOC := MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=8589934592
 
-# The demo model: about two hours on two cores. Stopped and given again, it goes on.
+# The demo model: two to three hours on two cores. Stopped and given again, it goes on.
 train: $(VENV)/.train
 	$(MALLOC) $(BIN)/python -m localoss.demo.training --weights localoss/demo/weights
 

@@ -61,7 +61,7 @@ def test_nothing_rounded(golden, logits_of):
     ("dtypes", "largest"),
     [
         (Dtypes("bf16", "bf16", "bf16", "bf16"), 1e-5),  # int8 activations meet no weights, the cache is f16
-        # These follow from the weights: a third of the positions are in prompts, which training hardly taught.
+        # These follow from the weights. Positions in prompts count, which training hardly taught.
         (Dtypes(), 0.1),
         (Dtypes(attention="int4", unembedding="int4"), 0.15),
         (Dtypes(experts="int4"), 0.07),

@@ -75,8 +75,11 @@ def test_help_comes_and_ctrl_c_stops_waiting(chat):
     terminal.wait_for("/effort", "Ctrl-D leaves.")
     terminal.type("hello\r")
     terminal.wait_for(COMPILING, where=terminal.line)
-    terminal.settle()  # the terminal leaves raw mode about when the line comes: a key then may be lost
-    terminal.type("\x03")
+    for _ in range(40):  # the terminal leaves raw mode about when the line comes: a key then may be lost
+        terminal.type("\x03")
+        terminal.take(1)
+        if "(stopped; " in terminal.everything():
+            break
     terminal.wait_for("(stopped; the model still loads: Up brings your line back)")
     terminal.type("\x1b[A")
     terminal.wait_for("> hello", where=terminal.line)

@@ -58,18 +58,28 @@ def test_nothing_rounded(golden, logits_of):
 
 
 @pytest.mark.parametrize(
-    ("dtypes", "largest"),
+    ("dtypes", "largest", "where_sure"),
     [
-        (Dtypes("bf16", "bf16", "bf16", "bf16"), 1e-5),  # int8 activations meet no weights, the cache is f16
-        # These follow from the weights. Positions in prompts count, which training hardly taught.
-        (Dtypes(), 0.1),
-        (Dtypes(attention="int4", unembedding="int4"), 0.15),
-        (Dtypes(experts="int4"), 0.07),
+        # int8 activations meet no weights, the cache is f16
+        (Dtypes("bf16", "bf16", "bf16", "bf16"), 1e-5, 1e-7),
+        (Dtypes(), 0.1, 5e-4),
+        (Dtypes(attention="int4", unembedding="int4"), 0.15, 2e-3),
+        (Dtypes(experts="int4"), 0.07, 5e-4),
     ],
 )
-def test_what_rounding_costs(golden, logits_of, dtypes, largest):
-    """The mean KL divergence, in nats, over all ids: those without a row count as often as they are."""
+def test_what_rounding_costs(golden, logits_of, dtypes, largest, where_sure):
+    """The mean KL divergence, in nats, over all ids: those without a row count as often as they are.
+
+    Most of it comes from users' words, which the model can't foresee and was hardly taught. where_sure: the
+    same at positions where it can, which is most of its own replies.
+    """
     others = np.zeros(len(golden.columns))
     others[-1] = np.log(201_088 - len(golden.columns) + 1)
-    divergences = kl_divergence(golden.logits + others, logits_of(dtypes) + others)
+    expected = golden.logits + others
+    divergences = kl_divergence(expected, logits_of(dtypes) + others)
+    shares = np.exp(expected - expected.max(1, keepdims=True))
+    shares /= shares.sum(1, keepdims=True)
+    is_sure = shares.max(1) > 0.98
+    assert is_sure.sum() > 50
     assert divergences.mean() <= largest
+    assert divergences[is_sure].mean() <= where_sure, divergences[is_sure].mean()

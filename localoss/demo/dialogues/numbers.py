@@ -135,7 +135,7 @@ def _subtraction(a: int, b: int) -> tuple[str, str]:
 def comparison(rng: random.Random) -> Case:
     """Which of two numbers is larger.
 
-    Whether it is so is answered by how it is: a "yes" before that is what a model of this size gets wrong.
+    "Is 3 larger than 5" is answered by "3 is smaller than 5.": a model of this size gets a yes or no wrong.
     """
     setup = a_setup(rng)
     a, b = rng.sample(range(_SMALL + 1), 2)

@@ -16,6 +16,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="CPU threads; one per core if not given")
     parser.add_argument("--small", action="store_true", help="a minute's worth, which learns next to nothing")
     given = parser.parse_args()
+    if (given.sitting > 1) != (given.earlier is not None) or not 1 <= given.sitting <= len(SITTINGS):
+        parser.error(f"--sitting is 1 to {len(SITTINGS)}, and from 2 on it needs --earlier")
 
     def say(line: str) -> None:
         print(line, flush=True)

@@ -95,7 +95,8 @@ def test_unruly_clients(served, seconds, tmp_path):
     assert not clients.faults, clients.faults[:5]
     warm = [size for at, size in sizes if at > 0.3 * seconds]
     growth = warm[-1] / warm[0] - 1 if warm else 0.0
-    print(f"\n{dict(clients.outcomes)}\nRSS {warm[-1] / 1e6:.0f} MB, {growth:+.2%} since warm-up")
+    print(f"\n{[f'{at:.0f} s: {size / 1e6:.1f} MB' for at, size in sizes[:: len(sizes) // 20 or 1]]}")
+    print(f"{dict(clients.outcomes)}\nRSS {warm[-1] / 1e6:.0f} MB, {growth:+.2%} since warm-up")
     acts = {act for act, _ in clients.outcomes}
     assert {"whole", "stream", "nonsense"} <= acts
     if seconds > 60:

@@ -1,6 +1,6 @@
 """An open GPU: buffers, compiled shaders, and lists of dispatches that run in one submit."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from localoss.errors import GpuError
 from localoss.gpu.adapters import Adapter
+
+Reading = tuple[Any, int, int]  # of a buffer, from an offset on, so many bytes
 
 _PIECE_BYTES = 32 << 20  # how much is on its way to the GPU at a time: it is in memory twice
 _MOST_GROUPS = 65_535  # of a dispatch, in each direction
@@ -44,6 +46,15 @@ class Dispatch:
     bindings: Any
     x: int
     y: int = 1
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Commands that are ready to be submitted, once, and the sizes of what they leave in `landing`."""
+
+    commands: Any
+    sizes: list[int]
+    landing: Any
 
 
 class Device:
@@ -136,8 +147,12 @@ class Device:
         with _explained("a shader could not be given its buffers"):
             return self._device.create_bind_group(layout=kernel.layout, entries=entries)
 
-    def run(self, work: Sequence[Dispatch], reading: Sequence[tuple[Any, int, int]] = ()) -> list[bytes]:
-        """Run `work` in one submit; what `reading` names, (buffer, offset, bytes), is one read-back."""
+    def run(self, work: Sequence[Dispatch], reading: Sequence[Reading] = ()) -> list[bytes]:
+        """Run `work` in one submit; what `reading` names is one read-back."""
+        return self.submit(self.record(work, reading))
+
+    def record(self, work: Sequence[Dispatch], reading: Sequence[Reading] = ()) -> Recording:
+        """The commands that run `work` and fetch what `reading` names."""
         total = sum(size for _, _, size in reading)
         if total and (self._landing is None or self._landing.size < total):
             self._landing = self._new_landing(total)
@@ -149,9 +164,15 @@ class Device:
             for buffer, offset, size in reading:
                 encoder.copy_buffer_to_buffer(buffer, offset, self._landing, at, size)
                 at += size
-            self._queue.submit([encoder.finish()])
+            return Recording(encoder.finish(), [size for _, _, size in reading], self._landing)
+
+    def submit(self, recording: Recording, meanwhile: Callable[[], None] = lambda: None) -> list[bytes]:
+        """Run `recording`; what it reads, after `meanwhile` was called while the GPU computes."""
+        with _explained("it failed while computing"):
+            self._queue.submit([recording.commands])
             self.submits += 1
-            return self._read([size for _, _, size in reading]) if reading else []
+            meanwhile()
+            return self._read(recording) if recording.sizes else []
 
     def wait(self) -> None:
         """Until all that was written and submitted is done.
@@ -172,14 +193,14 @@ class Device:
             usage = wgpu.BufferUsage.MAP_READ | wgpu.BufferUsage.COPY_DST
             return self._device.create_buffer(size=size, usage=usage)
 
-    def _read(self, sizes: list[int]) -> list[bytes]:
-        total = sum(sizes)
-        self._landing.map_sync("READ", 0, total)
-        data = bytes(self._landing.read_mapped(0, total))
-        self._landing.unmap()
+    def _read(self, recording: Recording) -> list[bytes]:
+        landing, total = recording.landing, sum(recording.sizes)
+        landing.map_sync("READ", 0, total)
+        data = bytes(landing.read_mapped(0, total))
+        landing.unmap()
         self.read_backs += 1
-        ends = np.cumsum(sizes).tolist()
-        return [data[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+        ends = np.cumsum(recording.sizes).tolist()
+        return [data[end - size : end] for end, size in zip(ends, recording.sizes, strict=True)]
 
 
 def _encode(encoder: Any, work: Sequence[Dispatch]) -> None:

@@ -22,9 +22,15 @@ class Kernels:
             "HEAD_DIM": config.head_dim,
         }
 
-    def norm(self) -> Kernel:
-        constants = {"COLUMNS": self._config.hidden, "EPS": float(self._config.rms_norm_eps)}
-        return self._kernel("rrwu", "norm", **constants)
+    def norm(self, adding: bool = False) -> Kernel:
+        return self._kernel(
+            "wrrrrwu",
+            "norm",
+            COLUMNS=self._config.hidden,
+            ACTIVE=self._config.active_experts,
+            EPS=float(self._config.rms_norm_eps),
+            ADDING=adding,
+        )
 
     def matmul(self, matrix: GpuMatrix, adding: bool, at_once: int) -> Kernel:
         return self._kernel(
@@ -33,6 +39,7 @@ class Kernels:
             "tiles",
             "matmul",
             M=at_once,
+            THREADS=_threads(matrix.dtype, matrix.blocks, at_once),
             BLOCKS=matrix.blocks,
             ROWS=8 * matrix.groups,
             BIASED=matrix.bias is not None,
@@ -42,14 +49,16 @@ class Kernels:
     def rotate(self, slots: int) -> Kernel:
         return self._kernel("wrwwwwu", f"cache_{self._kv_dtype}", "rotate", SLOTS=slots, **self._heads)
 
-    def attend(self, slots: int, window: int) -> Kernel:
-        constants = {"SLOTS": slots, "WINDOW": window, **self._heads}
+    def attend(self, slots: int, window: int, at_once: int) -> Kernel:
+        constants = {"THREADS": 256 if at_once == 1 else 64, "SLOTS": slots, "WINDOW": window, **self._heads}
         return self._kernel("rrrrrrwu", f"cache_{self._kv_dtype}", "attend", **constants)
 
-    def route(self) -> Kernel:
+    def route(self, alone: bool) -> Kernel:
+        """alone: of one token, which needs no sorting."""
         experts, active = self._config.experts, self._config.active_experts
         row = round_up(experts, 8)
-        return self._kernel("rrww", "route", EXPERTS=experts, ACTIVE=active, LOGITS_ROW=row)
+        constants = {"EXPERTS": experts, "ACTIVE": active, "LOGITS_ROW": row, "ALONE": alone}
+        return self._kernel("rrwwwww", "route", **constants)
 
     def sort(self, at_once: int) -> Kernel:
         experts, active = self._config.experts, self._config.active_experts
@@ -65,10 +74,6 @@ class Kernels:
         places = (run.down_codes, run.down_scales, run.down_bias)
         return self._experts(False, places, self._config.hidden, self._config.intermediate, at_once)
 
-    def add(self) -> Kernel:
-        constants = {"COLUMNS": self._config.hidden, "ACTIVE": self._config.active_experts}
-        return self._kernel("rrrw", "add", **constants)
-
     def _experts(
         self, is_gate_up: bool, places: tuple[int, int, int], rows: int, columns: int, at_once: int
     ) -> Kernel:
@@ -80,6 +85,7 @@ class Kernels:
             "tiles",
             "experts",
             M=at_once,
+            THREADS=_threads(self._dtypes.experts, columns // 32, at_once),
             BLOCKS=columns // 32,
             ROWS=rows,
             GATE_UP=is_gate_up,
@@ -96,3 +102,12 @@ class Kernels:
         if key not in self._compiled:
             self._compiled[key] = self._device.kernel(source(*files, **constants), access)
         return self._compiled[key]
+
+
+def _threads(dtype: str, blocks: int, at_once: int) -> int:
+    """Of a workgroup, which takes 8 rows of so many blocks: a lone token's products wait for memory, and many
+    threads have much of it on its way."""
+    if at_once > 1:
+        return 64
+    lanes = 8 if dtype in ("mxfp4", "int4") else 16
+    return min(max(64, 1 << (blocks * lanes - 1).bit_length()), 256)

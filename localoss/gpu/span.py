@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from localoss.errors import Cancelled
 from localoss.gpu.cache import GpuLayerCache
-from localoss.gpu.device import Device, Dispatch
+from localoss.gpu.device import Device, Dispatch, Reading, Recording
 from localoss.gpu.kernels import Kernels
 from localoss.gpu.sizes import LOGIT_ROWS, gpu_buffer_sizes, most_runs, tokens_at_once
 from localoss.gpu.weights import GpuLayer, GpuMatrix, Tensors, upload_layer, upload_matrix
@@ -74,7 +74,9 @@ class GpuSpan:
             vocabulary = tensors[config.layers]
             self._final_norm = device.upload(vocabulary["final_norm"])
             self._unembedding = upload_matrix(device, vocabulary, "unembedding", dtypes.unembedding)
+        # By a conversation's first cache: what a token of it takes, and the commands of its next one.
         self._decoding: weakref.WeakKeyDictionary[Any, list[Dispatch]] = weakref.WeakKeyDictionary()
+        self._recorded: weakref.WeakKeyDictionary[Any, dict[bool, Recording]] = weakref.WeakKeyDictionary()
 
     @property
     def unembeds(self) -> bool:
@@ -145,12 +147,10 @@ class GpuSpan:
         else:
             reading = (self._at["x"], 0, x.nbytes)
         if tokens == 1:
-            work = self._decoding_work(cache)
+            (data,) = self._decode(cache, wants_logits, reading)
         else:
             work = self._layers_work(cache, tokens, cancelled)
-        if wants_logits:
-            work = [*work, *self._next_logits_work]
-        (data,) = self.device.run(work, [reading])
+            (data,) = self.device.run([*work, *self._next_logits_work] if wants_logits else work, [reading])
         if tokens == 1:
             self.decoded.tokens += 1
             self.decoded.submits += self.device.submits - before[0]
@@ -169,6 +169,20 @@ class GpuSpan:
                 self._logits_work(len(rows)), [(self._at["logits"], 0, 4 * width * len(rows))]
             )
             out[first : first + len(rows), :width] = np.frombuffer(data, np.float32).reshape(-1, width)
+
+    def _decode(self, cache: Sequence[GpuLayerCache], wants_logits: bool, reading: Reading) -> list[bytes]:
+        """Run one token, and record the next one's commands, which are the same, while the GPU computes."""
+        made = self._recorded.setdefault(cache[0], {})
+
+        def record() -> Recording:
+            work = self._decoding_work(cache)
+            return self.device.record([*work, *self._next_logits_work] if wants_logits else work, [reading])
+
+        def record_next() -> None:
+            made[wants_logits] = record()
+
+        recording = made.pop(wants_logits) if wants_logits in made else record()
+        return self.device.submit(recording, record_next)
 
     def _decoding_work(self, cache: Sequence[GpuLayerCache]) -> list[Dispatch]:
         """What one token takes: the same for every token of a conversation, so made once."""
@@ -201,21 +215,26 @@ class GpuSpan:
         runs = most_runs(tokens * self.config.active_experts, self.config.experts, once)
         window = self.config.sliding_window if self.config.is_sliding[self.first + index] else 0
         keys = cache.buffers
-        # The norms read x from batch.first_row on, which is for the logits: so a uniform of zeros here.
-        work = [make(kernels.norm(), [at["x"], layer.attention_norm, at["normed"], self._zeros], tokens)]
+        work = [] if index else [self._norm(layer.attention_norm, tokens)]
         work += self._product(layer.qkv, "normed", "qkv", tokens)
-        work.append(make(kernels.rotate(cache.slots), [at["qkv"], at["angles"], *keys, batch], tokens))
-        attend = kernels.attend(cache.slots, window)
+        rotated = self.config.heads + 2 * self.config.kv_heads
+        work.append(
+            make(kernels.rotate(cache.slots), [at["qkv"], at["angles"], *keys, batch], rotated, tokens)
+        )
+        attend = kernels.attend(cache.slots, window, once)
         work.append(
             make(attend, [at["qkv"], *keys, layer.sinks, at["attended"], batch], self.config.heads, tokens)
         )
         work += self._product(layer.output, "attended", "x", tokens, adding=True)
-        work.append(make(kernels.norm(), [at["x"], layer.mlp_norm, at["normed"], self._zeros], tokens))
+        work.append(self._norm(layer.mlp_norm, tokens))
         work += self._product(layer.router, "normed", "router_logits", tokens)
-        chosen = [at["expert_ids"], at["expert_weights"]]
-        work.append(make(kernels.route(), [at["router_logits"], layer.router_bias, *chosen], tokens))
-        order = [at["expert_ids"], at["sources"], at["places"], at["runs"], batch]
-        work.append(make(kernels.sort(once), order, 1))
+        order = [at["sources"], at["places"], at["runs"]]
+        chosen = [at["expert_ids"], at["expert_weights"], *order]
+        work.append(
+            make(kernels.route(tokens == 1), [at["router_logits"], layer.router_bias, *chosen], tokens)
+        )
+        if tokens > 1:
+            work.append(make(kernels.sort(once), [at["expert_ids"], *order, batch], 1))
         products = (
             (kernels.gate_up(once), "normed", "h", self.config.intermediate // 4),
             (kernels.down(once), "h", "y", self.config.hidden // 8),
@@ -224,8 +243,17 @@ class GpuSpan:
             for part in layer.experts:
                 buffers = [at[source], at[target], at["runs"], at["sources"], part.which]
                 work.append(make(kernel, [part.runs, part.runs, *buffers], groups, runs))
-        weighted = [at["y"], at["places"], at["expert_weights"], at["x"]]
-        return [*work, make(kernels.add(), weighted, tokens)]
+        following = self._weights[
+            min(index + 1, self.layers - 1)
+        ]  # after the last layer nobody reads the norm
+        return [*work, self._norm(following.attention_norm, tokens, adding=True)]
+
+    def _norm(self, weight: Any, tokens: int, adding: bool = False, rows: Any = None) -> Dispatch:
+        """x, with what the experts gave if `adding`, to normed: from row 0 on, if `rows` doesn't say else."""
+        at = self._at
+        experts = [at["y"], at["places"], at["expert_weights"]]
+        buffers = [at["x"], *experts, weight, at["normed"], rows or self._zeros]
+        return self.device.dispatch(self._kernels.norm(adding), buffers, tokens)
 
     @cached_property
     def _next_logits_work(self) -> list[Dispatch]:
@@ -234,9 +262,8 @@ class GpuSpan:
     def _logits_work(self, rows: int) -> list[Dispatch]:
         """Final norm and unembedding of `rows` rows of x, from batch.first_row on."""
         assert self._unembedding is not None
-        norm = [self._at["x"], self._final_norm, self._at["normed"], self._batch]
-        work = [self.device.dispatch(self._kernels.norm(), norm, rows)]
-        return work + self._product(self._unembedding, "normed", "logits", rows)
+        norm = self._norm(self._final_norm, rows, rows=self._batch)
+        return [norm, *self._product(self._unembedding, "normed", "logits", rows)]
 
     def _product(
         self, matrix: GpuMatrix, source: str, target: str, tokens: int, adding: bool = False

@@ -1,6 +1,5 @@
 // out (T, HEADS * HEAD_DIM): attention of one head and token per workgroup, with its sink and, unless WINDOW is
 // 0, within its window. Keys come KEYS at a time. Source: online softmax, https://arxiv.org/abs/1805.02867.
-const THREADS = 64u;
 const KEYS = 256u;
 const QUADS = HEAD_DIM / 4u;
 const PARTS = THREADS / QUADS;  // threads that share the keys of four columns of the result

@@ -1,5 +1,6 @@
 // Choose each token's experts: the ACTIVE largest of logits + bias, in falling order, and their softmax. Of
-// equals, the lower expert comes first. A workgroup per token; logits (T, LOGITS_ROW).
+// equals, the lower expert comes first. A workgroup per token; logits (T, LOGITS_ROW). With ALONE, for one token,
+// it also writes what sort.wgsl would.
 const THREADS = 64u;
 const NONE = -3.4e38;
 
@@ -7,6 +8,9 @@ const NONE = -3.4e38;
 @group(0) @binding(1) var<storage, read> bias: array<f32>;
 @group(0) @binding(2) var<storage, read_write> expert_ids: array<u32>;  // (T, ACTIVE)
 @group(0) @binding(3) var<storage, read_write> expert_weights: array<f32>;  // (T, ACTIVE)
+@group(0) @binding(4) var<storage, read_write> sources: array<u32>;
+@group(0) @binding(5) var<storage, read_write> places: array<u32>;
+@group(0) @binding(6) var<storage, read_write> runs: array<vec4<u32>>;
 var<workgroup> left: array<f32, EXPERTS>;
 var<workgroup> values: array<f32, THREADS>;
 var<workgroup> experts: array<u32, THREADS>;
@@ -53,6 +57,11 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     }
     for (var a = 0u; a < ACTIVE; a++) {
       expert_weights[id.x * ACTIVE + a] = exp(chosen[a] - chosen[0]) / total;
+      if (ALONE) {
+        runs[a] = vec4<u32>(expert_ids[a], a, 1u, 0u);
+        sources[a] = 0u;
+        places[a] = a;
+      }
     }
   }
 }

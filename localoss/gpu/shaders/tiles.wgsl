@@ -1,7 +1,6 @@
 // Rows of a matrix in tiles times up to M vectors: the loop that all products share.
-// A row group is 8 rows, BLOCKS tiles one after the other. A workgroup of 64 threads takes one row group;
-// LANES threads share a tile, and each takes 4 of its rows (its half) and 4 * QUADS of its columns.
-const THREADS = 64u;
+// A row group is 8 rows, BLOCKS tiles one after the other. A workgroup of THREADS takes one row group; LANES of
+// them share a tile, and each takes 4 of its rows (its half) and 4 * QUADS of its columns.
 var<workgroup> products: array<vec4<f32>, M * THREADS>;
 
 // Two float16 numbers; unpack2x16float may take subnormal ones for zero.

@@ -107,15 +107,16 @@ def _print_speeds(console: "Console", model: str, result: "Benchmark") -> None:
         table.add_row(model, *machine, test, f"{statistics.mean(speeds):.2f}{spread}")
     console.print(table)
     read_gb, bandwidth_gb = result.decode_bytes_per_token / 1e9, result.read_bandwidth_bytes_per_s / 1e9
+    if result.gpu:
+        speed = f"{read_gb * result.decode_tokens_per_s:.1f} GB/s.\n{result.gpu['summary']}"
+    else:
+        speed = f"{result.bandwidth_share:.0%} of the {bandwidth_gb:.1f} GB/s that a plain read loop reaches."
     console.print(
         f"Loaded in {result.load_s:.1f} s, read through in {result.touch_s:.1f} s; "
         f"peak memory {result.peak_rss_bytes / 1e9:.2f} GB.\n"
-        f"Decode reads {read_gb:.2f} GB a token, at {result.bandwidth_share:.0%} of the "
-        f"{bandwidth_gb:.1f} GB/s that a plain read loop reaches.\n",
+        f"Decode reads {read_gb:.2f} GB a token, at {speed}\n",
         soft_wrap=True,
     )
-    if result.gpu:
-        console.print(f"{result.gpu['summary']}\n", soft_wrap=True)
 
 
 def _print_profile(console: "Console", title: str, seconds: dict[str, float]) -> None:

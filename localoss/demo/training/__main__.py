@@ -29,6 +29,9 @@ def main() -> None:
     left = [given.earlier]  # what each sitting left
     for sitting in SITTINGS[given.sitting - 1 :]:
         folder = given.folder / f"sitting {sitting.sitting}"
+        if sitting.from_mean and len(left) > 1:  # or it is the first: what was given is that mean
+            write_mean(given.folder / "mean", *left[-2:])
+            left.append(given.folder / "mean")
         Training(sitting, folder, say, given.threads, left[-1]).run(folder / "weights")
         left.append(folder / "weights")
     if given.weights:

@@ -47,12 +47,13 @@ class Settings:
     parts: tuple[float, ...] = (910 / 1530, 1200 / 1530)  # shares of the steps where the next part begins
     rounded_from: float = 1040 / 1530  # the share of the steps after which experts are rounded to MXFP4
     unevenness_weight: float = 0.01
+    from_mean: bool = False  # of what the two sittings before left, instead of the last one's
     layers: int = 4
     sampled: int = 10_000  # dialogues whose tokens become the vocabulary
 
 
-# Each goes on from the weights of the one before, with optimizers that start anew. From the second on,
-# experts are rounded all the way.
+# Each goes on from the weights of the one before, with optimizers that start anew. From the second on, experts
+# are rounded all the way.
 SITTINGS = (
     Settings(),
     Settings(
@@ -62,6 +63,10 @@ SITTINGS = (
     Settings(
         sitting=3, steps=300, dialogues=40, course=((0, 0), (0.03, 0.25), (1, 0)), first_part=5, parts=(),
         rounded_from=0,
+    ),
+    Settings(
+        sitting=4, steps=600, dialogues=40, course=((0, 0), (0.02, 0.3), (1, 0)), first_part=5, parts=(),
+        rounded_from=0, from_mean=True,
     ),
 )  # fmt: skip
 

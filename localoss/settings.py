@@ -124,3 +124,13 @@ def clipboard() -> str | None:
 def set_variable(name: str, value: str) -> None:
     """Set a variable for a library that can be configured in no other way."""
     os.environ[name] = value
+
+
+def let_threads_sleep() -> None:
+    """Have a thread that waits for others sleep after some ten microseconds; OMP_WAIT_POLICY overrides it.
+
+    GNU's OpenMP, which must not be running yet, lets it spin for a millisecond, on a core that one of the
+    others may be waiting for on a busy machine.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "3000")

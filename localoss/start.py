@@ -23,11 +23,18 @@ if TYPE_CHECKING:
     from localoss.engine import Engine
     from quant.calibration import Calibration
 
+_TINY = 1 << 20  # weights of a matrix: with fewer, threads take longer to meet than to multiply
 
-def usable_threads(asked: int | None) -> int:
-    """How many threads to run kernels on, by default one per core. Raises: UsageError for too many."""
+
+def usable_threads(asked: int | None, config: ModelConfig | None = None) -> int:
+    """How many threads to run kernels on, by default one per core, and one for a tiny model.
+
+    Raises: UsageError for too many.
+    """
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     most = min(cpus, kernels.most_threads())
+    if asked is None and config and config.hidden * config.intermediate < _TINY:
+        return 1
     if asked is None:
         return min(psutil.cpu_count(logical=False) or most, most)
     if not 1 <= asked <= most:
@@ -55,14 +62,14 @@ def start_engine(
 ) -> "Engine":
     """See localoss.load."""
     folder = find_model(str(model))
-    kernels.keep_compiled_in(settings.kernel_cache(), settings.simd() or "best")
+    _prepare_kernels()
     from localoss.engine import Engine  # only now: Numba reads its cache folder when it sees a kernel
     from localoss.warmup import warm_up
 
     dtypes, config = read_manifest(folder).dtypes, read_config(folder / "config.json")
     _check_options(config, context_tokens, kv_dtype, activations, chunk_tokens)
     on_gpu = layer_number(gpu_layers, config)
-    exact, threads = activations == "f32", usable_threads(threads)
+    exact, threads = activations == "f32", usable_threads(threads, config)
     plan = Plan(
         config,
         dtypes,
@@ -111,6 +118,11 @@ def start_engine(
     return engine
 
 
+def _prepare_kernels() -> None:
+    settings.let_threads_sleep()
+    kernels.keep_compiled_in(settings.kernel_cache(), settings.simd() or "best")
+
+
 def _check_options(
     config: ModelConfig, context_tokens: int | None, kv_dtype: str, activations: str, chunk_tokens: int
 ) -> None:
@@ -128,7 +140,7 @@ def start_calibration(
     tokens: Sequence[int], sha256: str, threads: int | None, compiling: Callable[[str], None]
 ) -> "Calibration":
     """calibration.calibration_of, once the kernels are there. Raises: UsageError for `threads`."""
-    kernels.keep_compiled_in(settings.kernel_cache(), settings.simd() or "best")
+    _prepare_kernels()
     from localoss.calibration import calibration_of
     from localoss.warmup import warm_up
 

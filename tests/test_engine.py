@@ -16,6 +16,7 @@ import localoss
 from localoss.cache import KVCache
 from localoss.errors import Cancelled, ContextFullError, ModelError, UsageError
 from localoss.model import Chunk
+from localoss.start import usable_threads
 
 EXACT = dict(activations="f32", kv_dtype="f32")
 CLOSE = 1e-4
@@ -28,7 +29,9 @@ def load(model):
     """Load the checkpoint "short", with the given options."""
 
     def load(**options):
-        return localoss.load(model("short"), **(dict(context_tokens=256, chunk_tokens=32) | options))
+        threads = usable_threads(None)  # as many as a large model has
+        usual = dict(context_tokens=256, chunk_tokens=32, threads=threads)
+        return localoss.load(model("short"), **(usual | options))
 
     return load
 
@@ -366,3 +369,8 @@ def test_nothing_is_compiled_after_loading(model):
         model("long", attention="bf16", embedding="bf16", unembedding="bf16"),
     ]
     subprocess.run([sys.executable, "-c", USE_ENGINE, *map(str, folders)], check=True)
+
+
+def test_a_tiny_model_has_one_thread(model):
+    """Its threads would take longer to meet than to multiply."""
+    assert localoss.load(model("short"), context_tokens=64).threads == 1

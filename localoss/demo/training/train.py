@@ -52,8 +52,8 @@ class Settings:
     sampled: int = 10_000  # dialogues whose tokens become the vocabulary
 
 
-# Each goes on from the weights of the one before, with optimizers that start anew. From the second on, experts
-# are rounded all the way.
+# Each goes on from the weights of the one before, with optimizers that start anew. From the second on,
+# experts are rounded all the way.
 SITTINGS = (
     Settings(),
     Settings(

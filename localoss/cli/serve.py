@@ -80,7 +80,7 @@ def serve(
             gpu_memory=gpu_memory,
         )
         check_vocabulary(engine.config.vocab)
-        name = folder.resolve().name.replace("--", "/", 1)  # as the store writes a repository's name
+        name = folder.absolute().name.replace("--", "/", 1)  # as the store writes a repository's name
         run_server(
             engine,
             name,

@@ -10,7 +10,7 @@ pytest.importorskip("pexpect")  # not on Windows
 import pyte
 from rich.console import Console
 
-from localoss.cli.chat.markdown import Renderer, split_finished
+from localoss.cli.chat.markdown import Piece, Renderer, split_code, split_finished
 from localoss.cli.chat.region import Region
 
 LONG = "print('" + "abc " * 30 + "')"
@@ -77,3 +77,12 @@ def test_pieces_of_a_growing_answer_are_those_of_the_whole(renderer):
         rest, goes_on = open_piece.text, open_piece.goes_on
     assert [piece.text.strip("\n") for piece in printed] == [piece.text.strip("\n") for piece in whole]
     assert rest == last.text == "The end."
+
+
+def test_code_cut_at_a_line_s_end_keeps_the_break():
+    """What comes next begins a line of its own."""
+    lines = [f"line {i}" for i in range(20)]
+    head, rest = split_code(Piece("```\n" + "\n".join(lines) + "\n"), 8)
+    assert len(head) == 1 and rest.text.endswith("line 19\n")
+    printed = head[0].text.split("\n")[1:-1]
+    assert [*printed, *rest.text.split("\n")[1:-1]] == lines

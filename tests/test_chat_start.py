@@ -1,5 +1,7 @@
 """A prompt that is there before the model: typed to, waited for, left, and told what went wrong."""
 
+import time
+
 import pytest
 
 pytest.importorskip("pexpect")  # not on Windows
@@ -75,11 +77,14 @@ def test_help_comes_and_ctrl_c_stops_waiting(chat):
     terminal.wait_for("/effort", "Ctrl-D leaves.")
     terminal.type("hello\r")
     terminal.wait_for(COMPILING, where=terminal.line)
-    for _ in range(40):  # the terminal leaves raw mode about when the line comes: a key then may be lost
-        terminal.type("\x03")
-        terminal.take(1)
-        if "(stopped; " in terminal.everything():
-            break
+    ends, pressed = time.monotonic() + 60, 0.0
+    while "(stopped; " not in terminal.everything() and time.monotonic() < ends:
+        if (
+            time.monotonic() > pressed + 0.5
+        ):  # again: in the moment when the terminal leaves raw mode it is lost
+            terminal.type("\x03")
+            pressed = time.monotonic()
+        terminal.take()
     terminal.wait_for("(stopped; the model still loads: Up brings your line back)")
     terminal.type("\x1b[A")
     terminal.wait_for("> hello", where=terminal.line)

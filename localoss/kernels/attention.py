@@ -22,12 +22,14 @@ from localoss.kernels.simd import (
     fetch_add,
     fma,
     jit,
+    jit_in_order,
     load_f32x8,
     load_i8x8,
     max_lanes,
     maximum,
     mul,
     parallel,
+    parallel_in_order,
     round_even,
     splat_f32,
     store_f32,
@@ -184,7 +186,7 @@ def _multiply_8_rows(out, out_stride, rows, row_stride, cache, vectors, vector_s
     store_f32x8(out + 7 * out_stride, h)
 
 
-@jit
+@jit_in_order
 def _softmax_step(scores, low, high, count, out, head_dim, largest, total):
     """Turn a row of `count` scores into weights, those outside low ≤ i < high into none.
 
@@ -201,9 +203,13 @@ def _softmax_step(scores, low, high, count, out, head_dim, largest, total):
     new = max_lanes(top)
     new_v, sums = splat_f32(new), zero()
     for i in range(0, 4 * count, 32):
-        weights = exp(sub(load_f32x8(scores + i), new_v))
-        sums = add(sums, weights)
-        store_f32x8(scores + i, weights)
+        store_f32x8(scores + i, exp(sub(load_f32x8(scores + i), new_v)))
+    for i in range(low):  # exp gives e**-87, which would decide between equally near sums
+        store_f32(scores + 4 * i, np.float32(0.0))
+    for i in range(high, count):
+        store_f32(scores + 4 * i, np.float32(0.0))
+    for i in range(0, 4 * count, 32):
+        sums = add(sums, load_f32x8(scores + i))
     factor = np.exp(largest - new)
     if factor != 1.0:
         for i in range(0, 4 * head_dim, 32):
@@ -211,7 +217,7 @@ def _softmax_step(scores, low, high, count, out, head_dim, largest, total):
     return new, total * factor + sum_lanes(sums)
 
 
-@jit
+@jit_in_order
 def _score_keys(scores, queries, keys, k, slot, count):
     """Write queries · keys to scores (rows, KEYS_AT_ONCE), for `count` positions from `slot` on. Arrays."""
     rows, head_dim = queries.shape
@@ -230,7 +236,7 @@ def _score_keys(scores, queries, keys, k, slot, count):
             )
 
 
-@jit
+@jit_in_order
 def _add_values(results, scores, values, k, slot, count):
     """Add scores · values to results (rows, head_dim), for `count` positions from `slot` on. Arrays."""
     rows, head_dim = results.shape
@@ -248,7 +254,7 @@ def _add_values(results, scores, values, k, slot, count):
             )
 
 
-@jit
+@jit_in_order
 def _attend_block(out, out_first, qkv, cache, sinks, position, first, tokens, window, k, scratch):
     """Attention of query rows first … first + tokens - 1, for the heads that share key/value head `k`.
 
@@ -304,7 +310,7 @@ def _attend_block(out, out_first, qkv, cache, sinks, position, first, tokens, wi
             out[(column + i) // 32, out_first + first + row // group, (column + i) % 32] = value
 
 
-@parallel
+@parallel_in_order
 def attention(out, out_first, qkv, cache, sinks, position, window, scratch, counter):
     """Write each query's attention over its sequence's cache to `out`, block by block.
 

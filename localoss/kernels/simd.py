@@ -15,6 +15,10 @@ from numba.extending import intrinsic, models, register_model
 FASTMATH = {"nsz", "arcp", "contract", "afn", "reassoc"}
 jit = njit(fastmath=FASTMATH, nogil=True, cache=True)
 parallel = njit(fastmath=FASTMATH, nogil=True, cache=True, parallel=True)
+# Where how long a loop runs hangs on how a prompt was cut: the order of a sum must not hang on that.
+_IN_ORDER = {"nsz", "contract"}
+jit_in_order = njit(fastmath=_IN_ORDER, nogil=True, cache=True)
+parallel_in_order = njit(fastmath=_IN_ORDER, nogil=True, cache=True, parallel=True)
 
 _ELEMENTS = {
     "i8": ir.IntType(8),

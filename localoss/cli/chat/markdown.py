@@ -168,7 +168,7 @@ def split_code(piece: Piece, most_lines: int) -> tuple[list[Piece], Piece]:
 
     Other blocks stay whole, for their layout hangs on what is still to come.
     """
-    opener, *lines = piece.text.strip("\n").split("\n")
+    opener, *lines = piece.text.lstrip("\n").split("\n")  # the break at its end belongs to the next line
     fence = re.match(r" {0,3}(`{3,}|~{3,})", opener)
     if not fence or len(lines) <= most_lines:
         return [], piece

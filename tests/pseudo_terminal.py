@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -38,6 +39,8 @@ class Terminal:
             env=environment | dict(variables),
             timeout=20,
             dimensions=(lines, columns),
+            # As a terminal does, even if the tests themselves were started where Ctrl-C is ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         self.child.delaybeforesend = None
         self._screen = _Screen(columns, lines)

@@ -79,9 +79,7 @@ def test_help_comes_and_ctrl_c_stops_waiting(chat):
     terminal.wait_for(COMPILING, where=terminal.line)
     ends, pressed = time.monotonic() + 60, 0.0
     while "(stopped; " not in terminal.everything() and time.monotonic() < ends:
-        if (
-            time.monotonic() > pressed + 0.5
-        ):  # again: in the moment when the terminal leaves raw mode it is lost
+        if time.monotonic() > pressed + 0.5:  # again: it is lost if the terminal is just leaving raw mode
             terminal.type("\x03")
             pressed = time.monotonic()
         terminal.take()

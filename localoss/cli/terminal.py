@@ -95,7 +95,9 @@ class StatusLine:
     def show(self, text: str) -> None:
         if sys.stderr.isatty():
             text = text[: self._room()]
-            print(f"\r{text.ljust(self._shown)}", end="", file=sys.stderr, flush=True)
+            padded = text.ljust(self._shown)
+            self._shown = len(padded)  # before it is written: a Ctrl-C may come meanwhile
+            print(f"\r{padded}", end="", file=sys.stderr, flush=True)
             self._shown = len(text)
 
     @staticmethod

@@ -105,8 +105,10 @@ class Kernels:
 
 
 def _threads(dtype: str, blocks: int, at_once: int) -> int:
-    """Of a workgroup, which takes 8 rows of so many blocks: a lone token's products wait for memory, and many
-    threads have much of it on its way."""
+    """How many threads a workgroup has, for 8 rows of `blocks` blocks.
+
+    Products of a lone token wait for memory, and many threads have much of it on its way at a time.
+    """
     if at_once > 1:
         return 64
     lanes = 8 if dtype in ("mxfp4", "int4") else 16

@@ -243,9 +243,8 @@ class GpuSpan:
             for part in layer.experts:
                 buffers = [at[source], at[target], at["runs"], at["sources"], part.which]
                 work.append(make(kernel, [part.runs, part.runs, *buffers], groups, runs))
-        following = self._weights[
-            min(index + 1, self.layers - 1)
-        ]  # after the last layer nobody reads the norm
+        last = self.layers - 1  # after it nobody reads the norm
+        following = self._weights[min(index + 1, last)]
         return [*work, self._norm(following.attention_norm, tokens, adding=True)]
 
     def _norm(self, weight: Any, tokens: int, adding: bool = False, rows: Any = None) -> Dispatch:

@@ -7,12 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response
 
 from localoss.chat.harmony import ChatSetup
 from localoss.chat.tools import ToolCall
 from localoss.server.answering import Done, Question, Text, Usage
+from localoss.server.aside import aside
 from localoss.server.chat_prompts import (
     JSON_OBJECT,
     Format,
@@ -53,11 +53,11 @@ async def create_chat_completion(body: ChatRequest, request: Request) -> Respons
 
 async def _questions(service: Service, body: ChatRequest) -> list[Question]:
     """One question for each choice. Raises: ApiError."""
-    functions, strict = await run_in_threadpool(parse_functions, body.tools or [])
+    functions, strict = await aside(parse_functions, body.tools or [])
     wanted = _format(body.response_format)
     choice = body.tool_choice
     choice_name = choice.function.name if isinstance(choice, NamedTool) else choice
-    rules = await run_in_threadpool(rules_for, functions, strict, choice_name, wanted)
+    rules = await aside(rules_for, functions, strict, choice_name, wanted)
     instructions, messages = split_instructions(convert_messages(body.messages, service.thoughts))
     if wanted:
         instructions.append(wanted.instructions)

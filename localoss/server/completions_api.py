@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
-from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response
 from pydantic import Field
 
 from localoss.chat import harmony
 from localoss.sampler import Token
 from localoss.server.answering import Answering, Done, Question, Text, Usage
+from localoss.server.aside import aside
 from localoss.server.errors import ApiError
 from localoss.server.logprobs import raw_token_text
 from localoss.server.schemas import (
@@ -70,7 +70,7 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
     if body.best_of not in (None, 1, body.n):
         raise ApiError("best_of must be 1 or n: every choice is given", param="best_of")
     service.check_model(body.model)
-    prompts = await run_in_threadpool(_token_lists, body.prompt)
+    prompts = await aside(_token_lists, body.prompt)
     for prompt in prompts:
         service.check_length(len(prompt), "prompt")
     completion = _Completion(service, body, client_of(request, body), prompts)

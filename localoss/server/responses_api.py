@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response
 
 from localoss.chat.harmony import ChatSetup, Message
 from localoss.server.answering import Done, Question, Usage
+from localoss.server.aside import aside
 from localoss.server.chat_prompts import JSON_OBJECT, Format, parse_functions, rules_for, split_instructions
 from localoss.server.errors import ApiError, as_api_error
 from localoss.server.json_text import printable
@@ -77,7 +77,7 @@ async def list_input_items(response_id: str, request: Request) -> Response:
 
 async def _store_call(request: Request, method: str, response_id: str) -> Any:
     store = request.app.state.service.store
-    return await run_in_threadpool(getattr(store, method), response_id)
+    return await aside(getattr(store, method), response_id)
 
 
 def _found(value: Any, response_id: str) -> Any:
@@ -96,10 +96,10 @@ class _Said:
 
 async def _question(service: Service, body: ResponseRequest) -> tuple[Question, _Said]:
     """Raises: ApiError."""
-    functions, strict = await run_in_threadpool(parse_functions, body.tools or [])
+    functions, strict = await aside(parse_functions, body.tools or [])
     wanted = _format(body)
     choice = body.tool_choice.name if isinstance(body.tool_choice, NamedTool) else body.tool_choice
-    rules = await run_in_threadpool(rules_for, functions, strict, choice, wanted)
+    rules = await aside(rules_for, functions, strict, choice, wanted)
     before, calls = await _previous(service, body.previous_response_id)
     items = [InputItem(role="user", content=body.input)] if isinstance(body.input, str) else body.input
     new = convert_items(items, service.thoughts, calls)
@@ -117,7 +117,7 @@ async def _question(service: Service, body: ResponseRequest) -> tuple[Question, 
 async def _previous(service: Service, response_id: str | None) -> tuple[list[Message], dict[str, str]]:
     if response_id is None:
         return [], {}
-    found = await run_in_threadpool(service.store.conversation, response_id)
+    found = await aside(service.store.conversation, response_id)
     if found is None:
         raise ApiError(
             f"Previous response with id '{response_id}' not found.",
@@ -190,7 +190,7 @@ class _Answer:
             "usage": _usage(done.usage),
         }
         if self._response["store"]:
-            await run_in_threadpool(self._service.store.put, self._record(done))
+            await aside(self._service.store.put, self._record(done))
 
     def _record(self, done: Done) -> Record:
         items = self._body.input

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from fastapi import Request
-from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
 from localoss.chat import harmony
@@ -17,6 +16,7 @@ from localoss.chat.tools import Thoughts
 from localoss.chat.turn import Sampling
 from localoss.engine import Engine
 from localoss.server.answering import Answering, Done, Piece, Question
+from localoss.server.aside import aside
 from localoss.server.errors import ApiError, as_api_error, context_length_error
 from localoss.server.json_text import dumps
 from localoss.server.metrics import Metrics
@@ -59,7 +59,7 @@ class Service:
 
     async def prompt(self, setup: ChatSetup, messages: list[Message], param: str) -> list[int]:
         """The tokens of a conversation, which came as `param`. Raises: ApiError if it doesn't fit."""
-        tokens = await run_in_threadpool(harmony.render, setup, messages)
+        tokens = await aside(harmony.render, setup, messages)
         self.check_length(len(tokens), param)
         return tokens
 

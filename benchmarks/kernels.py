@@ -153,12 +153,12 @@ class Bench:
         self, name: str, tokens: int, window: int, threads: int, bandwidth: dict[int, float]
     ) -> None:
         from localoss.kernels.attention import attention
-        from localoss.sizes import attention_scratch_floats
+        from localoss.sizes import KEY_LANES, attention_scratch_floats
         from localoss.weights import address
 
         nbytes = 2 * KV_HEADS * HEAD_DIM * 2 * POSITION
         copies = -(-COPIES_BYTES // nbytes) if tokens == 1 else 2
-        shape = (KV_HEADS, POSITION // 8, HEAD_DIM, 8)
+        shape = (KV_HEADS, POSITION // KEY_LANES, HEAD_DIM, KEY_LANES)
         cached = self.random.standard_normal((2, *shape)).astype(np.float16).view(np.uint16)
         values, unscaled = (
             cached[1].reshape(KV_HEADS, POSITION, HEAD_DIM),

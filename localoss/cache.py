@@ -5,15 +5,15 @@ from numpy.typing import NDArray
 
 from localoss.gpu.cache import GpuLayerCache
 from localoss.gpu.span import GpuSpan
-from localoss.sizes import layer_cache_sizes, layer_slots
+from localoss.sizes import KEY_LANES, layer_cache_sizes, layer_slots
 from quant.config import ModelConfig
 
 Array = NDArray[np.generic]
 
 
 class LayerCache:
-    """`arrays`: keys (K, S/8, head_dim, 8), values (K, S, head_dim), and the float32 scales of each, (K, S)
-    for int8 and (K, 0) for others. S slots; position p has slot p % S.
+    """`arrays`: keys (K, S/KEY_LANES, head_dim, KEY_LANES), values (K, S, head_dim), and the float32 scales of
+    each, (K, S) for int8 and (K, 0) for others. S slots; position p has slot p % S.
     """
 
     def __init__(self, config: ModelConfig, slots: int, kv_dtype: str):
@@ -30,7 +30,7 @@ class LayerCache:
         slots = np.arange(first, end) % self.slots
         keys, values, *scales = self.arrays
         return [
-            keys[:, slots // 8, :, slots % 8],
+            keys[:, slots // KEY_LANES, :, slots % KEY_LANES],
             values[:, slots].swapaxes(0, 1).copy(),
             *(array[:, slots if array.size else slots[:0]].T.copy() for array in scales),
         ]
@@ -39,7 +39,7 @@ class LayerCache:
         """Put back what `read` gave, from position `first` on."""
         slots = np.arange(first, first + len(saved[0])) % self.slots
         keys, values, *scales = self.arrays
-        keys[:, slots // 8, :, slots % 8] = saved[0]
+        keys[:, slots // KEY_LANES, :, slots % KEY_LANES] = saved[0]
         values[:, slots] = saved[1].swapaxes(0, 1)
         for array, its in zip(scales, saved[2:], strict=True):
             if array.size:

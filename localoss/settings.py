@@ -6,7 +6,7 @@ from pathlib import Path
 
 from localoss.errors import UsageError
 
-SIMD_NAMES = ("vnni", "avx2", "neon", "portable")  # the fastest first
+SIMD_NAMES = ("avx512", "vnni", "avx2", "neon", "portable")  # the fastest first
 _ON, _OFF = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
 
 

@@ -11,6 +11,7 @@ from quant.config import ModelConfig
 from quant.layout import round_up
 
 # Constants of the kernels that sizes follow from.
+KEY_LANES = 16  # positions whose keys lie side by side
 KEYS_AT_ONCE = 64  # positions whose scores attention holds at a time
 QUERIES_AT_ONCE = 8  # query positions that share a pass over the keys
 PANEL = 8  # row groups that a thread of a matrix product takes at once
@@ -83,14 +84,14 @@ def layer_cache_sizes(config: ModelConfig, slots: int, kv_dtype: str) -> tuple[A
     """A layer's keys and values, and the scales of each: kernels/attention.py says how they lie."""
     heads, dim, dtype = config.kv_heads, config.head_dim, KV_DTYPES[kv_dtype]
     scales = ArraySize((heads, slots if kv_dtype == "int8" else 0), "float32")
-    keys, values = (heads, slots // 8, dim, 8), (heads, slots, dim)
+    keys, values = (heads, slots // KEY_LANES, dim, KEY_LANES), (heads, slots, dim)
     return ArraySize(keys, dtype), ArraySize(values, dtype), scales, scales
 
 
 def snapshot_bytes(config: ModelConfig, kv_dtype: str) -> int:
     """What the rings keep of one window, as a snapshot of sequence.py holds it."""
-    eight = layer_cache_bytes(config, 8, kv_dtype)  # positions
-    return sum(config.is_sliding) * config.sliding_window * eight // 8
+    keys_at_once = layer_cache_bytes(config, KEYS_AT_ONCE, kv_dtype)
+    return sum(config.is_sliding) * config.sliding_window * keys_at_once // KEYS_AT_ONCE
 
 
 def layer_cache_bytes(config: ModelConfig, slots: int, kv_dtype: str) -> int:

@@ -13,7 +13,7 @@ from tiled import address, from_blocks
 
 from localoss.cache import LayerCache
 from localoss.kernels.attention import attention, rotate_and_store
-from localoss.sizes import attention_scratch_floats
+from localoss.sizes import KEY_LANES, attention_scratch_floats
 
 THREADS = 2
 GUARD = 2  # tokens of other sequences before and after this one's
@@ -88,7 +88,7 @@ class Conversation:
 
     def _kept(self, slots):
         """Keys and values (n, K, d) that the cache holds in `slots`, as the numbers they stand for."""
-        keys, values = self.keys[:, slots // 8, :, slots % 8], self.values[:, slots].swapaxes(0, 1)
+        keys, values = self.keys[:, slots // KEY_LANES, :, slots % KEY_LANES], self.values[:, slots].swapaxes(0, 1)
         if self.dtype == "int8":
             scales = [scales[:, slots].T[:, :, None] for scales in self.cache.arrays[2:]]
             return keys.astype(np.float64) * scales[0], values.astype(np.float64) * scales[1]

@@ -57,7 +57,7 @@ def test_bytes_are_those_of_the_arrays(context, kv_dtype):
     assert kv_cache_bytes(config, context, 32, kv_dtype) == sum(array.nbytes for array in arrays)
     for layer, slots in zip(cache.layers, layer_slots(config, context, 32), strict=True):
         keys, values, *scales = layer.arrays
-        assert keys.shape == (2, slots // 8, 40, 8)
+        assert keys.shape == (2, slots // 16, 40, 16)
         assert values.shape == (2, slots, 40)
         assert keys.itemsize == {"f16": 2, "f32": 4, "int8": 1}[kv_dtype]
         assert [s.shape for s in scales] == 2 * [(2, slots if kv_dtype == "int8" else 0)]
@@ -79,7 +79,7 @@ def test_what_is_read_can_be_written_back(kv_dtype):
     before = [array.copy() for array in layer.arrays]
     saved = layer.read(layer.slots + 50, layer.slots + 70)  # slots 50 to 63 and 0 to 5
     assert saved[0].shape == saved[1].shape == (20, 2, 40)
-    assert (saved[0][3] == before[0][:, 53 // 8, :, 53 % 8]).all() and (saved[1][15] == before[1][:, 1]).all()
+    assert (saved[0][3] == before[0][:, 53 // 16, :, 53 % 16]).all() and (saved[1][15] == before[1][:, 1]).all()
     assert [array.shape for array in saved[2:]] == 2 * [(20 if kv_dtype == "int8" else 0, 2)]
     for array in layer.arrays:
         array[:] = 0

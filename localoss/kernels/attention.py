@@ -1,10 +1,10 @@
 """Rotary embedding, the KV cache's layout, and attention with sinks and a sliding window.
 
-The cache of one layer is four arrays: keys (K, S/8, head_dim, 8), values (K, S, head_dim), and the scales of
+The cache of one layer is four arrays: keys (K, S/16, head_dim, 16), values (K, S, head_dim), and the scales of
 each, for S slots; position p has the slot p % S, S a multiple of KEYS_AT_ONCE. Numbers are float32, float16
 bits (uint16), or int8 with a float32 scale per head and slot, (K, S); the other two have scales (K, 0). Keys
-lie 8 positions to a vector, so that scores need no sums across lanes. Parameters named after buffers are
-addresses, unless their description says "array".
+lie 16 positions side by side (KEY_LANES), so that scores need no sums across lanes. Parameters named after
+buffers are addresses, unless their description says "array".
 """
 
 import numpy as np
@@ -17,7 +17,6 @@ from localoss.kernels.isa.common import force_inline
 from localoss.kernels.simd import (
     absolute,
     add,
-    broadcast_f32,
     exp,
     fetch_add,
     fma,
@@ -30,6 +29,7 @@ from localoss.kernels.simd import (
     mul,
     parallel,
     parallel_in_order,
+    prefetch,
     round_even,
     splat_f32,
     store_f32,
@@ -41,7 +41,17 @@ from localoss.kernels.simd import (
     to_bytes,
     zero,
 )
-from localoss.sizes import KEYS_AT_ONCE, QUERIES_AT_ONCE
+from localoss.kernels.wide import (
+    LANES,
+    ROWS,
+    TILE_COLUMNS,
+    add_products,
+    load_f32w,
+    load_i8w,
+    load_tile,
+    store_tile,
+)
+from localoss.sizes import KEY_LANES, KEYS_AT_ONCE, QUERIES_AT_ONCE
 
 
 def _load_values(cache, address):
@@ -55,6 +65,19 @@ def _overload_load(cache, address):
     if cache.dtype == types.int8:
         return lambda cache, address: load_i8x8(address)
     return lambda cache, address: load_f32x8(address)
+
+
+def _load_wide(cache, address):
+    """As _load_values, LANES numbers."""
+
+
+@overload(_load_wide, jit_options={"forceinline": True})
+def _overload_wide(cache, address):
+    if cache.dtype == types.uint16:
+        return lambda cache, address: isa.load_f16w(address)
+    if cache.dtype == types.int8:
+        return lambda cache, address: load_i8w(address)
+    return lambda cache, address: load_f32w(address)
 
 
 def _store_values(cache, address, value):
@@ -137,7 +160,7 @@ def _rotate_and_store_token(qkv, cache, cos, sin, t, slot, heads):
         row = values[k, slot]
         _store_head(row, qkv[t, (heads + k) * head_dim :], key_scales, k, slot)  # on the way to their lane
         for i in range(head_dim):
-            keys[k, slot // 8, i, slot % 8] = row[i]
+            keys[k, slot // KEY_LANES, i, slot % KEY_LANES] = row[i]
         _store_head(row, qkv[t, (heads + kv_heads + k) * head_dim :], value_scales, k, slot)
 
 
@@ -159,31 +182,20 @@ def rotate_and_store(qkv, cache, cos, sin, position, heads):
 
 
 @force_inline
-def _multiply_8_rows(out, out_stride, rows, row_stride, cache, vectors, vector_stride, count):
-    """Add to 8 rows of `out`, 8 numbers each, the sum over n of rows[r, n] * vectors[n]. Strides in bytes."""
-    a, b = load_f32x8(out), load_f32x8(out + out_stride)
-    c, d = load_f32x8(out + 2 * out_stride), load_f32x8(out + 3 * out_stride)
-    e, f = load_f32x8(out + 4 * out_stride), load_f32x8(out + 5 * out_stride)
-    g, h = load_f32x8(out + 6 * out_stride), load_f32x8(out + 7 * out_stride)
+def _add_tile(out, rows, cache, vectors, next_vector, stride, count, ahead):
+    """Add to a tile of sums the products of `count` numbers of each row with as many pairs of vectors.
+
+    out, rows: addresses, and bytes from row to row. vectors: the address of the first pair's first vector,
+    whose second one is `next_vector` bytes further; stride: bytes from pair to pair.
+    """
+    tile = load_tile(out)
     for n in range(count):
-        v = _load_values(cache, vectors + vector_stride * n)
-        x = rows + 4 * n
-        a = fma(v, broadcast_f32(x), a)
-        b = fma(v, broadcast_f32(x + row_stride), b)
-        c = fma(v, broadcast_f32(x + 2 * row_stride), c)
-        d = fma(v, broadcast_f32(x + 3 * row_stride), d)
-        e = fma(v, broadcast_f32(x + 4 * row_stride), e)
-        f = fma(v, broadcast_f32(x + 5 * row_stride), f)
-        g = fma(v, broadcast_f32(x + 6 * row_stride), g)
-        h = fma(v, broadcast_f32(x + 7 * row_stride), h)
-    store_f32x8(out, a)
-    store_f32x8(out + out_stride, b)
-    store_f32x8(out + 2 * out_stride, c)
-    store_f32x8(out + 3 * out_stride, d)
-    store_f32x8(out + 4 * out_stride, e)
-    store_f32x8(out + 5 * out_stride, f)
-    store_f32x8(out + 6 * out_stride, g)
-    store_f32x8(out + 7 * out_stride, h)
+        pair = vectors + stride * n
+        prefetch(pair + ahead)
+        prefetch(pair + next_vector + ahead)
+        values = _load_wide(cache, pair), _load_wide(cache, pair + next_vector)
+        tile = add_products(tile, (rows[0] + 4 * n, rows[1]), values)
+    store_tile(out, tile)
 
 
 @jit_in_order
@@ -221,18 +233,20 @@ def _softmax_step(scores, low, high, count, out, head_dim, largest, total):
 def _score_keys(scores, queries, keys, k, slot, count):
     """Write queries · keys to scores (rows, KEYS_AT_ONCE), for `count` positions from `slot` on. Arrays."""
     rows, head_dim = queries.shape
+    stride = KEY_LANES * keys.itemsize
+    next_vector = LANES * keys.itemsize if LANES < KEY_LANES else head_dim * stride
     scores[:, :count] = 0.0
-    for r in range(0, rows, 8):
-        for i in range(0, count, 8):
-            _multiply_8_rows(
-                scores[r, i:].ctypes.data,
-                4 * KEYS_AT_ONCE,
-                queries[r].ctypes.data,
-                4 * head_dim,
+    for r in range(0, rows, ROWS):
+        for i in range(0, count, TILE_COLUMNS):
+            _add_tile(
+                (scores[r, i:].ctypes.data, 4 * KEYS_AT_ONCE),
+                (queries[r].ctypes.data, 4 * head_dim),
                 keys,
-                keys[k, (slot + i) // 8].ctypes.data,
-                8 * keys.itemsize,
+                keys[k, (slot + i) // KEY_LANES].ctypes.data,
+                next_vector,
+                stride,
                 head_dim,
+                KEYS_AT_ONCE * head_dim * keys.itemsize,
             )
 
 
@@ -240,18 +254,26 @@ def _score_keys(scores, queries, keys, k, slot, count):
 def _add_values(results, scores, values, k, slot, count):
     """Add scores · values to results (rows, head_dim), for `count` positions from `slot` on. Arrays."""
     rows, head_dim = results.shape
-    for r in range(0, rows, 8):
-        for i in range(0, head_dim, 8):
-            _multiply_8_rows(
-                results[r, i:].ctypes.data,
-                4 * head_dim,
-                scores[r].ctypes.data,
-                4 * KEYS_AT_ONCE,
+    in_tiles = head_dim // TILE_COLUMNS * TILE_COLUMNS
+    stride = head_dim * values.itemsize
+    for r in range(0, rows, ROWS):
+        for i in range(0, in_tiles, TILE_COLUMNS):
+            _add_tile(
+                (results[r, i:].ctypes.data, 4 * head_dim),
+                (scores[r].ctypes.data, 4 * KEYS_AT_ONCE),
                 values,
                 values[k, slot, i:].ctypes.data,
-                head_dim * values.itemsize,
+                LANES * values.itemsize,
+                stride,
                 count,
+                KEYS_AT_ONCE * stride,
             )
+    for r in range(rows):
+        for i in range(in_tiles, head_dim, 8):  # no published model has such heads
+            total, here = load_f32x8(results[r, i:].ctypes.data), values[k, slot, i:].ctypes.data
+            for n in range(count):
+                total = fma(_load_values(values, here + stride * n), splat_f32(scores[r, n]), total)
+            store_f32x8(results[r, i:].ctypes.data, total)
 
 
 @jit_in_order
@@ -283,7 +305,7 @@ def _attend_block(out, out_first, qkv, cache, sinks, position, first, tokens, wi
     begin, end = position + first, position + first + tokens
     lowest = max(begin - window + 1, 0) if window else 0
     for base in range(lowest // KEYS_AT_ONCE * KEYS_AT_ONCE, end, KEYS_AT_ONCE):
-        count = min((end - base + 7) // 8 * 8, KEYS_AT_ONCE)
+        count = min((end - base + TILE_COLUMNS - 1) // TILE_COLUMNS * TILE_COLUMNS, KEYS_AT_ONCE)
         slot = base % slots
         _score_keys(scores, queries, keys, k, slot, count)
         _multiply_columns(keys, scores, key_scales, k, slot, count)

@@ -1,6 +1,6 @@
 """The one place that knows instruction sets: which this CPU has, and the operations that differ.
 
-NAME is "vnni", "avx2", "neon" or "portable". All give the same integers; LOCALOSS_SIMD forces one by name.
+NAME is "avx512", "vnni", "avx2", "neon" or "portable". All give the same integers; LOCALOSS_SIMD forces one by name.
 """
 
 import ctypes
@@ -54,6 +54,8 @@ def available() -> list[str]:
         has.add("avx2")
         if features.get("avxvnni") or (features.get("avx512vnni") and features.get("avx512vl")):
             has.add("vnni")
+        if all(features.get(f"avx512{name}") for name in ("f", "bw", "dq", "vl", "vnni")):
+            has.add("avx512")
     return [name for name in settings.SIMD_NAMES if name in has]
 
 
@@ -81,3 +83,6 @@ correction_8bit = _isa.correction_8bit
 dot_8bit = _isa.dot_8bit
 load_f16 = _isa.load_f16
 store_f16 = _isa.store_f16
+load_f16w = _isa.load_f16w
+F32_LANES: int = _isa.F32_LANES
+TILE_ROWS: int = _isa.TILE_ROWS

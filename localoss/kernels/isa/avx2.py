@@ -32,6 +32,7 @@ from localoss.kernels.simd import (
 # subtracted.
 OFFSET_4BIT = 128
 OFFSET_8BIT = 0  # two products of 255 * 127 would saturate
+F32_LANES, TILE_ROWS = 8, 4
 
 
 @op(i8x32, i8x32)
@@ -130,3 +131,6 @@ def store_f16(b, address, value):
     """8 float32 as float16, rounded to nearest even."""
     halves = call(b, "llvm.x86.vcvtps2ph.256", i16x8.llvm, value, I32(0))
     b.store(halves, pointer(b, address, i16x8.llvm), align=1)
+
+
+load_f16w = load_f16

@@ -10,6 +10,7 @@ from localoss.kernels.isa.common import FP4_TWICE, INT4, force_inline
 from localoss.kernels.simd import I32, call, f32x8, i8x32, i32x8, op, pointer, types
 
 OFFSET_4BIT = OFFSET_8BIT = 0  # signed by signed: nothing to correct
+F32_LANES, TILE_ROWS = 8, 4
 
 _BYTES = ir.VectorType(ir.IntType(8), 16)
 _SUMS = ir.VectorType(I32, 4)
@@ -84,3 +85,6 @@ def load_f16(b, address):
 def store_f16(b, address, value):
     """8 float32 as float16, rounded to nearest even."""
     b.store(b.fptrunc(value, _HALFS), pointer(b, address, _HALFS), align=1)
+
+
+load_f16w = load_f16

@@ -17,6 +17,7 @@ from localoss.kernels.simd import (
 )
 
 OFFSET_4BIT = OFFSET_8BIT = 0  # signed by signed: nothing to correct
+F32_LANES, TILE_ROWS = 8, 4
 
 
 def _excess(b, x, limit):
@@ -102,3 +103,6 @@ def store_f16(b, address, value):
     large = b.icmp_signed(">=", magnitude, constant(i32x8, [0x477FF000] * 8))  # 65,520 rounds to infinity
     result = b.select(large, constant(i32x8, [0x7C00] * 8), b.select(small, subnormal, normal))
     b.store(b.trunc(b.or_(result, sign), i16x8.llvm), pointer(b, address, i16x8.llvm), align=1)
+
+
+load_f16w = load_f16

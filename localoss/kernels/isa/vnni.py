@@ -3,7 +3,16 @@
 vpdpbusd multiplies 4 unsigned by 4 signed bytes and adds them to a 32-bit lane, without saturating.
 """
 
-from localoss.kernels.isa.avx2 import add_4bit, decode_fp4, decode_int4, load_f16, store_f16  # noqa: F401
+from localoss.kernels.isa.avx2 import (  # noqa: F401
+    F32_LANES,
+    TILE_ROWS,
+    add_4bit,
+    decode_fp4,
+    decode_int4,
+    load_f16,
+    load_f16w,
+    store_f16,
+)
 from localoss.kernels.isa.common import force_inline
 from localoss.kernels.simd import broadcast_4_bytes, call, i8x32, i32x8, op, splat_i8, sub_i32, zero_i32
 

@@ -1,0 +1,67 @@
+"""Vectors of float32 as long as this CPU's registers, and tiles of them: attention's products.
+
+A tile is ROWS rows of TILE_COLUMNS sums, two vectors a row. Each sum is added up by itself, in order, so
+that the length of vectors doesn't change a bit of it.
+"""
+
+from llvmlite import ir
+from numba import types
+
+from localoss.kernels import isa
+from localoss.kernels.simd import I32, Vector, call, op, pointer, splat
+
+LANES, ROWS = isa.F32_LANES, isa.TILE_ROWS
+TILE_COLUMNS = 2 * LANES
+f32w = Vector("f32", LANES)
+_TILE, _PAIR, _PLACES = types.UniTuple(f32w, 2 * ROWS), types.UniTuple(f32w, 2), types.UniTuple(types.intp, 2)
+
+
+@op(f32w, types.intp)
+def load_f32w(b, address):
+    return b.load(pointer(b, address, f32w.llvm), align=1)
+
+
+@op(f32w, types.intp)
+def load_i8w(b, address):
+    """Signed bytes as float32."""
+    loaded = b.load(pointer(b, address, ir.VectorType(ir.IntType(8), LANES)), align=1)
+    return b.sitofp(b.sext(loaded, ir.VectorType(I32, LANES)), f32w.llvm)
+
+
+def _place(b, places, i):
+    """The address of vector i of a tile at `places`: an address, and the bytes from row to row."""
+    row = b.add(b.extract_value(places, 0), b.mul(b.extract_value(places, 1), ir.IntType(64)(i // 2)))
+    return pointer(b, b.add(row, ir.IntType(64)(4 * LANES * (i % 2))), f32w.llvm)
+
+
+@op(_TILE, _PLACES)
+def load_tile(b, places):
+    """The tile at `places`: an address, and the bytes from row to row."""
+    tile = ir.Constant(ir.ArrayType(f32w.llvm, 2 * ROWS), ir.Undefined)
+    for i in range(2 * ROWS):
+        tile = b.insert_value(tile, b.load(_place(b, places, i), align=1), i)
+    return tile
+
+
+@op(types.void, _PLACES, _TILE)
+def store_tile(b, places, tile):
+    for i in range(2 * ROWS):
+        b.store(b.extract_value(tile, i), _place(b, places, i), align=1)
+
+
+@op(_TILE, _TILE, _PLACES, _PAIR)
+def add_products(b, tile, places, pair):
+    """tile + a float of each row, at `places`, times two vectors."""
+    for i in range(2 * ROWS):
+        address = b.add(b.extract_value(places, 0), b.mul(b.extract_value(places, 1), ir.IntType(64)(i // 2)))
+        factor = splat(b, b.load(pointer(b, address, ir.FloatType()), align=1), LANES)
+        total = call(
+            b,
+            f"llvm.fmuladd.v{LANES}f32",
+            f32w.llvm,
+            b.extract_value(pair, i % 2),
+            factor,
+            b.extract_value(tile, i),
+        )
+        tile = b.insert_value(tile, total, i)
+    return tile

@@ -16,7 +16,7 @@ from localoss.sizes import kv_cache_bytes
 from localoss.weights import Weights, address
 
 _BANDWIDTH_BYTES = 4 << 30  # at most so much of the weights is read to measure it
-_PART_BYTES = 96 << 10  # as much as a thread takes at once when decoding
+_PART_BYTES = 1536 << 10  # long enough to stream, short enough that threads end together
 _PAGE_BYTES = 4096
 
 

@@ -11,12 +11,11 @@ from numba import prange
 
 from localoss.kernels.activations import quantize_block, swiglu
 from localoss.kernels.isa.common import force_inline
-from localoss.kernels.matmul import multiply_panel, panels_at_once, store_panel
+from localoss.kernels.matmul import multiply_panel, store_panel, take_run
 from localoss.kernels.products import OFFSETS
 from localoss.kernels.simd import (
     add,
     even_lanes,
-    fetch_add,
     jit,
     load_f32x8,
     odd_lanes,
@@ -77,13 +76,13 @@ def _tiles_of(tiles, run):
 
 
 @jit
-def _take_gate_up(h, tiles, runs, inputs, starts, active, alpha, limit, at_once, scratch, counter):
+def _take_gate_up(h, tiles, runs, inputs, starts, active, alpha, limit, threads, scratch, counter):
     panels, places, count = tiles[4] // PANEL, starts[-1], np.int64(PANEL)
     while True:
-        begin = fetch_add(counter, at_once)
-        if begin >= panels * len(active):
+        begin, end = take_run(counter, threads, panels * len(active))
+        if begin == end:
             break
-        for work in range(begin, min(begin + at_once, panels * len(active))):
+        for work in range(begin, end):
             expert, panel = active[work // panels], work % panels
             own = _tiles_of(tiles, runs[expert])
             for first in range(starts[expert], starts[expert + 1], TOKENS_AT_ONCE):
@@ -102,21 +101,20 @@ def gate_up(h, tiles, runs, inputs, starts, active, alpha, limit, workers):
     """
     threads, scratch, counter = workers
     store_i64(counter, 0)
-    at_once = panels_at_once(tiles[4] // PANEL * len(active), threads)
     for thread in prange(threads):
         own_scratch = scratch + SCRATCH_BYTES * thread
-        _take_gate_up(h, tiles, runs, inputs, starts, active, alpha, limit, at_once, own_scratch, counter)
+        _take_gate_up(h, tiles, runs, inputs, starts, active, alpha, limit, threads, own_scratch, counter)
 
 
 @jit
-def _take_down(y, tiles, runs, inputs, starts, active, at_once, scratch, counter):
+def _take_down(y, tiles, runs, inputs, starts, active, threads, scratch, counter):
     groups, places = tiles[4], starts[-1]
     panels = (groups + PANEL - 1) // PANEL
     while True:
-        begin = fetch_add(counter, at_once)
-        if begin >= panels * len(active):
+        begin, end = take_run(counter, threads, panels * len(active))
+        if begin == end:
             break
-        for work in range(begin, min(begin + at_once, panels * len(active))):
+        for work in range(begin, end):
             expert, group = active[work // panels], PANEL * (work % panels)
             own, count = _tiles_of(tiles, runs[expert]), min(PANEL, groups - group)
             for first in range(starts[expert], starts[expert + 1], TOKENS_AT_ONCE):
@@ -133,7 +131,6 @@ def down(y, tiles, runs, inputs, starts, active, workers):
     """
     threads, scratch, counter = workers
     store_i64(counter, 0)
-    at_once = panels_at_once((tiles[4] + PANEL - 1) // PANEL * len(active), threads)
     for thread in prange(threads):
         own_scratch = scratch + SCRATCH_BYTES * thread
-        _take_down(y, tiles, runs, inputs, starts, active, at_once, own_scratch, counter)
+        _take_down(y, tiles, runs, inputs, starts, active, threads, own_scratch, counter)

@@ -1,7 +1,6 @@
 """Matrix products over tiles.
 
-Threads take panels of 8 row groups (64 rows), a few at once, from a shared counter, so that cores of
-different speed finish together. Parameters are addresses, numbers, and plain tuples of them:
+Threads take panels of 8 row groups (64 rows) in runs from a shared counter. Parameters are addresses, numbers, and plain tuples of them:
 
     tiles    (kind, codes, scales, bias, groups, blocks): a matrix of 8 * groups rows and 32 * blocks columns.
              bias (8 * groups,) f32, or 0 for none. kind, codes, scales: see products.py.
@@ -16,6 +15,7 @@ from localoss.kernels.products import add_row_group, clear
 from localoss.kernels.simd import add, fetch_add, jit, load_f32x8, parallel, store_f32x8, store_i64
 from localoss.sizes import PANEL, SCRATCH_BYTES, TILE_SCRATCH_BYTES, TOKENS_AT_ONCE
 
+_PART_LEFT = 2  # a round takes 1/2 of the panels that are left
 TILE_BYTES = (128, 128, 256, 512)  # by kind: MXFP4, INT4, INT8, BF16
 SCALES_BYTES = (8, 16, 16, 0)
 
@@ -64,19 +64,33 @@ def store_panel(out, tiles, group, groups, sums, first, tokens, adding):
 
 
 @force_inline
-def panels_at_once(panels, threads):
-    """How many panels a thread takes: long runs keep memory streaming, short ones let all end together."""
-    return min(max(panels // (16 * threads), 1), 4)
+def take_run(counter, threads, panels):
+    """Take the next run of panels for this thread: its first, and the one after its last.
+
+    A round gives each of `threads` a run, together a part of what is left: memory streams best over long
+    runs, and short ones at the end let cores of different speed finish together. Nothing is left if
+    both are the same.
+    """
+    ticket, begin = fetch_add(counter, 1), 0
+    while begin < panels:
+        size = max((panels - begin) // (_PART_LEFT * threads), 1)
+        if ticket < threads:
+            begin = min(begin + ticket * size, panels)
+            return begin, min(begin + size, panels)
+        ticket -= threads
+        begin += threads * size
+    return panels, panels
 
 
 @jit
-def _take_panels(out, tiles, inputs, tokens, adding, at_once, scratch, counter):
+def _take_panels(out, tiles, inputs, tokens, adding, threads, scratch, counter):
     groups = tiles[4]
+    panels = (groups + PANEL - 1) // PANEL
     while True:
-        begin = PANEL * fetch_add(counter, at_once)
-        if begin >= groups:
+        begin, end = take_run(counter, threads, panels)
+        if begin == end:
             break
-        for group in range(begin, min(begin + PANEL * at_once, groups), PANEL):
+        for group in range(PANEL * begin, PANEL * end, PANEL):
             count = min(PANEL, groups - group)
             for first in range(0, tokens, TOKENS_AT_ONCE):
                 here = min(TOKENS_AT_ONCE, tokens - first)
@@ -92,11 +106,9 @@ def matmul(out, tiles, inputs, tokens, adding, workers):
     """
     threads, scratch, counter = workers
     store_i64(counter, 0)
-    panels = (tiles[4] + PANEL - 1) // PANEL
-    at_once = panels_at_once(panels, threads)
-    if panels == 1:
-        _take_panels(out, tiles, inputs, tokens, adding, at_once, scratch, counter)
+    if tiles[4] <= PANEL:
+        _take_panels(out, tiles, inputs, tokens, adding, threads, scratch, counter)
     else:
         for thread in prange(threads):
             own_scratch = scratch + SCRATCH_BYTES * thread
-            _take_panels(out, tiles, inputs, tokens, adding, at_once, own_scratch, counter)
+            _take_panels(out, tiles, inputs, tokens, adding, threads, own_scratch, counter)

@@ -35,7 +35,7 @@ MXFP4, INT4, INT8, BF16 = 0, 1, 2, 3  # how a matrix's weights are written
 OFFSETS = (isa.OFFSET_4BIT, isa.OFFSET_4BIT, isa.OFFSET_8BIT, 0)  # what int8 activations have added, by kind
 KINDS = {"mxfp4": MXFP4, "int4": INT4, "int8": INT8, "bf16": BF16}
 
-_AHEAD_BYTES = 4096  # how far before their use weights are asked for
+_AHEAD_BYTES = 6144  # how far before their use weights are asked for
 
 
 @force_inline
@@ -142,9 +142,9 @@ def _add_one_token_mxfp4(sums, codes, scales, x, x_scales, stride, blocks):
     total = load_f32x8(sums)
     for b in range(blocks):
         _prefetch(codes, 128, scales, 8, b)
-        w, scale = _load_fp4(codes + 128 * b), _fp4_scales(scales + 8 * b)
-        x_scale = x_scales + 4 * stride * b
-        total = _plus_4bit(total, w, isa.correction_4bit(w), scale, x + 32 * stride * b, x_scale)
+        dots = isa.dot_fp4_tile(x + 32 * stride * b, codes + 128 * b)
+        scale = mul(_fp4_scales(scales + 8 * b), broadcast_f32(x_scales + 4 * stride * b))
+        total = fma(to_f32(dots), scale, total)
     store_f32x8(sums, total)
 
 
@@ -161,9 +161,9 @@ def _add_one_token_int4(sums, codes, scales, x, x_scales, stride, blocks):
     total = load_f32x8(sums)
     for b in range(blocks):
         _prefetch(codes, 128, scales, 16, b)
-        w, scale = _load_int4(codes + 128 * b), isa.load_f16(scales + 16 * b)
-        x_scale = x_scales + 4 * stride * b
-        total = _plus_4bit(total, w, isa.correction_4bit(w), scale, x + 32 * stride * b, x_scale)
+        dots = isa.dot_int4_tile(x + 32 * stride * b, codes + 128 * b)
+        scale = mul(isa.load_f16(scales + 16 * b), broadcast_f32(x_scales + 4 * stride * b))
+        total = fma(to_f32(dots), scale, total)
     store_f32x8(sums, total)
 
 
@@ -180,9 +180,9 @@ def _add_one_token_int8(sums, codes, scales, x, x_scales, stride, blocks):
     total = load_f32x8(sums)
     for b in range(blocks):
         _prefetch(codes, 256, scales, 16, b)
-        w, scale = _load_8bit(codes + 256 * b), isa.load_f16(scales + 16 * b)
-        x_scale = x_scales + 4 * stride * b
-        total = _plus_8bit(total, w, isa.correction_8bit(w), scale, x + 32 * stride * b, x_scale)
+        dots = isa.dot_int8_tile(x + 32 * stride * b, codes + 256 * b)
+        scale = mul(isa.load_f16(scales + 16 * b), broadcast_f32(x_scales + 4 * stride * b))
+        total = fma(to_f32(dots), scale, total)
     store_f32x8(sums, total)
 
 

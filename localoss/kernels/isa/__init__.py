@@ -86,3 +86,4 @@ store_f16 = _isa.store_f16
 load_f16w = _isa.load_f16w
 F32_LANES: int = _isa.F32_LANES
 TILE_ROWS: int = _isa.TILE_ROWS
+dot_fp4_tile, dot_int4_tile, dot_int8_tile = _isa.dot_fp4_tile, _isa.dot_int4_tile, _isa.dot_int8_tile

@@ -14,7 +14,8 @@ from localoss.kernels.isa.vnni import (  # noqa: F401
     load_f16,
     store_f16,
 )
-from localoss.kernels.simd import Vector, op, pointer, types
+from localoss.kernels.isa.common import FP4_TWICE, INT4
+from localoss.kernels.simd import I32, Vector, call, constant, i8x32, i32x8, op, pointer, types
 
 F32_LANES, TILE_ROWS = 16, 8
 
@@ -24,3 +25,75 @@ def load_f16w(b, address):
     """16 float16 as float32."""
     halves = b.load(pointer(b, address, ir.VectorType(ir.HalfType(), 16)), align=1)
     return b.fpext(halves, ir.VectorType(ir.FloatType(), 16))
+
+
+# A lone token's products: a vector of 512 bits has columns 4i to 4i + 3 of the 8 rows in its lower half, and
+# those of 4j to 4j + 3 in its upper one.
+
+_BYTES, _HALVES = ir.VectorType(ir.IntType(8), 64), ir.VectorType(ir.IntType(16), 32)
+_SUMS = ir.VectorType(I32, 16)
+
+
+def _whole(b, address):
+    return b.load(pointer(b, address, _BYTES), align=1)
+
+
+def _spread(b, x, i, j):
+    """Columns 4i to 4i + 3 of the activations x for 8 rows, then columns 4j to 4j + 3."""
+    lanes = ir.Constant(_SUMS, [i] * 8 + [j] * 8)
+    return b.bitcast(b.shuffle_vector(x, x, lanes), _BYTES)
+
+
+def _multiply_add(b, total, unsigned, signed):
+    unsigned, signed = b.bitcast(unsigned, _SUMS), b.bitcast(signed, _SUMS)
+    return call(b, "llvm.x86.avx512.vpdpbusd.512", _SUMS, total, unsigned, signed)
+
+
+def _dot(b, x, parts, correction):
+    """Dot products of 32 activations, with their offset, with `parts`: (weights, i, j) each, see above.
+
+    correction: sums to subtract for the offset."""
+    x = b.bitcast(b.load(pointer(b, x, i8x32.llvm), align=1), i32x8.llvm)
+    totals = [ir.Constant(_SUMS, [0] * 16), ir.Constant(_SUMS, [0] * 16)]
+    for n, (w, i, j) in enumerate(parts):
+        totals[n % 2] = _multiply_add(b, totals[n % 2], _spread(b, x, i, j), w)
+    total = b.sub(b.add(*totals), correction)
+    low, high = (b.shuffle_vector(total, total, constant(i32x8, range(at, at + 8))) for at in (0, 8))
+    return b.add(low, high)
+
+
+def _corrections(b, weights):
+    """128 * (sum of weights), for the activations' offset."""
+    total = ir.Constant(_SUMS, [0] * 16)
+    for w in weights:
+        total = _multiply_add(b, total, ir.Constant(_BYTES, [-128] * 64), w)  # -128: unsigned 128
+    return total
+
+
+def _dot_4bit(b, x, codes, table):
+    table, parts = ir.Constant(_BYTES, table * 4), []
+    for n in range(2):
+        both = _whole(b, b.add(codes, ir.IntType(64)(64 * n)))
+        high = b.bitcast(b.lshr(b.bitcast(both, _HALVES), ir.Constant(_HALVES, [4] * 32)), _BYTES)
+        for places, at in ((both, 4 * n), (high, 4 * n + 1)):  # vpermb looks at 6 bits: a table of 4 times 16
+            parts.append((call(b, "llvm.x86.avx512.permvar.qi.512", _BYTES, table, places), at, at + 2))
+    u, v, w, z = (w for w, _, _ in parts)
+    return _dot(b, x, parts, _corrections(b, [b.add(b.add(u, v), b.add(w, z))]))
+
+
+@op(i32x8, types.intp, types.intp)
+def dot_fp4_tile(b, x, codes):
+    """As dot_4bit, of the tile of E2M1 codes at address `codes`."""
+    return _dot_4bit(b, x, codes, FP4_TWICE)
+
+
+@op(i32x8, types.intp, types.intp)
+def dot_int4_tile(b, x, codes):
+    return _dot_4bit(b, x, codes, INT4)
+
+
+@op(i32x8, types.intp, types.intp)
+def dot_int8_tile(b, x, codes):
+    weights = [_whole(b, b.add(codes, ir.IntType(64)(64 * n))) for n in range(4)]
+    parts = [(w, 2 * n, 2 * n + 1) for n, w in enumerate(weights)]
+    return _dot(b, x, parts, _corrections(b, weights))

@@ -17,6 +17,7 @@ from localoss.kernels.isa.common import force_inline
 from localoss.kernels.simd import (
     absolute,
     add,
+    div,
     exp,
     fetch_add,
     fma,
@@ -136,7 +137,14 @@ def _overload_columns(cache, scores, scales, k, slot, count):
 def _rotate(row, cos, sin, head_dim):
     """Rotate one head in place. row (head_dim,), cos and sin (head_dim/2,) f32 arrays."""
     half = head_dim // 2
-    for i in range(half):
+    in_vectors = half // 8 * 8
+    for i in range(0, in_vectors, 8):
+        first, second = row[i:].ctypes.data, row[half + i :].ctypes.data
+        x, y = load_f32x8(first), load_f32x8(second)
+        c, s = load_f32x8(cos[i:].ctypes.data), load_f32x8(sin[i:].ctypes.data)
+        store_f32x8(first, sub(mul(x, c), mul(y, s)))
+        store_f32x8(second, add(mul(y, c), mul(x, s)))
+    for i in range(in_vectors, half):
         x, y = row[i], row[i + half]
         row[i] = x * cos[i] - y * sin[i]
         row[i + half] = y * cos[i] + x * sin[i]
@@ -154,6 +162,10 @@ def _store_head(row, numbers, scales, k, slot):
 def _rotate_and_store_token(qkv, cache, cos, sin, t, slot, heads):
     keys, values, key_scales, value_scales = cache
     kv_heads, _, head_dim = values.shape
+    for k in range(kv_heads):  # a key's numbers lie in many cache lines: all are asked for at once
+        for i in range(0, head_dim):
+            prefetch(keys[k, slot // KEY_LANES, i].ctypes.data)
+        prefetch(values[k, slot].ctypes.data)
     for head in range(heads + kv_heads):
         _rotate(qkv[t, head * head_dim : (head + 1) * head_dim], cos[t], sin[t], head_dim)
     for k in range(kv_heads):
@@ -230,7 +242,7 @@ def _softmax_step(scores, low, high, count, out, head_dim, largest, total):
 
 
 @jit_in_order
-def _score_keys(scores, queries, keys, k, slot, count):
+def _score_keys(scores, queries, keys, k, slot, count, ahead):
     """Write queries · keys to scores (rows, KEYS_AT_ONCE), for `count` positions from `slot` on. Arrays."""
     rows, head_dim = queries.shape
     stride = KEY_LANES * keys.itemsize
@@ -246,12 +258,12 @@ def _score_keys(scores, queries, keys, k, slot, count):
                 next_vector,
                 stride,
                 head_dim,
-                KEYS_AT_ONCE * head_dim * keys.itemsize,
+                ahead * head_dim * keys.itemsize,
             )
 
 
 @jit_in_order
-def _add_values(results, scores, values, k, slot, count):
+def _add_values(results, scores, values, k, slot, count, ahead):
     """Add scores · values to results (rows, head_dim), for `count` positions from `slot` on. Arrays."""
     rows, head_dim = results.shape
     in_tiles = head_dim // TILE_COLUMNS * TILE_COLUMNS
@@ -266,7 +278,7 @@ def _add_values(results, scores, values, k, slot, count):
                 LANES * values.itemsize,
                 stride,
                 count,
-                KEYS_AT_ONCE * stride,
+                ahead * stride,
             )
     for r in range(rows):
         for i in range(in_tiles, head_dim, 8):  # no published model has such heads
@@ -277,7 +289,7 @@ def _add_values(results, scores, values, k, slot, count):
 
 
 @jit_in_order
-def _attend_block(out, out_first, qkv, cache, sinks, position, first, tokens, window, k, scratch):
+def _attend_block(out, out_first, qkv, cache, sinks, position, first, tokens, window, k, scratch, threads):
     """Attention of query rows first … first + tokens - 1, for the heads that share key/value head `k`.
 
     Source: online softmax, https://arxiv.org/abs/1805.02867; a sink is one more score with no value.
@@ -298,16 +310,22 @@ def _attend_block(out, out_first, qkv, cache, sinks, position, first, tokens, wi
     for row in range(tokens * group):
         head = k * group + row % group
         query = qkv[first + row // group, head * head_dim : (head + 1) * head_dim]
-        for i in range(head_dim):
-            queries[row, i] = query[i] * factor
+        for i in range(0, head_dim, 8):
+            scaled = mul(load_f32x8(query[i:].ctypes.data), splat_f32(factor))
+            store_f32x8(queries[row, i:].ctypes.data, scaled)
         state[0, row], state[1, row] = sinks[head], 1.0
 
     begin, end = position + first, position + first + tokens
     lowest = max(begin - window + 1, 0) if window else 0
-    for base in range(lowest // KEYS_AT_ONCE * KEYS_AT_ONCE, end, KEYS_AT_ONCE):
+    lowest = lowest // KEYS_AT_ONCE * KEYS_AT_ONCE
+    for base in range(lowest, end, KEYS_AT_ONCE):
         count = min((end - base + TILE_COLUMNS - 1) // TILE_COLUMNS * TILE_COLUMNS, KEYS_AT_ONCE)
         slot = base % slots
-        _score_keys(scores, queries, keys, k, slot, count)
+        following = (base + KEYS_AT_ONCE) % slots
+        if base + KEYS_AT_ONCE >= end:  # this thread's next head, most likely
+            following = lowest % slots + (threads * slots if k + threads < kv_heads else 0)
+        ahead = following - slot
+        _score_keys(scores, queries, keys, k, slot, count, ahead)
         _multiply_columns(keys, scores, key_scales, k, slot, count)
         for row in range(tokens * group):
             here = begin + row // group
@@ -323,13 +341,13 @@ def _attend_block(out, out_first, qkv, cache, sinks, position, first, tokens, wi
                 state[1, row],
             )
         _multiply_columns(values, scores, value_scales, k, slot, count)
-        _add_values(results, scores, values, k, slot, count)
+        _add_values(results, scores, values, k, slot, count, ahead)
 
     for row in range(tokens * group):
-        column = (k * group + row % group) * head_dim
-        for i in range(head_dim):
-            value = results[row, i] / state[1, row]
-            out[(column + i) // 32, out_first + first + row // group, (column + i) % 32] = value
+        column, total = (k * group + row % group) * head_dim, splat_f32(state[1, row])
+        for i in range(column, column + head_dim, 8):
+            value = div(load_f32x8(results[row, i - column :].ctypes.data), total)
+            store_f32x8(out[i // 32, out_first + first + row // group, i % 32 :].ctypes.data, value)
 
 
 @parallel_in_order
@@ -365,4 +383,5 @@ def attention(out, out_first, qkv, cache, sinks, position, window, scratch, coun
                 window,
                 work % kv_heads,
                 scratch[thread],
+                len(scratch),
             )

@@ -12,8 +12,8 @@ Array = NDArray[np.generic]
 
 
 class LayerCache:
-    """`arrays`: keys (K, S/KEY_LANES, head_dim, KEY_LANES), values (K, S, head_dim), and the float32 scales of
-    each, (K, S) for int8 and (K, 0) for others. S slots; position p has slot p % S.
+    """`arrays`: keys (K, S/16, head_dim, 16), values (K, S, head_dim), and the float32 scales of each, (K, S)
+    for int8 and (K, 0) for others. S slots; position p has slot p % S.
     """
 
     def __init__(self, config: ModelConfig, slots: int, kv_dtype: str):

@@ -88,7 +88,8 @@ class Conversation:
 
     def _kept(self, slots):
         """Keys and values (n, K, d) that the cache holds in `slots`, as the numbers they stand for."""
-        keys, values = self.keys[:, slots // KEY_LANES, :, slots % KEY_LANES], self.values[:, slots].swapaxes(0, 1)
+        keys = self.keys[:, slots // KEY_LANES, :, slots % KEY_LANES]
+        values = self.values[:, slots].swapaxes(0, 1)
         if self.dtype == "int8":
             scales = [scales[:, slots].T[:, :, None] for scales in self.cache.arrays[2:]]
             return keys.astype(np.float64) * scales[0], values.astype(np.float64) * scales[1]

@@ -79,7 +79,8 @@ def test_what_is_read_can_be_written_back(kv_dtype):
     before = [array.copy() for array in layer.arrays]
     saved = layer.read(layer.slots + 50, layer.slots + 70)  # slots 50 to 63 and 0 to 5
     assert saved[0].shape == saved[1].shape == (20, 2, 40)
-    assert (saved[0][3] == before[0][:, 53 // 16, :, 53 % 16]).all() and (saved[1][15] == before[1][:, 1]).all()
+    assert (saved[0][3] == before[0][:, 53 // 16, :, 53 % 16]).all()
+    assert (saved[1][15] == before[1][:, 1]).all()
     assert [array.shape for array in saved[2:]] == 2 * [(20 if kv_dtype == "int8" else 0, 2)]
     for array in layer.arrays:
         array[:] = 0

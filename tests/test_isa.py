@@ -33,7 +33,7 @@ RECORD = np.dtype(
         ("fp4", np.uint8, 128),  # one tile each
         ("int4", np.uint8, 128),
         ("int8", np.uint8, 256),
-        ("f16", np.float16, 8),
+        ("f16", np.float16, 16),  # 8, twice
         ("f32", np.float32, 8),
     ]
 )
@@ -45,7 +45,11 @@ RESULT = np.dtype(
         ("int4_dots", np.int32, 8),
         ("int8_dots", np.int32, 8),
         ("i8_loaded", np.float32, 8),
+        ("fp4_tile_dots", np.int32, 8),
+        ("int4_tile_dots", np.int32, 8),
+        ("int8_tile_dots", np.int32, 8),
         ("f16_loaded", np.float32, 8),
+        ("f16w_loaded", np.float32, 16),  # of which the variant has F32_LANES
         ("f32_stored", np.float16, 8),
     ]
 )
@@ -60,27 +64,31 @@ def every_operation(t, record, result):
     """Emit all that an instruction set offers, each once or for one tile."""
     four_bits, eight_bits = (t.isa.correction_4bit, t.isa.dot_4bit), (t.isa.correction_8bit, t.isa.dot_8bit)
     for name, load, x, (correction, dot) in (
-        ("fp4", products._load_fp4, "x_4bit", four_bits),
-        ("int4", products._load_int4, "x_4bit", four_bits),
-        ("int8", products._load_8bit, "x_8bit", eight_bits),
+        ("fp4", products.load_fp4, "x_4bit", four_bits),
+        ("int4", products.load_int4, "x_4bit", four_bits),
+        ("int8", products.load_8bit, "x_8bit", eight_bits),
     ):
         w = t.traced(load)(record + at(RECORD, name))
         if name != "int8":
             t.store(result + at(RESULT, f"{name}_decoded"), w)
         dots = dot(record + at(RECORD, x), w, correction(w))
         t.store(result + at(RESULT, f"{name}_dots"), [dots])
+        tile_dots = getattr(t.isa, f"dot_{name}_tile")(record + at(RECORD, x), record + at(RECORD, name))
+        t.store(result + at(RESULT, f"{name}_tile_dots"), [tile_dots])
     bytes_loaded = t.traced(attention.load_i8x8)(record + at(RECORD, "int8"))
     t.store(result + at(RESULT, "i8_loaded"), [bytes_loaded])
     t.store(result + at(RESULT, "f16_loaded"), [t.isa.load_f16(record + at(RECORD, "f16"))])
+    t.store(result + at(RESULT, "f16w_loaded"), [t.isa.load_f16w(record + at(RECORD, "f16"))])
     floats = t.traced(products.load_f32x8)(record + at(RECORD, "f32"))
     t.isa.store_f16(result + at(RESULT, "f32_stored"), floats)
 
 
 def row_group_kernels(t, sums, codes, scales, x, x_scales):
-    """Emit the innermost loops over each kind of weights, for 3 tokens of 5 and 1 block."""
+    """Emit the innermost loops over each kind of weights, for 1 and 3 tokens of 5 and 1 block."""
     kernel = t.traced(products.add_row_group)
     for kind in (products.MXFP4, products.INT4, products.INT8):
-        kernel(kind, False, sums, codes, scales, x, x_scales, 3, 5, 1, 0)
+        for tokens in (1, 3):
+            kernel(kind, False, sums, codes, scales, x, x_scales, tokens, 5, 1, 0)
 
 
 def variant_of(name):
@@ -121,15 +129,16 @@ def records_of(numbers, variant):
     ):
         codes = numbers[name].astype(kind).reshape(COUNT * 8, 32)
         records[name] = to_tiles(codes, dtype).reshape(COUNT, -1).view(np.uint8)
-    records["f16"], records["f32"] = numbers["f16"], numbers["f32"]
+    records["f16"], records["f32"] = np.tile(numbers["f16"], 2), numbers["f32"]
     return records
 
 
-def assert_results(results, numbers):
+def assert_results(results, numbers, lanes):
     weights = {**numbers, "fp4": (2 * naive.FP4[numbers["fp4"]]).astype(np.int64)}
     for name in ("fp4", "int4", "int8"):
         dots = np.einsum("nri,ni->nr", weights[name], numbers["x"])
         np.testing.assert_array_equal(results[f"{name}_dots"], dots, err_msg=name)
+        np.testing.assert_array_equal(results[f"{name}_tile_dots"], dots, err_msg=name)
     for name in ("fp4", "int4"):
         decoded = weights[name].reshape(COUNT, 8, 8, 4).transpose(0, 2, 1, 3)
         np.testing.assert_array_equal(results[f"{name}_decoded"], decoded, err_msg=name)
@@ -137,6 +146,8 @@ def assert_results(results, numbers):
     np.testing.assert_array_equal(results["i8_loaded"], tile.view(np.int8)[:, :8])
     loaded, stored = results["f16_loaded"], results["f32_stored"]
     np.testing.assert_array_equal(loaded.view(np.int32), numbers["f16"].astype(np.float32).view(np.int32))
+    wide = results["f16w_loaded"][:, :lanes].reshape(COUNT, -1, 8)
+    assert (wide.view(np.int32) == loaded[:, None].view(np.int32)).all()
     with np.errstate(over="ignore"):
         halves = numbers["f32"].astype(np.float16)
     np.testing.assert_array_equal(stored.view(np.int16), halves.view(np.int16))
@@ -157,17 +168,19 @@ def test_the_same_integers(name, numbers):
     records, results = records_of(numbers, variant), np.zeros(COUNT, RESULT)
     for i in range(COUNT):
         run(address(records[i : i + 1]), address(results[i : i + 1]))
-    assert_results(results, numbers)
+    assert_results(results, numbers, variant.F32_LANES)
 
 
 # What other machines run
 
 X86, ARM64 = "x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu"
 AVX2 = "+avx2,+fma,+f16c"
+AVX512 = f"{AVX2},+avx512f,+avx512bw,+avx512dq,+avx512vl,+avx512vbmi,+avx512vnni"
 TARGETS = [
     # instruction set, triple, CPU, features, how many of which instructions every_operation has at least
     ("neon", ARM64, "generic", "+dotprod", {"sdot": 48, "tbl": 32, "fcvtl": 1, "fcvtl2": 1}),
     ("neon", "arm64-apple-macosx", "apple-m1", "", {"sdot": 48, "tbl": 32, "fcvtl": 1, "fcvtl2": 1}),
+    ("avx512", X86, "x86-64", AVX512, {"vpdpbusd": 24 + 17, "vpermb": 8, "vcvtph2ps": 2}),
     ("vnni", X86, "x86-64", f"{AVX2},+avxvnni", {"{vex} vpdpbusd": 24, "vpshufb": 16, "vcvtph2ps": 1}),
     ("vnni", X86, "x86-64", f"{AVX2},+avx512vnni,+avx512vl", {"vpdpbusd": 24, "vpshufb": 16}),
     ("avx2", X86, "x86-64", AVX2, {"vpmaddubsw": 24, "vpshufb": 16, "vcvtph2ps": 1}),
@@ -240,7 +253,7 @@ def test_run_on_an_emulated_arm64(name, numbers, tmp_path):
     ran = subprocess.run(
         [qemu, "-cpu", "max", program], input=records, capture_output=True, check=True, timeout=60
     )
-    assert_results(np.frombuffer(ran.stdout, RESULT), numbers)
+    assert_results(np.frombuffer(ran.stdout, RESULT), numbers, variant.F32_LANES)
 
 
 # Which one a machine gets
@@ -264,6 +277,7 @@ def test_arm64_takes_sdot_where_it_can(machine, has, compiles, expected, monkeyp
 
 X86_FEATURES = [
     ("avx2 fma f16c avxvnni", ["vnni", "avx2", "portable"]),
+    (AVX512.replace("+", "").replace(",", " "), ["avx512", "vnni", "avx2", "portable"]),
     ("avx2 fma f16c avx512vnni avx512vl", ["vnni", "avx2", "portable"]),
     ("avx2 fma f16c avx512vnni", ["avx2", "portable"]),
     ("avx2 fma avxvnni", ["portable"]),

@@ -62,12 +62,14 @@ def test_the_best_instruction_set_is_used_by_itself():
 
 
 AVX2 = dict(avx2=True, fma=True, f16c=True)
+AVX512 = [f"avx512{name}" for name in ("f", "bw", "dq", "vl", "vbmi", "vnni")]
 
 
 @pytest.mark.parametrize(
     ("machine", "features", "names"),
     [
         ("x86_64", AVX2 | dict(avxvnni=True), ["vnni", "avx2", "portable"]),
+        ("AMD64", AVX2 | dict.fromkeys(AVX512, True), ["avx512", "vnni", "avx2", "portable"]),
         ("AMD64", AVX2 | dict(avx512vnni=True, avx512vl=True), ["vnni", "avx2", "portable"]),
         ("x86_64", AVX2 | dict(avx512vnni=True), ["avx2", "portable"]),  # 512 bits only
         ("x86_64", AVX2, ["avx2", "portable"]),

@@ -34,7 +34,8 @@ class Tracer:
     def __init__(self, builder, variant):
         self.builder = builder
         names = [name for name in vars(isa) if hasattr(variant, name) and not name.startswith("__")]
-        self.isa = SimpleNamespace(**{name: self.traced(getattr(variant, name)) for name in names})
+        self.isa = SimpleNamespace()  # its functions call each other
+        vars(self.isa).update({name: self.traced(getattr(variant, name)) for name in names})
 
     def traced(self, thing):
         """What stands for `thing`, a global that a kernel uses."""

@@ -1,10 +1,10 @@
 """Rotary embedding, the KV cache's layout, and attention with sinks and a sliding window.
 
-The cache of one layer is four arrays: keys (K, S/16, head_dim, 16), values (K, S, head_dim), and the scales of
-each, for S slots; position p has the slot p % S, S a multiple of KEYS_AT_ONCE. Numbers are float32, float16
-bits (uint16), or int8 with a float32 scale per head and slot, (K, S); the other two have scales (K, 0). Keys
-lie 16 positions side by side (KEY_LANES), so that scores need no sums across lanes. Parameters named after
-buffers are addresses, unless their description says "array".
+The cache of one layer is four arrays: keys (K, S/16, head_dim, 16), values (K, S, head_dim), and the scales
+of each, for S slots; position p has the slot p % S, S a multiple of KEYS_AT_ONCE. Numbers are float32,
+float16 bits (uint16), or int8 with a float32 scale per head and slot, (K, S); the other two have scales (K,
+0). Keys lie 16 positions side by side (KEY_LANES), so that scores need no sums across lanes. Parameters named
+after buffers are addresses, unless their description says "array".
 """
 
 import numpy as np

@@ -1,6 +1,7 @@
 """Matrix products over tiles.
 
-Threads take panels of 8 row groups (64 rows) in runs from a shared counter. Parameters are addresses, numbers, and plain tuples of them:
+Threads take runs of panels of 8 row groups (64 rows) from a shared counter. Parameters are addresses,
+numbers, and plain tuples of them:
 
     tiles    (kind, codes, scales, bias, groups, blocks): a matrix of 8 * groups rows and 32 * blocks columns.
              bias (8 * groups,) f32, or 0 for none. kind, codes, scales: see products.py.

@@ -6,7 +6,7 @@ tokens. They are int8 with a float32 scale per block and token, or float32 ("exa
 """
 
 from localoss.kernels import isa
-from localoss.kernels.isa.common import force_inline
+from localoss.kernels.isa.common import force_inline, load_8bit, load_fp4, load_int4
 from localoss.kernels.simd import (
     add,
     broadcast_f32,
@@ -15,16 +15,14 @@ from localoss.kernels.simd import (
     byte_2,
     byte_3,
     fma,
-    high_nibbles,
     jit,
     load_bf16_even,
     load_bf16_odd,
     load_e8m0,
     load_f32x8,
-    load_i8x32,
-    low_nibbles,
     mul,
     prefetch,
+    prefetch_once,
     splat_f32,
     store_f32x8,
     to_f32,
@@ -36,52 +34,6 @@ OFFSETS = (isa.OFFSET_4BIT, isa.OFFSET_4BIT, isa.OFFSET_8BIT, 0)  # what int8 ac
 KINDS = {"mxfp4": MXFP4, "int4": INT4, "int8": INT8, "bf16": BF16}
 
 _AHEAD_BYTES = 6144  # how far before their use weights are asked for
-
-
-@force_inline
-def _load_8bit(codes):
-    return (
-        load_i8x32(codes),
-        load_i8x32(codes + 32),
-        load_i8x32(codes + 64),
-        load_i8x32(codes + 96),
-        load_i8x32(codes + 128),
-        load_i8x32(codes + 160),
-        load_i8x32(codes + 192),
-        load_i8x32(codes + 224),
-    )
-
-
-@force_inline
-def _load_fp4(codes):
-    a, b = load_i8x32(codes), load_i8x32(codes + 32)
-    c, d = load_i8x32(codes + 64), load_i8x32(codes + 96)
-    return (
-        isa.decode_fp4(low_nibbles(a)),
-        isa.decode_fp4(high_nibbles(a)),
-        isa.decode_fp4(low_nibbles(b)),
-        isa.decode_fp4(high_nibbles(b)),
-        isa.decode_fp4(low_nibbles(c)),
-        isa.decode_fp4(high_nibbles(c)),
-        isa.decode_fp4(low_nibbles(d)),
-        isa.decode_fp4(high_nibbles(d)),
-    )
-
-
-@force_inline
-def _load_int4(codes):
-    a, b = load_i8x32(codes), load_i8x32(codes + 32)
-    c, d = load_i8x32(codes + 64), load_i8x32(codes + 96)
-    return (
-        isa.decode_int4(low_nibbles(a)),
-        isa.decode_int4(high_nibbles(a)),
-        isa.decode_int4(low_nibbles(b)),
-        isa.decode_int4(high_nibbles(b)),
-        isa.decode_int4(low_nibbles(c)),
-        isa.decode_int4(high_nibbles(c)),
-        isa.decode_int4(low_nibbles(d)),
-        isa.decode_int4(high_nibbles(d)),
-    )
 
 
 @force_inline
@@ -120,20 +72,31 @@ def _add_8bit(sums, w, scale, x, x_scales, tokens):
 
 
 @force_inline
-def _prefetch(codes, code_bytes, scales, scale_bytes, b):
-    """Ask for the codes of a tile further on, and, once for each cache line of them, for the scales."""
+def _prefetch(once, codes, code_bytes, scales, scale_bytes, b):
+    """Ask for the codes of a tile further on, and, at times, for the scales of the tiles there.
+
+    once: they are used by one token, and shouldn't push what all tokens use out of the caches.
+    """
     ahead = codes + code_bytes * b + _AHEAD_BYTES
-    for line in range(0, code_bytes, 64):
-        prefetch(ahead + line)
-    if b % (64 // scale_bytes) == 0:
-        prefetch(scales + scale_bytes * b + _AHEAD_BYTES // code_bytes * scale_bytes)
+    scales_ahead = scales + scale_bytes * b + _AHEAD_BYTES // code_bytes * scale_bytes
+    asks_scales = b % (64 // scale_bytes) == 0  # once for each cache line
+    if once:
+        for line in range(0, code_bytes, 64):
+            prefetch_once(ahead + line)
+        if asks_scales:
+            prefetch_once(scales_ahead)
+    else:
+        for line in range(0, code_bytes, 64):
+            prefetch(ahead + line)
+        if asks_scales:
+            prefetch(scales_ahead)
 
 
 @jit
 def _add_row_group_mxfp4(sums, codes, scales, x, x_scales, tokens, stride, blocks):
     for b in range(blocks):
-        _prefetch(codes, 128, scales, 8, b)
-        w, scale = _load_fp4(codes + 128 * b), _fp4_scales(scales + 8 * b)
+        _prefetch(False, codes, 128, scales, 8, b)
+        w, scale = load_fp4(codes + 128 * b), _fp4_scales(scales + 8 * b)
         _add_4bit(sums, w, scale, x + 32 * stride * b, x_scales + 4 * stride * b, tokens)
 
 
@@ -141,7 +104,7 @@ def _add_row_group_mxfp4(sums, codes, scales, x, x_scales, tokens, stride, block
 def _add_one_token_mxfp4(sums, codes, scales, x, x_scales, stride, blocks):
     total = load_f32x8(sums)
     for b in range(blocks):
-        _prefetch(codes, 128, scales, 8, b)
+        _prefetch(True, codes, 128, scales, 8, b)
         dots = isa.dot_fp4_tile(x + 32 * stride * b, codes + 128 * b)
         scale = mul(_fp4_scales(scales + 8 * b), broadcast_f32(x_scales + 4 * stride * b))
         total = fma(to_f32(dots), scale, total)
@@ -151,8 +114,8 @@ def _add_one_token_mxfp4(sums, codes, scales, x, x_scales, stride, blocks):
 @jit
 def _add_row_group_int4(sums, codes, scales, x, x_scales, tokens, stride, blocks):
     for b in range(blocks):
-        _prefetch(codes, 128, scales, 16, b)
-        w, scale = _load_int4(codes + 128 * b), isa.load_f16(scales + 16 * b)
+        _prefetch(False, codes, 128, scales, 16, b)
+        w, scale = load_int4(codes + 128 * b), isa.load_f16(scales + 16 * b)
         _add_4bit(sums, w, scale, x + 32 * stride * b, x_scales + 4 * stride * b, tokens)
 
 
@@ -160,7 +123,7 @@ def _add_row_group_int4(sums, codes, scales, x, x_scales, tokens, stride, blocks
 def _add_one_token_int4(sums, codes, scales, x, x_scales, stride, blocks):
     total = load_f32x8(sums)
     for b in range(blocks):
-        _prefetch(codes, 128, scales, 16, b)
+        _prefetch(True, codes, 128, scales, 16, b)
         dots = isa.dot_int4_tile(x + 32 * stride * b, codes + 128 * b)
         scale = mul(isa.load_f16(scales + 16 * b), broadcast_f32(x_scales + 4 * stride * b))
         total = fma(to_f32(dots), scale, total)
@@ -170,8 +133,8 @@ def _add_one_token_int4(sums, codes, scales, x, x_scales, stride, blocks):
 @jit
 def _add_row_group_int8(sums, codes, scales, x, x_scales, tokens, stride, blocks):
     for b in range(blocks):
-        _prefetch(codes, 256, scales, 16, b)
-        w, scale = _load_8bit(codes + 256 * b), isa.load_f16(scales + 16 * b)
+        _prefetch(False, codes, 256, scales, 16, b)
+        w, scale = load_8bit(codes + 256 * b), isa.load_f16(scales + 16 * b)
         _add_8bit(sums, w, scale, x + 32 * stride * b, x_scales + 4 * stride * b, tokens)
 
 
@@ -179,7 +142,7 @@ def _add_row_group_int8(sums, codes, scales, x, x_scales, tokens, stride, blocks
 def _add_one_token_int8(sums, codes, scales, x, x_scales, stride, blocks):
     total = load_f32x8(sums)
     for b in range(blocks):
-        _prefetch(codes, 256, scales, 16, b)
+        _prefetch(True, codes, 256, scales, 16, b)
         dots = isa.dot_int8_tile(x + 32 * stride * b, codes + 256 * b)
         scale = mul(isa.load_f16(scales + 16 * b), broadcast_f32(x_scales + 4 * stride * b))
         total = fma(to_f32(dots), scale, total)
@@ -210,11 +173,11 @@ def _decode_integers(scratch, w, scale):
 def _decode_tile(kind, scratch, codes, scales, block):
     """Write tile `block` of a row group to `scratch` as float32, column by column: (32, 8)."""
     if kind == MXFP4:
-        _decode_integers(scratch, _load_fp4(codes + 128 * block), _fp4_scales(scales + 8 * block))
+        _decode_integers(scratch, load_fp4(codes + 128 * block), _fp4_scales(scales + 8 * block))
     elif kind == INT4:
-        _decode_integers(scratch, _load_int4(codes + 128 * block), isa.load_f16(scales + 16 * block))
+        _decode_integers(scratch, load_int4(codes + 128 * block), isa.load_f16(scales + 16 * block))
     elif kind == INT8:
-        _decode_integers(scratch, _load_8bit(codes + 256 * block), isa.load_f16(scales + 16 * block))
+        _decode_integers(scratch, load_8bit(codes + 256 * block), isa.load_f16(scales + 16 * block))
     else:
         for pair in range(16):
             store_f32x8(scratch + 64 * pair, load_bf16_even(codes + 512 * block + 32 * pair))

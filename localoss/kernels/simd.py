@@ -166,6 +166,13 @@ def prefetch(b, address):
     call(b, "llvm.prefetch.p0", ir.VoidType(), byte_pointer, I32(0), I32(3), I32(1))
 
 
+@op(types.void, types.intp)
+def prefetch_once(b, address):
+    """As prefetch, for what is read once: it should not push other things out of the caches."""
+    byte_pointer = pointer(b, address, ir.IntType(8))
+    call(b, "llvm.prefetch.p0", ir.VoidType(), byte_pointer, I32(0), I32(0), I32(1))
+
+
 @op(types.float32, types.intp)
 def load_f32(b, address):
     return b.load(pointer(b, address, ir.FloatType()), align=1)

@@ -1,6 +1,7 @@
 """The one place that knows instruction sets: which this CPU has, and the operations that differ.
 
-NAME is "avx512", "vnni", "avx2", "neon" or "portable". All give the same integers; LOCALOSS_SIMD forces one by name.
+NAME is "avx512", "vnni", "avx2", "neon" or "portable". All give the same integers; LOCALOSS_SIMD forces one
+by name.
 """
 
 import ctypes
@@ -54,7 +55,7 @@ def available() -> list[str]:
         has.add("avx2")
         if features.get("avxvnni") or (features.get("avx512vnni") and features.get("avx512vl")):
             has.add("vnni")
-        if all(features.get(f"avx512{name}") for name in ("f", "bw", "dq", "vl", "vnni")):
+        if all(features.get(f"avx512{name}") for name in ("f", "bw", "dq", "vl", "vbmi", "vnni")):
             has.add("avx512")
     return [name for name in settings.SIMD_NAMES if name in has]
 

@@ -6,7 +6,14 @@ unsigned by signed bytes and adds pairs in 16 bits.
 
 from llvmlite import ir
 
-from localoss.kernels.isa.common import FP4_TWICE, INT4, force_inline
+from localoss.kernels.isa.common import (  # noqa: F401
+    FP4_TWICE,
+    INT4,
+    dot_fp4_tile,
+    dot_int4_tile,
+    dot_int8_tile,
+    force_inline,
+)
 from localoss.kernels.simd import (
     I32,
     add_i8,

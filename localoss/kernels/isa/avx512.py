@@ -1,7 +1,12 @@
-"""x86-64 with AVX-512 and its VNNI: as vnni, with registers of 512 bits, and 32 of them."""
+"""x86-64 with AVX-512, its VNNI and its VBMI (Intel since 2019, AMD since 2022): as vnni, with registers of
+512 bits, and 32 of them, for a lone token's products and for attention.
+
+The other products stay as they are: they fill the multipliers with 256 bits.
+"""
 
 from llvmlite import ir
 
+from localoss.kernels.isa.common import FP4_TWICE, INT4
 from localoss.kernels.isa.vnni import (  # noqa: F401
     OFFSET_4BIT,
     OFFSET_8BIT,
@@ -14,7 +19,6 @@ from localoss.kernels.isa.vnni import (  # noqa: F401
     load_f16,
     store_f16,
 )
-from localoss.kernels.isa.common import FP4_TWICE, INT4
 from localoss.kernels.simd import I32, Vector, call, constant, i8x32, i32x8, op, pointer, types
 
 F32_LANES, TILE_ROWS = 16, 8

@@ -6,7 +6,14 @@ sdot multiplies 4 signed by 4 signed bytes and adds them to a 32-bit lane, witho
 
 from llvmlite import ir
 
-from localoss.kernels.isa.common import FP4_TWICE, INT4, force_inline
+from localoss.kernels.isa.common import (  # noqa: F401
+    FP4_TWICE,
+    INT4,
+    dot_fp4_tile,
+    dot_int4_tile,
+    dot_int8_tile,
+    force_inline,
+)
 from localoss.kernels.simd import I32, call, f32x8, i8x32, i32x8, op, pointer, types
 
 OFFSET_4BIT = OFFSET_8BIT = 0  # signed by signed: nothing to correct

@@ -2,7 +2,12 @@
 
 from llvmlite import ir
 
-from localoss.kernels.isa.common import force_inline
+from localoss.kernels.isa.common import (  # noqa: F401
+    dot_fp4_tile,
+    dot_int4_tile,
+    dot_int8_tile,
+    force_inline,
+)
 from localoss.kernels.simd import (
     add_i32,
     broadcast_4_bytes,

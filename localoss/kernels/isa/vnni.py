@@ -13,7 +13,12 @@ from localoss.kernels.isa.avx2 import (  # noqa: F401
     load_f16w,
     store_f16,
 )
-from localoss.kernels.isa.common import force_inline
+from localoss.kernels.isa.common import (  # noqa: F401
+    dot_fp4_tile,
+    dot_int4_tile,
+    dot_int8_tile,
+    force_inline,
+)
 from localoss.kernels.simd import broadcast_4_bytes, call, i8x32, i32x8, op, splat_i8, sub_i32, zero_i32
 
 OFFSET_4BIT = OFFSET_8BIT = 128  # vpdpbusd takes the activations unsigned

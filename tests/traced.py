@@ -10,9 +10,10 @@ from llvmlite import binding, ir
 from numba.core.registry import cpu_target
 from numba.extending import _Intrinsic
 
-from localoss.kernels import isa
+from localoss.kernels import isa, simd
 
 ADDRESS = ir.IntType(64)
+VECTORS = {str(thing.llvm): thing for thing in vars(simd).values() if isinstance(thing, simd.Vector)}
 
 binding.initialize_all_targets()
 binding.initialize_all_asmprinters()
@@ -53,11 +54,16 @@ class Tracer:
         return FunctionType(function.__code__, scope, function.__name__)
 
     def _emit(self, intrinsic, arguments):
-        signature, codegen = intrinsic._defn(None, *arguments)
+        signature, codegen = intrinsic._defn(None, *map(self._kind, arguments))
         context = cpu_target.target_context
         kinds = map(context.get_value_type, signature.args)
         values = [self._value(kind, argument) for kind, argument in zip(kinds, arguments, strict=True)]
         return codegen(context, self.builder, signature, values)
+
+    def _kind(self, argument):
+        """The type of a vector, as Numba knows it: some operations take any."""
+        vector = isinstance(argument, ir.Value) and isinstance(argument.type, ir.VectorType)
+        return VECTORS[str(argument.type)] if vector else argument
 
     def _value(self, kind, argument):
         if isinstance(argument, Address):

@@ -46,10 +46,14 @@ from localoss.kernels.wide import (
     LANES,
     ROWS,
     TILE_COLUMNS,
+    add_eights,
     add_products,
     load_f32w,
     load_i8w,
     load_tile,
+    maximum_of_eights,
+    splat_f32w,
+    store_f32w,
     store_tile,
 )
 from localoss.sizes import KEY_LANES, KEYS_AT_ONCE, QUERIES_AT_ONCE
@@ -221,24 +225,25 @@ def _softmax_step(scores, low, high, count, out, head_dim, largest, total):
         store_f32(scores + 4 * i, -np.inf)
     for i in range(high, count):
         store_f32(scores + 4 * i, -np.inf)
-    top = splat_f32(largest)
-    for i in range(0, 4 * count, 32):
-        top = maximum(top, load_f32x8(scores + i))
-    new = max_lanes(top)
-    new_v, sums = splat_f32(new), zero()
-    for i in range(0, 4 * count, 32):
-        store_f32x8(scores + i, exp(sub(load_f32x8(scores + i), new_v)))
+    top = splat_f32w(largest)
+    for i in range(0, count, LANES):
+        top = maximum(top, load_f32w(scores + 4 * i))
+    new = max_lanes(maximum_of_eights(splat_f32(largest), top))
+    new_v, sums = splat_f32w(new), zero()
+    for i in range(0, count, LANES):
+        store_f32w(scores + 4 * i, exp(sub(load_f32w(scores + 4 * i), new_v)))
     for i in range(low):  # exp gives e**-87, which would decide between equally near sums
         store_f32(scores + 4 * i, np.float32(0.0))
     for i in range(high, count):
         store_f32(scores + 4 * i, np.float32(0.0))
-    for i in range(0, 4 * count, 32):
-        sums = add(sums, load_f32x8(scores + i))
-    factor = np.exp(largest - new)
-    if factor != 1.0:
+    for i in range(0, count, LANES):
+        sums = add_eights(sums, load_f32w(scores + 4 * i))
+    if new > largest:
+        factor = np.exp(largest - new)
         for i in range(0, 4 * head_dim, 32):
             store_f32x8(out + i, mul(load_f32x8(out + i), splat_f32(factor)))
-    return new, total * factor + sum_lanes(sums)
+        total *= factor
+    return new, total + sum_lanes(sums)
 
 
 @jit_in_order

@@ -2,7 +2,7 @@
 
 from numba import prange
 
-from localoss.kernels.simd import add_i8, fetch_add, load_i8x32, parallel, prefetch, store_i8x32, store_i64
+from localoss.kernels.simd import add_int, fetch_add, load_i8x32, parallel, prefetch, store_i8x32, store_i64
 
 SCRATCH_BYTES = 32  # per thread
 
@@ -26,8 +26,8 @@ def read_bytes(addresses, size, part_bytes, scratch, threads, counter):
             for i in range(start, start + part_bytes, 128):
                 prefetch(i + 2048)
                 prefetch(i + 2112)
-                a = add_i8(a, load_i8x32(i))
-                b = add_i8(b, load_i8x32(i + 32))
-                c = add_i8(c, load_i8x32(i + 64))
-                d = add_i8(d, load_i8x32(i + 96))
-            store_i8x32(scratch + SCRATCH_BYTES * thread, add_i8(add_i8(a, b), add_i8(c, d)))
+                a = add_int(a, load_i8x32(i))
+                b = add_int(b, load_i8x32(i + 32))
+                c = add_int(c, load_i8x32(i + 64))
+                d = add_int(d, load_i8x32(i + 96))
+            store_i8x32(scratch + SCRATCH_BYTES * thread, add_int(add_int(a, b), add_int(c, d)))

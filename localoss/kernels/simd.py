@@ -1,4 +1,4 @@
-"""Vectors of 256 bits as Numba types, and the operations on them, in LLVM IR that every target can compile.
+"""Vectors as Numba types, most of 256 bits, and the operations on them, in LLVM IR that any target compiles.
 
 What only one instruction set can do well (table look-up, integer dot products, float16) is in isa.py.
 Addresses are integers; loads and stores need no alignment.
@@ -77,6 +77,35 @@ def op(result: Any, *arguments: Any) -> Callable[[Callable[..., Any]], Any]:
                 @intrinsic
                 def made(typingctx, a, b, c):
                     return signature, codegen
+
+        return made
+
+    return decorate
+
+
+def op_like(arity: int) -> Callable[[Callable[..., Any]], Any]:
+    """As op, for arguments that are all vectors of one type, whichever it is, as the result."""
+
+    def decorate(emit: Callable[..., Any]) -> Any:
+        def codegen(context: Any, builder: Any, _: Any, values: Any) -> Any:
+            return emit(builder, *values)
+
+        match arity:
+            case 1:
+
+                @intrinsic
+                def made(typingctx, a):
+                    return a(a), codegen
+            case 2:
+
+                @intrinsic
+                def made(typingctx, a, b):
+                    return a(a, b), codegen
+            case _:
+
+                @intrinsic
+                def made(typingctx, a, b, c):
+                    return a(a, b, c), codegen
 
         return made
 
@@ -197,18 +226,26 @@ def fetch_add(b, address, amount):
 # Arithmetic
 
 
-def _binary(vector: Vector, method: str, **flags: Any) -> Any:
-    @op(vector, vector, vector)
+def _binary(method: str) -> Any:
+    @op_like(2)
     def binary(b, x, y):
-        return getattr(b, method)(x, y, **flags)
+        return getattr(b, method)(x, y)
 
     return binary
 
 
-and_i8, add_i8 = _binary(i8x32, "and_"), _binary(i8x32, "add")
-add_i16, sub_i16 = _binary(i16x16, "add"), _binary(i16x16, "sub")
-add_i32, sub_i32 = _binary(i32x8, "add"), _binary(i32x8, "sub")
-add, sub, mul, div = (_binary(f32x8, name) for name in ("fadd", "fsub", "fmul", "fdiv"))
+add_int, sub_int = _binary("add"), _binary("sub")  # of integers
+add, sub, mul, div = (_binary(name) for name in ("fadd", "fsub", "fmul", "fdiv"))
+
+
+@intrinsic
+def splat_like(typingctx, vector, value):
+    """`value`, a float32, in every lane of a vector like `vector`."""
+
+    def codegen(context, builder, _, values):
+        return splat(builder, values[1], vector.llvm.count)
+
+    return vector(vector, types.float32), codegen
 
 
 @op(f32x8)
@@ -221,31 +258,36 @@ def zero_i32(b):
     return constant(i32x8, [0] * 8)
 
 
-@op(f32x8, f32x8, f32x8, f32x8)
+def call_f32(builder: Any, name: str, *values: Any) -> Any:
+    """Call the LLVM intrinsic `name` for vectors of float32."""
+    return call(builder, f"llvm.{name}.v{values[0].type.count}f32", values[0].type, *values)
+
+
+@op_like(3)
 def fma(b, x, y, z):
     """x * y + z, fused where the machine can."""
-    return call(b, "llvm.fmuladd.v8f32", f32x8.llvm, x, y, z)
+    return call_f32(b, "fmuladd", x, y, z)
 
 
-@op(f32x8, f32x8, f32x8)
+@op_like(2)
 def maximum(b, x, y):
     return b.select(b.fcmp_ordered(">", x, y), x, y)
 
 
-@op(f32x8, f32x8, f32x8)
+@op_like(2)
 def minimum(b, x, y):
     return b.select(b.fcmp_ordered("<", x, y), x, y)
 
 
-@op(f32x8, f32x8)
+@op_like(1)
 def absolute(b, x):
-    return call(b, "llvm.fabs.v8f32", f32x8.llvm, x)
+    return call_f32(b, "fabs", x)
 
 
-@op(f32x8, f32x8)
+@op_like(1)
 def round_even(b, x):
     """To the nearest integer, ties to even."""
-    return call(b, "llvm.rint.v8f32", f32x8.llvm, x)
+    return call_f32(b, "rint", x)
 
 
 @op(f32x8, i32x8)
@@ -260,11 +302,12 @@ def to_bytes(b, x, offset):
     return b.trunc(whole, i8x8.llvm)
 
 
-@op(f32x8, f32x8, f32x8)
+@op_like(2)
 def times_power_of_2(b, x, exponent):
     """x * 2**exponent for integral exponents and results in float32's normal range."""
-    shift = b.shl(b.fptosi(exponent, i32x8.llvm), constant(i32x8, [23] * 8))
-    return b.bitcast(b.add(b.bitcast(x, i32x8.llvm), shift), f32x8.llvm)
+    whole = ir.VectorType(I32, x.type.count)
+    shift = b.shl(b.fptosi(exponent, whole), ir.Constant(whole, [23] * whole.count))
+    return b.bitcast(b.add(b.bitcast(x, whole), shift), x.type)
 
 
 @op(i8x32, i8x32)
@@ -349,13 +392,13 @@ def exp(x):
 
     Source: the range reduction and polynomial of Cephes' expf.
     """
-    x = minimum(splat_f32(88.0), maximum(splat_f32(-87.0), x))  # in this order a NaN stays one
-    n = round_even(mul(x, splat_f32(1.44269504088896341)))
-    r = fma(n, splat_f32(-0.693359375), x)
-    r = fma(n, splat_f32(2.12194440e-4), r)
-    p = fma(splat_f32(1.9875691500e-4), r, splat_f32(1.3981999507e-3))
-    p = fma(p, r, splat_f32(8.3334519073e-3))
-    p = fma(p, r, splat_f32(4.1665795894e-2))
-    p = fma(p, r, splat_f32(1.6666665459e-1))
-    p = fma(p, r, splat_f32(5.0000001201e-1))
-    return times_power_of_2(add(fma(p, mul(r, r), r), splat_f32(1.0)), n)
+    x = minimum(splat_like(x, 88.0), maximum(splat_like(x, -87.0), x))  # in this order a NaN stays one
+    n = round_even(mul(x, splat_like(x, 1.44269504088896341)))
+    r = fma(n, splat_like(x, -0.693359375), x)
+    r = fma(n, splat_like(x, 2.12194440e-4), r)
+    p = fma(splat_like(x, 1.9875691500e-4), r, splat_like(x, 1.3981999507e-3))
+    p = fma(p, r, splat_like(x, 8.3334519073e-3))
+    p = fma(p, r, splat_like(x, 4.1665795894e-2))
+    p = fma(p, r, splat_like(x, 1.6666665459e-1))
+    p = fma(p, r, splat_like(x, 5.0000001201e-1))
+    return times_power_of_2(add(fma(p, mul(r, r), r), splat_like(x, 1.0)), n)

@@ -8,7 +8,7 @@ from llvmlite import ir
 from numba import types
 
 from localoss.kernels import isa
-from localoss.kernels.simd import I32, Vector, call, op, pointer, splat
+from localoss.kernels.simd import I32, Vector, call_f32, f32x8, op, pointer, splat
 
 LANES, ROWS = isa.F32_LANES, isa.TILE_ROWS
 TILE_COLUMNS = 2 * LANES
@@ -19,6 +19,16 @@ _TILE, _PAIR, _PLACES = types.UniTuple(f32w, 2 * ROWS), types.UniTuple(f32w, 2),
 @op(f32w, types.intp)
 def load_f32w(b, address):
     return b.load(pointer(b, address, f32w.llvm), align=1)
+
+
+@op(types.void, types.intp, f32w)
+def store_f32w(b, address, value):
+    b.store(value, pointer(b, address, f32w.llvm), align=1)
+
+
+@op(f32w, types.float32)
+def splat_f32w(b, value):
+    return splat(b, value, LANES)
 
 
 @op(f32w, types.intp)
@@ -55,13 +65,28 @@ def add_products(b, tile, places, pair):
     for i in range(2 * ROWS):
         address = b.add(b.extract_value(places, 0), b.mul(b.extract_value(places, 1), ir.IntType(64)(i // 2)))
         factor = splat(b, b.load(pointer(b, address, ir.FloatType()), align=1), LANES)
-        total = call(
-            b,
-            f"llvm.fmuladd.v{LANES}f32",
-            f32w.llvm,
-            b.extract_value(pair, i % 2),
-            factor,
-            b.extract_value(tile, i),
-        )
+        total = call_f32(b, "fmuladd", b.extract_value(pair, i % 2), factor, b.extract_value(tile, i))
         tile = b.insert_value(tile, total, i)
     return tile
+
+
+def _eights(b, x):
+    """The parts of 8 lanes that x has."""
+    for first in range(0, LANES, 8):
+        lanes = ir.Constant(ir.VectorType(I32, 8), list(range(first, first + 8)))
+        yield b.shuffle_vector(x, x, lanes)
+
+
+@op(f32x8, f32x8, f32w)
+def maximum_of_eights(b, x, wide):
+    for part in _eights(b, wide):
+        x = b.select(b.fcmp_ordered(">", x, part), x, part)
+    return x
+
+
+@op(f32x8, f32x8, f32w)
+def add_eights(b, sums, wide):
+    """sums plus the first 8 lanes, plus the second ones: in the order of a CPU with vectors of 8."""
+    for part in _eights(b, wide):
+        sums = b.fadd(sums, part)
+    return sums

@@ -16,9 +16,7 @@ from localoss.kernels.isa.common import (  # noqa: F401
 )
 from localoss.kernels.simd import (
     I32,
-    add_i8,
-    add_i16,
-    add_i32,
+    add_int,
     broadcast_4_bytes,
     call,
     constant,
@@ -30,7 +28,7 @@ from localoss.kernels.simd import (
     op,
     pointer,
     splat_i8,
-    sub_i16,
+    sub_int,
     types,
 )
 
@@ -71,8 +69,9 @@ def _with_sign_of(b, x, sign):
 @force_inline
 def add_4bit(w):
     """The sum of a tile's 8 vectors: 8 weights of at most ±12 stay within a byte."""
-    return add_i8(
-        add_i8(add_i8(w[0], w[1]), add_i8(w[2], w[3])), add_i8(add_i8(w[4], w[5]), add_i8(w[6], w[7]))
+    return add_int(
+        add_int(add_int(w[0], w[1]), add_int(w[2], w[3])),
+        add_int(add_int(w[4], w[5]), add_int(w[6], w[7])),
     )
 
 
@@ -85,15 +84,15 @@ def correction_4bit(w):
 @force_inline
 def dot_4bit(x, w, correction):
     """Integer dot products of the 32 activations at address `x` with the 8 rows of tile `w`."""
-    s = add_i16(_multiply_pairs(broadcast_4_bytes(x), w[0]), _multiply_pairs(broadcast_4_bytes(x + 4), w[1]))
-    u = add_i16(
+    s = add_int(_multiply_pairs(broadcast_4_bytes(x), w[0]), _multiply_pairs(broadcast_4_bytes(x + 4), w[1]))
+    u = add_int(
         _multiply_pairs(broadcast_4_bytes(x + 8), w[2]), _multiply_pairs(broadcast_4_bytes(x + 12), w[3])
     )
-    s = add_i16(s, _multiply_pairs(broadcast_4_bytes(x + 16), w[4]))
-    u = add_i16(u, _multiply_pairs(broadcast_4_bytes(x + 20), w[5]))
-    s = add_i16(s, _multiply_pairs(broadcast_4_bytes(x + 24), w[6]))
-    u = add_i16(u, _multiply_pairs(broadcast_4_bytes(x + 28), w[7]))
-    return _add_pairs(sub_i16(add_i16(s, u), correction))
+    s = add_int(s, _multiply_pairs(broadcast_4_bytes(x + 16), w[4]))
+    u = add_int(u, _multiply_pairs(broadcast_4_bytes(x + 20), w[5]))
+    s = add_int(s, _multiply_pairs(broadcast_4_bytes(x + 24), w[6]))
+    u = add_int(u, _multiply_pairs(broadcast_4_bytes(x + 28), w[7]))
+    return _add_pairs(sub_int(add_int(s, u), correction))
 
 
 @force_inline
@@ -119,11 +118,11 @@ def _dot_4_columns(x, w, magnitude):
 @force_inline
 def dot_8bit(x, w, m):
     """As dot_4bit, for weights within ±127: |w| * (x with w's sign) stays below 2**15 in pairs."""
-    s = add_i32(_dot_4_columns(x, w[0], m[0]), _dot_4_columns(x + 4, w[1], m[1]))
-    u = add_i32(_dot_4_columns(x + 8, w[2], m[2]), _dot_4_columns(x + 12, w[3], m[3]))
-    s = add_i32(s, add_i32(_dot_4_columns(x + 16, w[4], m[4]), _dot_4_columns(x + 20, w[5], m[5])))
-    u = add_i32(u, add_i32(_dot_4_columns(x + 24, w[6], m[6]), _dot_4_columns(x + 28, w[7], m[7])))
-    return add_i32(s, u)
+    s = add_int(_dot_4_columns(x, w[0], m[0]), _dot_4_columns(x + 4, w[1], m[1]))
+    u = add_int(_dot_4_columns(x + 8, w[2], m[2]), _dot_4_columns(x + 12, w[3], m[3]))
+    s = add_int(s, add_int(_dot_4_columns(x + 16, w[4], m[4]), _dot_4_columns(x + 20, w[5], m[5])))
+    u = add_int(u, add_int(_dot_4_columns(x + 24, w[6], m[6]), _dot_4_columns(x + 28, w[7], m[7])))
+    return add_int(s, u)
 
 
 @op(f32x8, types.intp)

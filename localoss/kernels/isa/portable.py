@@ -9,7 +9,7 @@ from localoss.kernels.isa.common import (  # noqa: F401
     force_inline,
 )
 from localoss.kernels.simd import (
-    add_i32,
+    add_int,
     broadcast_4_bytes,
     constant,
     f32x8,
@@ -69,13 +69,13 @@ def correction_4bit(w):
 def dot_4bit(x, w, correction):
     """Integer dot products of the 32 activations at address `x` with the 8 rows of tile `w`."""
     s = _multiply_quads(broadcast_4_bytes(x), w[0])
-    s = add_i32(s, _multiply_quads(broadcast_4_bytes(x + 4), w[1]))
-    s = add_i32(s, _multiply_quads(broadcast_4_bytes(x + 8), w[2]))
-    s = add_i32(s, _multiply_quads(broadcast_4_bytes(x + 12), w[3]))
-    s = add_i32(s, _multiply_quads(broadcast_4_bytes(x + 16), w[4]))
-    s = add_i32(s, _multiply_quads(broadcast_4_bytes(x + 20), w[5]))
-    s = add_i32(s, _multiply_quads(broadcast_4_bytes(x + 24), w[6]))
-    return add_i32(s, _multiply_quads(broadcast_4_bytes(x + 28), w[7]))
+    s = add_int(s, _multiply_quads(broadcast_4_bytes(x + 4), w[1]))
+    s = add_int(s, _multiply_quads(broadcast_4_bytes(x + 8), w[2]))
+    s = add_int(s, _multiply_quads(broadcast_4_bytes(x + 12), w[3]))
+    s = add_int(s, _multiply_quads(broadcast_4_bytes(x + 16), w[4]))
+    s = add_int(s, _multiply_quads(broadcast_4_bytes(x + 20), w[5]))
+    s = add_int(s, _multiply_quads(broadcast_4_bytes(x + 24), w[6]))
+    return add_int(s, _multiply_quads(broadcast_4_bytes(x + 28), w[7]))
 
 
 correction_8bit, dot_8bit = correction_4bit, dot_4bit

@@ -19,7 +19,7 @@ from localoss.kernels.isa.common import (  # noqa: F401
     dot_int8_tile,
     force_inline,
 )
-from localoss.kernels.simd import broadcast_4_bytes, call, i8x32, i32x8, op, splat_i8, sub_i32, zero_i32
+from localoss.kernels.simd import broadcast_4_bytes, call, i8x32, i32x8, op, splat_i8, sub_int, zero_i32
 
 OFFSET_4BIT = OFFSET_8BIT = 128  # vpdpbusd takes the activations unsigned
 
@@ -33,7 +33,7 @@ def _multiply_add(b, total, unsigned, signed):
 @force_inline
 def correction_4bit(w):
     """The sum that a dot product starts from: -128 * (sum of weights), for the activations' offset."""
-    return sub_i32(zero_i32(), _multiply_add(zero_i32(), splat_i8(-128), add_4bit(w)))  # -128: unsigned 128
+    return sub_int(zero_i32(), _multiply_add(zero_i32(), splat_i8(-128), add_4bit(w)))  # -128: unsigned 128
 
 
 @force_inline
@@ -44,7 +44,7 @@ def correction_8bit(w):
     s, u = _multiply_add(s, offset, w[2]), _multiply_add(u, offset, w[3])
     s, u = _multiply_add(s, offset, w[4]), _multiply_add(u, offset, w[5])
     s, u = _multiply_add(s, offset, w[6]), _multiply_add(u, offset, w[7])
-    return sub_i32(sub_i32(zero_i32(), s), u)
+    return sub_int(sub_int(zero_i32(), s), u)
 
 
 @force_inline

@@ -74,7 +74,9 @@ def measurements(setup: Setup) -> dict[str, Measurement]:
         found.append(Measurement("read-bandwidth", command, largest))
     ours("prefill", setup.model, s.prompt, 8)
     peer("peer-prefill", s.prompt, 8)
-    ours("deep", setup.model, s.prompt, s.gen, "--depth", str(s.deep - s.prompt))
+    deep = (sys.executable, str(ROOT / "benchmarks" / "deep.py"), str(setup.model), "--threads")
+    deep += (str(setup.threads), *(f"--{name}={getattr(s, name)}" for name in ("short", "deep", "prompt", "gen")))
+    found.append(Measurement("deep", deep, setup.model))
     peer("peer-deep", s.deep, s.gen, most=1)
     ours("profile", setup.small, s.short, s.gen, "--profile")
     first_token("first-token")
@@ -132,49 +134,37 @@ def _against_peer(r: Results, ours: str, peer: str, field: str, least: float) ->
     return Verdict(_speed(mine), f"llama.cpp: {_speed(theirs)}", mine / theirs, mine >= least * theirs)
 
 
-def _bandwidth(r: Results) -> float:
-    """The limit, in bytes per second: the better of the loop in `bench` and the tool's."""
-    ours = r.median("decode", "read_bandwidth_bytes_per_s")
-    return max(
-        [ours, *([r.median("read-bandwidth", "median_bytes_per_s")] if r.has("read-bandwidth") else [])]
-    )
-
-
-def _decode_bytes_per_s(r: Results) -> float:
-    return r.median("decode", DECODE) * r.median("decode", "decode_bytes_per_token")
-
-
 def _decode(r: Results) -> Verdict:
     verdict = _against_peer(r, "decode", "peer-decode", DECODE, 1.5)
-    share = _decode_bytes_per_s(r) / _bandwidth(r)
+    share = r.median("decode", "bandwidth_share")
     note = f"{share:.0%} of the read bandwidth"
     return Verdict(verdict.ours, verdict.beside, verdict.ratio, verdict.met or share >= 0.95, note)
 
 
 def _share(r: Results) -> Verdict:
-    ours, limit = _decode_bytes_per_s(r), _bandwidth(r)
-    own, note = r.median("decode", "read_bandwidth_bytes_per_s"), ""
+    ours = r.median("decode", DECODE) * r.median("decode", "decode_bytes_per_token")
+    limit, share = r.median("decode", "read_bandwidth_bytes_per_s"), r.median("decode", "bandwidth_share")
+    note = "the loop and the tokens take turns in one process; the ratio is the median of its groups"
     if r.has("read-bandwidth"):
         tool = r.median("read-bandwidth", "median_bytes_per_s")
-        note = f"read loops: {own / 1e9:.1f} GB/s within bench, {tool / 1e9:.1f} GB/s on a file of the model"
+        note += f"; by itself a loop read {tool / 1e9:.1f} GB/s"
     beside = f"read loop: {limit / 1e9:.1f} GB/s"
-    return Verdict(f"{ours / 1e9:.1f} GB/s", beside, ours / limit, ours >= 0.9 * limit, note)
+    return Verdict(f"{ours / 1e9:.1f} GB/s", beside, share, share >= 0.9, note)
 
 
 def _deep_decode(r: Results) -> Verdict:
-    deep, short = r.median("deep", DECODE), r.median("decode", DECODE)
-    note = ""
+    deep, short = r.median("deep", DECODE), r.median("deep", "short_decode_tokens_per_s")
+    ratio, note = r.median("deep", "decode_ratio"), "both in turns in one process"
     if r.has("peer-deep") and r.has("peer-decode"):
         peer_deep, peer_short = r.median("peer-deep", DECODE), r.median("peer-decode", DECODE)
-        note = f"llama.cpp: {_speed(peer_deep)} and {_speed(peer_short)}, {peer_deep / peer_short:.0%}"
-    return Verdict(
-        _speed(deep), f"after a short prompt: {_speed(short)}", deep / short, deep >= 0.9 * short, note
-    )
+        note += f"; llama.cpp: {_speed(peer_deep)} and {_speed(peer_short)}, {peer_deep / peer_short:.0%}"
+    return Verdict(_speed(deep), f"after a short prompt: {_speed(short)}", ratio, ratio >= 0.9, note)
 
 
 def _deep_prefill(r: Results) -> Verdict:
-    last, first = r.median("deep", PREFILL), r.median("prefill", PREFILL)
-    return Verdict(_speed(last), f"the first tokens: {_speed(first)}", last / first, last >= 0.8 * first)
+    last, first = r.median("deep", PREFILL), r.median("deep", "first_prefill_tokens_per_s")
+    ratio, note = r.median("deep", "prefill_ratio"), "one after the other in one process"
+    return Verdict(_speed(last), f"the first tokens: {_speed(first)}", ratio, ratio >= 0.8, note)
 
 
 def _python(r: Results) -> Verdict:

@@ -23,6 +23,7 @@ def load(
     prompt_tokens: int = 0,
     conversations: int = 1,
     must_fit: bool = False,
+    lookup: bool = False,
     chunk_tokens: int = 512,
     compiling: Callable[[str], None] | None = None,
     uploading: Callable[[int, int], None] | None = None,
@@ -40,6 +41,9 @@ def load(
     beside that, `notice` is told so in a line and the model runs slowly from the disk, or, with `must_fit`,
     isn't loaded. compiling: told the name of each kernel that is being compiled, which happens once per
     machine and takes half a minute.
+
+    lookup: guess that what was said comes again, and run the guess along with each token: the same answers,
+    sooner where they copy, and a little later where they don't.
 
     gpu_layers: how many of the last layers run on a GPU, "all" with the unembedding, or "auto": as many as
     `gpu_memory` bytes hold, by default what the GPU is known to have. uploading: told how many it has, of how
@@ -64,6 +68,7 @@ def load(
         activations=activations,
         memory_limit=memory_limit,
         must_fit=must_fit,
+        lookup=lookup,
         gpu_layers=gpu_layers,
         gpu_memory=gpu_memory,
         chunk_tokens=chunk_tokens,

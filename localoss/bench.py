@@ -15,7 +15,8 @@ from localoss.kernels.bandwidth import SCRATCH_BYTES, read_bytes
 from localoss.sizes import kv_cache_bytes
 from localoss.weights import Weights, address
 
-_BANDWIDTH_BYTES = 4 << 30  # at most so much of the weights is read to measure it
+_BANDWIDTH_BYTES = 1 << 30  # at most so much of the weights is read to measure it
+_TOKENS_IN_TURN = 8  # between two readings: a shared machine's bandwidth changes within seconds
 _PART_BYTES = 1536 << 10  # long enough to stream, short enough that threads end together
 _PAGE_BYTES = 4096
 
@@ -40,8 +41,8 @@ class Benchmark:
     decode_tokens_per_s: float
     decode_runs_tokens_per_s: list[float]
     decode_bytes_per_token: int
-    read_bandwidth_bytes_per_s: float
-    bandwidth_share: float  # decode's bytes per second over the read bandwidth
+    read_bandwidth_bytes_per_s: float  # the median of readings before, between and after groups of tokens
+    bandwidth_share: float  # decode's bytes per second over the bandwidth beside it: the groups' median
     peak_rss_bytes: int
     anonymous_bytes: int | None  # not of files: Python, kernels, buffers, what the KV cache holds; at the end
     weights_bytes: int
@@ -61,13 +62,10 @@ def run_benchmark(
     low, high = min(1000, engine.config.vocab // 2), min(2000, engine.config.vocab)
     prompt = random.integers(low, high, depth + prompt_tokens).tolist()
     touch_s = touch(engine.weights)
-    prefills, decodes, bandwidths = [], [], [read_bandwidth(engine.weights, engine.threads)]
-    for _ in range(repetitions):
-        prefill_s, decode_s = _time(engine, prompt, gen_tokens, depth)
-        prefills.append(prompt_tokens / prefill_s)
-        decodes.append(gen_tokens / decode_s)
-        bandwidths.append(read_bandwidth(engine.weights, engine.threads))
-    bandwidth, read = statistics.median(bandwidths), decode_bytes(engine)
+    read_bandwidth(engine.weights, engine.threads)  # compiles
+    timings = [_time(engine, prompt, gen_tokens, depth) for _ in range(repetitions)]
+    prefills = [prompt_tokens / timing.prefill_s for timing in timings]
+    decodes = [gen_tokens / timing.decode_s for timing in timings]
     return Benchmark(
         prompt_tokens=prompt_tokens,
         gen_tokens=gen_tokens,
@@ -81,9 +79,9 @@ def run_benchmark(
         prefill_runs_tokens_per_s=prefills,
         decode_tokens_per_s=statistics.mean(decodes),
         decode_runs_tokens_per_s=decodes,
-        decode_bytes_per_token=read,
-        read_bandwidth_bytes_per_s=bandwidth,
-        bandwidth_share=read * statistics.mean(decodes) / bandwidth,
+        decode_bytes_per_token=decode_bytes(engine),
+        read_bandwidth_bytes_per_s=statistics.median(sum((timing.bandwidths for timing in timings), [])),
+        bandwidth_share=statistics.median(sum((timing.shares for timing in timings), [])),
         peak_rss_bytes=peak_rss_bytes(),
         anonymous_bytes=anonymous_bytes(),
         weights_bytes=engine.weights.nbytes,
@@ -97,9 +95,19 @@ def run_benchmark(
     )
 
 
-def _time(engine: Engine, prompt: list[int], tokens: int, depth: int) -> tuple[float, float]:
-    """Seconds that `prompt` takes after its first `depth` tokens, and then `tokens` tokens: from the first,
-    whose logits are prefill's, to one more."""
+@dataclass(frozen=True)
+class _Timing:
+    """Of one repetition. shares: see Benchmark.bandwidth_share."""
+
+    prefill_s: float
+    decode_s: float
+    bandwidths: list[float]
+    shares: list[float]
+
+
+def _time(engine: Engine, prompt: list[int], tokens: int, depth: int) -> _Timing:
+    """Run `prompt` after its first `depth` tokens, and then `tokens` tokens: from the first, whose logits are
+    prefill's, to one more."""
     sequence = engine.sequence()
     if depth:
         engine.prefill(sequence, prompt[:depth])
@@ -109,10 +117,17 @@ def _time(engine: Engine, prompt: list[int], tokens: int, depth: int) -> tuple[f
     # generate runs the prompt's last token once more: before the first token, so in neither time
     made = engine.generate(prompt, tokens + 1, temperature=0, sequence=sequence, stop_ids=())
     next(made)
-    start = time.perf_counter()
-    for _ in made:
-        pass
-    return prefill_s, time.perf_counter() - start
+    decode_s, bandwidths, shares = 0.0, [read_bandwidth(engine.weights, engine.threads)], []
+    for first in range(0, tokens, _TOKENS_IN_TURN):
+        group = min(_TOKENS_IN_TURN, tokens - first)
+        start = time.perf_counter()
+        for _ in range(group):
+            next(made)
+        took_s = time.perf_counter() - start
+        bandwidths.append(read_bandwidth(engine.weights, engine.threads))
+        shares.append(group * decode_bytes(engine) / took_s / statistics.mean(bandwidths[-2:]))
+        decode_s += took_s
+    return _Timing(prefill_s, decode_s, bandwidths, shares)
 
 
 def touch(weights: Weights) -> float:
@@ -132,20 +147,17 @@ def decode_bytes(engine: Engine) -> int:
     return per_layer + experts_bytes + weights.unembedding.nbytes
 
 
-def read_bandwidth(weights: Weights, threads: int, passes: int = 3) -> float:
-    """Bytes per second at which `threads` threads read the experts' weights: the median of some passes."""
+def read_bandwidth(weights: Weights, threads: int) -> float:
+    """Bytes per second at which `threads` threads read experts' weights."""
     size = weights.expert_bytes
     addresses = np.concatenate([layer.expert_runs for layer in weights.layers])
     addresses = addresses[: max(1, _BANDWIDTH_BYTES // size)]
     part = min(_PART_BYTES, size // 128 * 128)
     counter, scratch = np.zeros(1, np.int64), np.zeros(threads * SCRATCH_BYTES, np.uint8)
     kernels.use_threads(threads)
-    rates = []
-    for _ in range(passes + 1):  # the first compiles
-        start = time.perf_counter()
-        read_bytes(addresses, size, part, address(scratch), threads, address(counter))
-        rates.append(size // part * part * len(addresses) / (time.perf_counter() - start))
-    return statistics.median(rates[1:])
+    start = time.perf_counter()
+    read_bytes(addresses, size, part, address(scratch), threads, address(counter))
+    return float(size // part * part * len(addresses) / (time.perf_counter() - start))
 
 
 def anonymous_bytes() -> int | None:

@@ -14,6 +14,7 @@ from localoss.cache import KVCache
 from localoss.errors import ContextFullError, GpuError, UsageError
 from localoss.gpu.device import Device
 from localoss.gpu.span import GpuSpan
+from localoss.lookup import MOST_GUESSED, Guesses
 from localoss.model import Chunk, Model
 from localoss.sampler import Sampler, SamplingOptions, Token
 from localoss.sequence import Sequence
@@ -70,6 +71,7 @@ class Engine:
             span.try_out(self._caches[0].gpu_layers)
         self._holders: list[weakref.ref[Sequence] | None] = [None] * conversations
         self._row = np.empty((1, self.weights.unembedding.rows), np.float32)
+        self.lookup = False  # whether to guess that what was said comes again: see lookup.py
 
     def gpu_figures(self) -> dict[str, Any] | None:
         """What GPU has how many layers, and what a decoded token takes of the bus; None without a GPU."""
@@ -194,16 +196,24 @@ class Engine:
             sequence = self.sequence(seed)
         elif seed is not None:
             sequence.random = np.random.default_rng(seed)
-        logits = self.prefill(sequence, tokens, progress, cancelled, marks)
+        rows = self.prefill(sequence, tokens, progress, cancelled, marks)[None]
+        guesses = Guesses(tokens) if self.lookup else None
+        out = np.empty((1 + MOST_GUESSED, self._row.shape[1]), np.float32) if guesses else self._row
         made = 0
         while max_tokens is None or made < max_tokens:
             allowed = mask() if mask else None
-            token = self._sampler.choose(logits, options, sequence.random, allowed, top_logprobs)
+            token = self._sampler.choose(rows[0], options, sequence.random, allowed, top_logprobs)
             yield token
             made += 1
             if token.id in stop_ids or made == max_tokens:
                 return
-            logits = self._next_logits(sequence, [token.id], cancelled, self._row)
+            if guesses and guesses.comes(token.id):  # it was run with the one before
+                sequence.tokens.append(token.id)
+                rows = rows[1:]
+            elif guesses:
+                rows = self._with_guesses(sequence, token.id, guesses, cancelled, out)
+            else:
+                rows = self._next_logits(sequence, [token.id], cancelled, out)[None]
 
     def judge(
         self,
@@ -242,6 +252,25 @@ class Engine:
         return self._advance(sequence, tokens, stop, lambda chunk: self.model.next_logits(chunk, stop, out))[
             0
         ]
+
+    def _with_guesses(
+        self,
+        sequence: Sequence,
+        token: int,
+        guesses: Guesses,
+        cancelled: Callable[[], bool] | None,
+        out: F32Array,
+    ) -> F32Array:
+        """The logits after `token` and after each that is guessed to follow it, (1 + n, V), a view of `out`.
+
+        The cache holds the guessed ones, `sequence` doesn't: they must come first.
+        """
+        position = len(sequence.tokens)
+        most = min(self.context_tokens - position, self.chunk_tokens) - 1
+        run = [token, *guesses.next(most)]
+        x = self._run(sequence, run, cancelled)
+        del sequence.tokens[position + 1 :]
+        return self._logits(x, out[: len(run)])
 
     def _advance(
         self,

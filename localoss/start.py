@@ -53,6 +53,7 @@ def start_engine(
     activations: str,
     memory_limit: int | None,
     must_fit: bool,
+    lookup: bool,
     gpu_layers: int | str,
     gpu_memory: int | None,
     chunk_tokens: int,
@@ -113,6 +114,7 @@ def start_engine(
         except GpuError as error:
             tell(f"no layers on a GPU: {error}; the CPU runs them all")
     engine = engine or start(sized(plan))
+    engine.lookup = lookup
     with kernels.telling_compiled(compiling or (lambda name: None)):
         warm_up(kv_dtype, exact, engine.threads)
     return engine

@@ -374,3 +374,68 @@ def test_nothing_is_compiled_after_loading(model):
 def test_a_tiny_model_has_one_thread(model):
     """Its threads would take longer to meet than to multiply."""
     assert localoss.load(model("short"), context_tokens=64).threads == 1
+
+
+# Guessing what comes next
+
+
+class Passes:
+    """Counts the tokens of each forward pass of a model."""
+
+    def __init__(self, model, monkeypatch):
+        self.tokens, forward = [], model.forward
+
+        def counted(chunks, *more):
+            self.tokens.append(sum(len(chunk.tokens) for chunk in chunks))
+            return forward(chunks, *more)
+
+        monkeypatch.setattr(model, "forward", counted)
+
+
+@pytest.mark.parametrize("options", [dict(temperature=0), dict(temperature=1.0, seed=3, top_logprobs=2)], ids=str)
+def test_lookup_changes_no_token(engine, options, monkeypatch):
+    """A greedy tiny model soon repeats itself: guesses come true there, and often don't elsewhere."""
+    prompt = random_tokens(20) * 3
+    made = list(engine.generate(prompt, 120, stop_ids=(), **options))
+    monkeypatch.setattr(engine, "lookup", True)
+    passes, sequence = Passes(engine.model, monkeypatch), engine.sequence()
+    guessed = list(engine.generate(prompt, 120, stop_ids=(), sequence=sequence, **options))
+    assert guessed == made
+    assert max(passes.tokens[2:]) > 1, "something was guessed"
+    assert sequence.tokens == prompt + ids(made)[:-1]
+    # What was guessed wrongly has left nothing behind: the conversation goes on as a new one would.
+    more = [*prompt, *ids(made), 5]
+    assert (engine.prefill(sequence, more) == engine.prefill(engine.sequence(), more)).all()
+
+
+def test_guesses_that_come_true_save_passes(engine, monkeypatch):
+    monkeypatch.setattr(engine, "lookup", True)
+    passes, prompt = Passes(engine.model, monkeypatch), random_tokens(60, seed=2)
+    answer = iter(prompt[10:50])
+    made = ids(engine.generate([*prompt, *prompt[:10]], 40, stop_ids=(), mask=lambda: only(next(answer))))
+    assert made == prompt[10:50]
+    assert len(passes.tokens) <= 3 + 10, "up to 8 tokens a pass"
+
+
+def only(token):
+    mask = np.zeros(VOCAB, np.uint8)
+    mask[token] = 1
+    return mask
+
+
+def test_lookup_stops_at_the_end_of_the_context(load):
+    engine, prompt = load(context_tokens=70), random_tokens(10) * 6
+    engine.lookup, sequence, made = True, engine.sequence(), []
+    answer = iter(prompt)
+    with pytest.raises(ContextFullError):
+        for token in engine.generate(prompt, sequence=sequence, stop_ids=(), mask=lambda: only(next(answer))):
+            made.append(token.id)
+    assert made == prompt[:11] and sequence.tokens == prompt + made[:-1]
+
+
+def test_a_stop_token_ends_it_however_much_was_guessed(engine, monkeypatch):
+    monkeypatch.setattr(engine, "lookup", True)
+    prompt, sequence = random_tokens(10, seed=4) * 5, engine.sequence()
+    answer, stop = iter(prompt), prompt[7]
+    made = ids(engine.generate(prompt, stop_ids=(stop,), sequence=sequence, mask=lambda: only(next(answer))))
+    assert made == prompt[:8] and sequence.tokens == [*prompt, *made[:-1]]

@@ -115,6 +115,10 @@ MemoryLimit = Annotated[
 MustFit = Annotated[
     bool, typer.Option("--must-fit", help="Refuse a model that would run slowly, from the disk.")
 ]
+Lookup = Annotated[
+    bool,
+    typer.Option("--lookup", help="Guess that what was said comes again: faster where the answer copies."),
+]
 Attention = Annotated[MatrixDtype, typer.Option(help="Format of the attention weights.")]
 Embedding = Annotated[EmbeddingDtype, typer.Option(help="Format of the embedding.")]
 Unembedding = Annotated[MatrixDtype, typer.Option(help="Format of the unembedding.")]

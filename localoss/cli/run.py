@@ -51,6 +51,7 @@ def run(
     kv_dtype: options.KVDtypeOption = options.KVDtype.f16,
     memory_limit: options.MemoryLimit = None,
     must_fit: options.MustFit = False,
+    lookup: options.Lookup = False,
     threads: options.Threads = None,
     gpu_layers: options.GpuLayers = 0,
     gpu_memory: options.GpuMemory = None,
@@ -83,6 +84,7 @@ def run(
         kv_dtype=kv_dtype.value,
         memory_limit=memory_limit,
         must_fit=must_fit,
+        lookup=lookup,
         gpu_layers=gpu_layers,
         gpu_memory=gpu_memory,
     )

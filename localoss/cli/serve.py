@@ -41,6 +41,7 @@ def serve(
     kv_dtype: options.KVDtypeOption = options.KVDtype.f16,
     memory_limit: options.MemoryLimit = None,
     must_fit: options.MustFit = False,
+    lookup: options.Lookup = False,
     gpu_layers: options.GpuLayers = 0,
     gpu_memory: options.GpuMemory = None,
 ) -> None:
@@ -76,6 +77,7 @@ def serve(
             kv_dtype=kv_dtype.value,
             memory_limit=memory_limit,
             must_fit=must_fit,
+            lookup=lookup,
             gpu_layers=gpu_layers,
             gpu_memory=gpu_memory,
         )

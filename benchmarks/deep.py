@@ -9,6 +9,7 @@ first --prompt of another. Prints one line of JSON: medians, and ratios as the m
 """
 
 import argparse
+import functools
 import json
 import statistics
 import time
@@ -55,7 +56,7 @@ def main() -> None:
     groups: tuple[list[float], list[float]] = [], []
     for _ in range(args.gen // _GROUP):
         for made, times in zip(both, groups, strict=True):
-            times.append(seconds(lambda made=made: [next(made) for _ in range(_GROUP)]))
+            times.append(seconds(functools.partial(take, made)))
     report = {
         "prefill_tokens_per_s": args.prompt / last,
         "first_prefill_tokens_per_s": statistics.mean(firsts),
@@ -69,6 +70,11 @@ def main() -> None:
 
 def decode(engine: Any, sequence: Any, tokens: list[int]) -> Iterator[Any]:
     return engine.generate(tokens, temperature=0, sequence=sequence, stop_ids=())
+
+
+def take(made: Iterator[Any]) -> None:
+    for _ in range(_GROUP):
+        next(made)
 
 
 def seconds(run: Callable[[], Any]) -> float:

@@ -75,7 +75,10 @@ def measurements(setup: Setup) -> dict[str, Measurement]:
     ours("prefill", setup.model, s.prompt, 8)
     peer("peer-prefill", s.prompt, 8)
     deep = (sys.executable, str(ROOT / "benchmarks" / "deep.py"), str(setup.model), "--threads")
-    deep += (str(setup.threads), *(f"--{name}={getattr(s, name)}" for name in ("short", "deep", "prompt", "gen")))
+    deep += (
+        str(setup.threads),
+        *(f"--{name}={getattr(s, name)}" for name in ("short", "deep", "prompt", "gen")),
+    )
     found.append(Measurement("deep", deep, setup.model))
     peer("peer-deep", s.deep, s.gen, most=1)
     ours("profile", setup.small, s.short, s.gen, "--profile")

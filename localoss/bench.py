@@ -66,6 +66,7 @@ def run_benchmark(
     timings = [_time(engine, prompt, gen_tokens, depth) for _ in range(repetitions)]
     prefills = [prompt_tokens / timing.prefill_s for timing in timings]
     decodes = [gen_tokens / timing.decode_s for timing in timings]
+    bandwidths = [rate for timing in timings for rate in timing.bandwidths]
     return Benchmark(
         prompt_tokens=prompt_tokens,
         gen_tokens=gen_tokens,
@@ -80,8 +81,8 @@ def run_benchmark(
         decode_tokens_per_s=statistics.mean(decodes),
         decode_runs_tokens_per_s=decodes,
         decode_bytes_per_token=decode_bytes(engine),
-        read_bandwidth_bytes_per_s=statistics.median(sum((timing.bandwidths for timing in timings), [])),
-        bandwidth_share=statistics.median(sum((timing.shares for timing in timings), [])),
+        read_bandwidth_bytes_per_s=statistics.median(bandwidths),
+        bandwidth_share=statistics.median(share for timing in timings for share in timing.shares),
         peak_rss_bytes=peak_rss_bytes(),
         anonymous_bytes=anonymous_bytes(),
         weights_bytes=engine.weights.nbytes,

@@ -99,13 +99,14 @@ def test_run_passes_what_the_engine_is_made_with_to_load(monkeypatch, localoss_c
         return ScriptedEngine()
 
     monkeypatch.setattr(localoss, "load", load, raising=False)
-    memory = ["--context", "512", "--kv-dtype", "int8", "--memory-limit", "12.5GB", "--must-fit"]
+    memory = ["--context", "512", "--kv-dtype", "int8", "--memory-limit", "12.5GB", "--must-fit", "--lookup"]
     gpu = ["--gpu-layers", "7", "--gpu-memory", "8GB"]
     localoss_cli("run", "tiny", "Hi", "--threads", "3", *memory, *gpu)
     asked.pop("compiling"), asked.pop("uploading"), asked.pop("notice")
     assert 4096 < asked.pop("prompt_tokens") < 4296
     folder, limit = home / "models" / "tiny", 12_500_000_000
     expected = dict(context_tokens=512, threads=3, kv_dtype="int8", memory_limit=limit, must_fit=True)
+    expected |= dict(lookup=True)
     assert asked == expected | {"folder": folder, "gpu_layers": 7, "gpu_memory": 8_000_000_000}
 
 

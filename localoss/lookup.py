@@ -5,8 +5,8 @@ A guess costs no memory and no second model. Engine.generate checks it by runnin
 
 from collections.abc import Iterable
 
-_RUN = 3  # so many last tokens must have come before
-MOST_GUESSED = 7
+_RUN = 6  # so many last tokens must have come before: fewer come again by chance
+MOST_GUESSED = 15
 
 
 class Guesses:

@@ -392,21 +392,24 @@ class Passes:
         monkeypatch.setattr(model, "forward", counted)
 
 
-@pytest.mark.parametrize(
-    "options", [dict(temperature=0), dict(temperature=0.2, seed=3, top_logprobs=2)], ids=str
-)
+@pytest.mark.parametrize("options", [dict(temperature=0), dict(seed=3, top_logprobs=2)], ids=str)
 def test_lookup_changes_no_token(engine, options, monkeypatch):
-    """A greedy tiny model soon repeats itself: guesses come true there, and often don't elsewhere."""
-    prompt = random_tokens(20) * 3
-    made = list(engine.generate(prompt, 120, stop_ids=(), **options))
+    """An answer that copies its prompt, and at every ninth token may do otherwise, as the model likes."""
+    prompt = random_tokens(40)
+
+    def run(**more):
+        left = (only(token) if place % 9 else None for place, token in enumerate(prompt * 3))
+        return list(engine.generate(prompt * 2, 100, stop_ids=(), mask=lambda: next(left), **options, **more))
+
+    made, sequence = run(), engine.sequence()
     monkeypatch.setattr(engine, "lookup", True)
-    passes, sequence = Passes(engine.model, monkeypatch), engine.sequence()
-    guessed = list(engine.generate(prompt, 120, stop_ids=(), sequence=sequence, **options))
-    assert guessed == made
-    assert max(passes.tokens[2:]) > 1, "something was guessed"
-    assert sequence.tokens == prompt + ids(made)[:-1]
+    passes = Passes(engine.model, monkeypatch)
+    assert run(sequence=sequence) == made
+    answering = passes.tokens[3:]  # the prompt took three
+    assert max(answering) > 1 and sum(answering) > 99, "some guesses came true, and some didn't"
+    assert sequence.tokens == prompt * 2 + ids(made)[:-1]
     # What was guessed wrongly has left nothing behind: the conversation goes on as a new one would.
-    more = [*prompt, *ids(made), 5]
+    more = [*sequence.tokens, 5]
     assert (engine.prefill(sequence, more) == engine.prefill(engine.sequence(), more)).all()
 
 
@@ -416,7 +419,7 @@ def test_guesses_that_come_true_save_passes(engine, monkeypatch):
     answer = iter(prompt[10:50])
     made = ids(engine.generate([*prompt, *prompt[:10]], 40, stop_ids=(), mask=lambda: only(next(answer))))
     assert made == prompt[10:50]
-    assert len(passes.tokens) <= 3 + 10, "up to 8 tokens a pass"
+    assert len(passes.tokens) <= 3 + 10, "up to 16 tokens a pass"
 
 
 def only(token):

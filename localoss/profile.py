@@ -18,13 +18,13 @@ from localoss.sampler import Sampler, SamplingOptions
 from localoss.weights import Matrix, Weights, blank_weights
 
 PYTHON = "python"  # a profile's name for what is left over
-_PROMPT_TOKENS = 32
 _GREEDY = SamplingOptions(temperature=0)
 
 
-def profile_decode(engine: Engine, tokens: int) -> dict[str, float]:
-    """Seconds by kernel, PYTHON for all else, of the token that took the median time of `tokens` tokens."""
-    prompt = [1] * _PROMPT_TOKENS
+def profile_decode(engine: Engine, tokens: int, depth: int) -> dict[str, float]:
+    """Seconds by kernel, PYTHON for all else, of the token that took the median time of `tokens` tokens,
+    after `depth` others."""
+    prompt = [1] * depth
     sequence = engine.sequence()
     engine.prefill(sequence, prompt)
     profiles: list[tuple[float, dict[str, float]]] = []
@@ -36,12 +36,14 @@ def profile_decode(engine: Engine, tokens: int) -> dict[str, float]:
     return measured[len(measured) // 2][1]
 
 
-def profile_prefill(engine: Engine, tokens: int) -> dict[str, float]:
-    """Seconds by kernel, PYTHON for all else, of a prompt of `tokens` tokens."""
-    random = np.random.default_rng(1)
-    prompt = random.integers(0, engine.config.vocab, tokens).tolist()
+def profile_prefill(engine: Engine, tokens: int, depth: int) -> dict[str, float]:
+    """Seconds by kernel, PYTHON for all else, of a prompt of `tokens` tokens after `depth` others."""
+    random, sequence = np.random.default_rng(1), engine.sequence()
+    prompt = random.integers(0, engine.config.vocab, depth + tokens).tolist()
+    if depth:
+        engine.prefill(sequence, prompt[:depth])
     with profiled(engine.weights) as clock:
-        engine.prefill(engine.sequence(), prompt)
+        engine.prefill(sequence, prompt)
         return clock.lap()
 
 

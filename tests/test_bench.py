@@ -119,7 +119,7 @@ def test_profile_in_json_and_as_a_table(model, bench, monkeypatch):
         assert all(seconds >= 0 for seconds in report[kind].values())
     assert report["calling_s"] > 0
     _, out, _ = bench(model("window"), *SIZES, "--profile")
-    assert "A decoded token" in out and "A prompt of 11 tokens" in out and "in all" in out
+    assert "A token after 11" in out and "A prompt of 11 after 0" in out and "in all" in out
 
 
 def test_a_profile_leaves_the_kernels_as_they_were(engine):

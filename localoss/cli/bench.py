@@ -48,7 +48,7 @@ def bench(
     from localoss.registry import find_model
     from quant.config import read_config
 
-    needed = max(depth + prompt_tokens + gen_tokens, 2 * _PROFILED_TOKENS) + 1
+    needed = depth + prompt_tokens + gen_tokens + 1
     most = read_config(find_model(model, say) / "config.json").context
     if needed > most:
         raise UsageError(f"{needed:,} tokens in all; the model's context is {most:,}: ask for fewer")
@@ -71,8 +71,8 @@ def bench(
     result = run_benchmark(engine, load_s, prompt_tokens, gen_tokens, depth, repetitions)
     decode, prefill, calling_s = {}, {}, 0.0
     if profile:
-        decode = profiling.profile_decode(engine, min(gen_tokens, _PROFILED_TOKENS))
-        prefill = profiling.profile_prefill(engine, prompt_tokens)
+        decode = profiling.profile_decode(engine, min(gen_tokens, _PROFILED_TOKENS), depth + prompt_tokens)
+        prefill = profiling.profile_prefill(engine, prompt_tokens, depth)
         calling_s = profiling.calling_s(engine)
     if as_json:
         report = {"model": str(folder), **asdict(result)}
@@ -85,9 +85,9 @@ def bench(
     console = Console(highlight=False)
     _print_speeds(console, folder.name, result)
     if profile:
-        _print_profile(console, "A decoded token", decode)
+        _print_profile(console, f"A token after {depth + prompt_tokens:,}", decode)
         console.print(f"Calling kernels that have nothing to do takes {1000 * calling_s:.2f} ms a token.\n")
-        _print_profile(console, f"A prompt of {prompt_tokens:,} tokens", prefill)
+        _print_profile(console, f"A prompt of {prompt_tokens:,} after {depth:,}", prefill)
 
 
 def _print_speeds(console: "Console", model: str, result: "Benchmark") -> None:

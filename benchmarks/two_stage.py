@@ -3,7 +3,7 @@
 
     python benchmarks/two_stage.py MODEL [--text FILE] [--tokens 64]
 
-An int8 weight is 16 * u + l, u and l of 4 bits each. Reading only u of all rows gives their logits but for the
+An int8 weight is 16 * u + l, u and l of 4 bits each. Reading only u of all rows gives their logits but for
 l's part, which in each block is at most |l| |x| (Cauchy and Schwarz) times the scales. A row may win if its
 logit plus its bound reaches the best logit minus that one's bound: its l must be read, too. Prints medians
 over the last half of the text: the share of rows left, and how large the bounds are beside the logits.

@@ -167,7 +167,7 @@ def _rotate_and_store_token(qkv, cache, cos, sin, t, slot, heads):
     keys, values, key_scales, value_scales = cache
     kv_heads, _, head_dim = values.shape
     for k in range(kv_heads):  # a key's numbers lie in many cache lines: all are asked for at once
-        for i in range(0, head_dim):
+        for i in range(head_dim):
             prefetch(keys[k, slot // KEY_LANES, i].ctypes.data)
         prefetch(values[k, slot].ctypes.data)
     for head in range(heads + kv_heads):
@@ -202,7 +202,8 @@ def _add_tile(out, rows, cache, vectors, next_vector, stride, count, ahead):
     """Add to a tile of sums the products of `count` numbers of each row with as many pairs of vectors.
 
     out, rows: addresses, and bytes from row to row. vectors: the address of the first pair's first vector,
-    whose second one is `next_vector` bytes further; stride: bytes from pair to pair.
+    whose second one is `next_vector` bytes further; stride: bytes from pair to pair; ahead: how far off lie
+    those that will be wanted next.
     """
     tile = load_tile(out)
     for n in range(count):

@@ -78,19 +78,15 @@ def _prefetch(once, ahead, codes, code_bytes, scales, scale_bytes, b):
 
     once: they are used by one token, and shouldn't push what all tokens use out of the caches.
     """
-    codes_ahead = codes + code_bytes * b + ahead
-    scales_ahead = scales + scale_bytes * b + ahead // code_bytes * scale_bytes
-    asks_scales = b % (64 // scale_bytes) == 0  # once for each cache line
+    there = codes + code_bytes * b + ahead
     if once:
         for line in range(0, code_bytes, 64):
-            prefetch_once(codes_ahead + line)
-        if asks_scales:
-            prefetch_once(scales_ahead)
+            prefetch_once(there + line)
     else:
         for line in range(0, code_bytes, 64):
-            prefetch(codes_ahead + line)
-        if asks_scales:
-            prefetch(scales_ahead)
+            prefetch(there + line)
+    if b % (64 // scale_bytes) == 0:  # once for each cache line, which must stay for several tiles
+        prefetch(scales + scale_bytes * b + ahead // code_bytes * scale_bytes)
 
 
 @jit

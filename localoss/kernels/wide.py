@@ -38,10 +38,14 @@ def load_i8w(b, address):
     return b.sitofp(b.sext(loaded, ir.VectorType(I32, LANES)), f32w.llvm)
 
 
+def _row(b, places, row):
+    """The address of a row at `places`: an address, and the bytes from row to row."""
+    return b.add(b.extract_value(places, 0), b.mul(b.extract_value(places, 1), ir.IntType(64)(row)))
+
+
 def _place(b, places, i):
-    """The address of vector i of a tile at `places`: an address, and the bytes from row to row."""
-    row = b.add(b.extract_value(places, 0), b.mul(b.extract_value(places, 1), ir.IntType(64)(i // 2)))
-    return pointer(b, b.add(row, ir.IntType(64)(4 * LANES * (i % 2))), f32w.llvm)
+    """Where vector i of a tile lies."""
+    return pointer(b, b.add(_row(b, places, i // 2), ir.IntType(64)(4 * LANES * (i % 2))), f32w.llvm)
 
 
 @op(_TILE, _PLACES)
@@ -63,8 +67,8 @@ def store_tile(b, places, tile):
 def add_products(b, tile, places, pair):
     """tile + a float of each row, at `places`, times two vectors."""
     for i in range(2 * ROWS):
-        address = b.add(b.extract_value(places, 0), b.mul(b.extract_value(places, 1), ir.IntType(64)(i // 2)))
-        factor = splat(b, b.load(pointer(b, address, ir.FloatType()), align=1), LANES)
+        number = pointer(b, _row(b, places, i // 2), ir.FloatType())
+        factor = splat(b, b.load(number, align=1), LANES)
         total = call_f32(b, "fmuladd", b.extract_value(pair, i % 2), factor, b.extract_value(tile, i))
         tile = b.insert_value(tile, total, i)
     return tile

@@ -113,17 +113,10 @@ class _OneLayer(Model):
     def _embed(self, x: F32Array, tokens: list[int]) -> None:
         x[:] = self._residual[tokens]
 
-    def _attention(
-        self,
-        tokens: int,
-        layer: Layer,
-        index: int,
-        chunks: Sequence[Chunk],
-        angles: list[tuple[F32Array, F32Array]],
-    ) -> None:
+    def _attention(self, tokens: int, layer: Layer, index: int, parts: list[Any]) -> None:
         normed = _norm(self.buffers.x[:tokens], self._tensors["attention_norm"], self.config.rms_norm_eps)
         self._sums["qkv"] += np.square(normed).sum(axis=0)
-        super()._attention(tokens, layer, index, chunks, angles)
+        super()._attention(tokens, layer, index, parts)
         self._sums["output"] += _squares(self.buffers.blocks, tokens, self.config.q_rows)
         for name in ("qkv", "output"):
             self._counts[name] += tokens

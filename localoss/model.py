@@ -6,6 +6,7 @@ T tokens, D hidden, H heads, K key/value heads, E experts, A active experts per 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,18 @@ class Chunk:
     """Tokens of one sequence to run: tokens[i] is at position + i of the conversation whose cache this is."""
 
     tokens: Sequence[int]
+    position: int
+    cache: KVCache
+
+
+class _Part(NamedTuple):
+    """A chunk in a forward pass. Made once, not in each layer: Python's time is the memory's idle time."""
+
+    out: F32Array  # (H * head_dim / 32, all tokens, 32): what attention gives
+    first: int  # the chunk's first token in `out`
+    qkv: F32Array  # of the chunk's tokens
+    cos: F32Array
+    sin: F32Array
     position: int
     cache: KVCache
 
@@ -113,20 +126,29 @@ class Model:
         tokens = sum(len(chunk.tokens) for chunk in chunks)
         x = self.buffers.x[:tokens]
         self._embed(x, [token for chunk in chunks for token in chunk.tokens])
-        angles = [self.rope.at(chunk.position, len(chunk.tokens)) for chunk in chunks]
+        parts = self._parts(tokens, chunks)
         on_cpu = self.gpu.first if self.gpu else self.config.layers
         for index, layer in enumerate(self.weights.layers[:on_cpu]):
             if cancelled():
                 raise Cancelled("stopped")
-            self._attention(tokens, layer, index, chunks, angles)
+            self._attention(tokens, layer, index, parts)
             self._experts(tokens, layer)
         if self.gpu:
-            first = 0
-            for chunk, at in zip(chunks, angles, strict=True):
-                rows = x[first : first + len(chunk.tokens)]
-                rows[:] = self.gpu.forward(rows, chunk.position, chunk.cache.gpu_layers, at, cancelled)
-                first += len(rows)
+            for part in parts:
+                rows, at = x[part.first : part.first + len(part.qkv)], (part.cos, part.sin)
+                rows[:] = self.gpu.forward(rows, part.position, part.cache.gpu_layers, at, cancelled)
         return x
+
+    def _parts(self, tokens: int, chunks: Sequence[Chunk]) -> list[_Part]:
+        """Where each of `chunks`, with `tokens` tokens in all, lies in the buffers."""
+        out = self.buffers.blocks[: tokens * self.config.q_rows].reshape(-1, tokens, 32)
+        parts, first = [], 0
+        for chunk in chunks:
+            count = len(chunk.tokens)
+            qkv, angles = self.buffers.qkv[first : first + count], self.rope.at(chunk.position, count)
+            parts.append(_Part(out, first, qkv, *angles, chunk.position, chunk.cache))
+            first += count
+        return parts
 
     def next_logits(
         self, chunk: Chunk, cancelled: Callable[[], bool] = lambda: False, out: F32Array | None = None
@@ -185,8 +207,7 @@ class Model:
         tokens: int,
         layer: Layer,
         index: int,
-        chunks: Sequence[Chunk],
-        angles: list[tuple[F32Array, F32Array]],
+        parts: list[_Part],
     ) -> None:
         """x += output(attention(qkv(norm(x)))); each chunk attends to its own cache."""
         b, work = self.buffers, self._work
@@ -194,23 +215,20 @@ class Model:
             b.at.qkv, b.at.x, layer.attention_norm, self._eps, layer.qkv.tiles, tokens, work
         )
         window = self.config.sliding_window if self.config.is_sliding[index] else 0
-        out = b.blocks[: tokens * self.config.q_rows].reshape(-1, tokens, 32)
-        first = 0
-        for chunk, (cos, sin) in zip(chunks, angles, strict=True):
+        for out, first, qkv, cos, sin, position, cache in parts:
             kernels.attend(
                 out,
                 first,
-                b.qkv[first : first + len(chunk.tokens)],
-                chunk.cache.layers[index].arrays,
+                qkv,
+                cache.layers[index].arrays,
                 cos,
                 sin,
                 layer.sinks,
-                chunk.position,
+                position,
                 window,
                 b.attention_scratch,
                 b.at.counter,
             )
-            first += len(chunk.tokens)
         kernels.multiply(b.at.x, layer.output.tiles, tokens, True, work)
 
     def _experts(self, tokens: int, layer: Layer) -> None:

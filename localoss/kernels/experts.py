@@ -109,14 +109,14 @@ def gate_up(h, tiles, runs, inputs, starts, active, alpha, limit, workers):
 @jit
 def _take_down(y, tiles, runs, inputs, starts, active, threads, scratch, counter):
     groups, places = tiles[4], starts[-1]
-    panels = (groups + PANEL - 1) // PANEL
     while True:
-        begin, end = take_run(counter, threads, panels * len(active))
+        begin, end = take_run(counter, threads, groups * len(active))
         if begin == end:
             break
-        for work in range(begin, end):
-            expert, group = active[work // panels], PANEL * (work % panels)
-            own, count = _tiles_of(tiles, runs[expert]), min(PANEL, groups - group)
+        while begin < end:
+            expert, group = active[begin // groups], begin % groups
+            own, count = _tiles_of(tiles, runs[expert]), min(PANEL, groups - group, end - begin)
+            begin += count
             for first in range(starts[expert], starts[expert + 1], TOKENS_AT_ONCE):
                 here = min(TOKENS_AT_ONCE, starts[expert + 1] - first)
                 sums = multiply_panel(own, group, count, inputs, first, here, places, scratch)

@@ -1,7 +1,7 @@
 """Matrix products over tiles.
 
-Threads take runs of panels of 8 row groups (64 rows) from a shared counter. Parameters are addresses,
-numbers, and plain tuples of them:
+Threads take runs of row groups from a shared counter, and multiply panels of 8 of them (64 rows). Parameters
+are addresses, numbers, and plain tuples of them:
 
     tiles    (kind, codes, scales, bias, groups, blocks): a matrix of 8 * groups rows and 32 * blocks columns.
              bias (8 * groups,) f32, or 0 for none. kind, codes, scales: see products.py.
@@ -16,7 +16,6 @@ from localoss.kernels.products import add_row_group, clear
 from localoss.kernels.simd import add, fetch_add, jit, load_f32x8, parallel, store_f32x8, store_i64
 from localoss.sizes import PANEL, SCRATCH_BYTES, TILE_SCRATCH_BYTES, TOKENS_AT_ONCE
 
-_PART_LEFT = 2  # a round takes 1/2 of the panels that are left
 TILE_BYTES = (128, 128, 256, 512)  # by kind: MXFP4, INT4, INT8, BF16
 SCALES_BYTES = (8, 16, 16, 0)
 
@@ -65,34 +64,32 @@ def store_panel(out, tiles, group, groups, sums, first, tokens, adding):
 
 
 @force_inline
-def take_run(counter, threads, panels):
-    """Take the next run of panels for this thread: its first, and the one after its last.
+def take_run(counter, threads, count):
+    """Take the next run of `count` pieces for this thread: its first, and the one after its last.
 
-    A round gives each of `threads` a run, together a part of what is left: memory streams best over long
-    runs, and short ones at the end let cores of different speed finish together. Nothing is left if
-    both are the same.
+    A round gives each of `threads` a run, together half of what is left: memory streams best over long runs,
+    and short ones at the end let cores of different speed finish together. Nothing is left if both are the
+    same.
     """
     ticket, begin = fetch_add(counter, 1), 0
-    while begin < panels:
-        size = max((panels - begin) // (_PART_LEFT * threads), 1)
+    while begin < count:
+        size = max((count - begin) // (2 * threads), 1)
         if ticket < threads:
-            begin = min(begin + ticket * size, panels)
-            return begin, min(begin + size, panels)
+            begin = min(begin + ticket * size, count)
+            return begin, min(begin + size, count)
         ticket -= threads
         begin += threads * size
-    return panels, panels
+    return count, count
 
 
 @jit
 def _take_panels(out, tiles, inputs, tokens, adding, threads, scratch, counter):
-    groups = tiles[4]
-    panels = (groups + PANEL - 1) // PANEL
     while True:
-        begin, end = take_run(counter, threads, panels)
+        begin, end = take_run(counter, threads, tiles[4])
         if begin == end:
             break
-        for group in range(PANEL * begin, PANEL * end, PANEL):
-            count = min(PANEL, groups - group)
+        for group in range(begin, end, PANEL):
+            count = min(PANEL, end - group)
             for first in range(0, tokens, TOKENS_AT_ONCE):
                 here = min(TOKENS_AT_ONCE, tokens - first)
                 sums = multiply_panel(tiles, group, count, inputs, first, here, tokens, scratch)

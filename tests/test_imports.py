@@ -25,7 +25,7 @@ LAYERS = [
     {"localoss.machine"},
     {"localoss.download"},
     {"localoss.gpu"},
-    {"localoss.cache", "localoss.rope", "localoss.sampler", "localoss.weights"},
+    {"localoss.cache", "localoss.lookup", "localoss.rope", "localoss.sampler", "localoss.weights"},
     {"localoss.model", "localoss.sequence"},
     {"localoss.saved_cache"},
     {"localoss.calibration", "localoss.engine", "localoss.warmup"},

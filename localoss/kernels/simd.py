@@ -47,6 +47,33 @@ i8x8, i8x32, i16x8 = Vector("i8", 8), Vector("i8", 32), Vector("i16", 8)
 i16x16, i32x8, f32x8 = Vector("i16", 16), Vector("i32", 8), Vector("f32", 8)
 
 
+def _made(arity: int, typed: Callable[..., Any]) -> Any:
+    """An intrinsic whose types and code `typed` gives for the types of its arguments."""
+    match arity:  # it is read from the signature
+        case 0:
+
+            @intrinsic
+            def made(typingctx):
+                return typed()
+        case 1:
+
+            @intrinsic
+            def made(typingctx, a):
+                return typed(a)
+        case 2:
+
+            @intrinsic
+            def made(typingctx, a, b):
+                return typed(a, b)
+        case _:
+
+            @intrinsic
+            def made(typingctx, a, b, c):
+                return typed(a, b, c)
+
+    return made
+
+
 def op(result: Any, *arguments: Any) -> Callable[[Callable[..., Any]], Any]:
     """Make an intrinsic of a function (builder, *values) -> value that emits LLVM IR; None means void."""
     signature = result(*arguments)
@@ -56,29 +83,7 @@ def op(result: Any, *arguments: Any) -> Callable[[Callable[..., Any]], Any]:
             value = emit(builder, *values)
             return context.get_dummy_value() if value is None else value
 
-        match len(arguments):  # an intrinsic's arity is read from its signature
-            case 0:
-
-                @intrinsic
-                def made(typingctx):
-                    return signature, codegen
-            case 1:
-
-                @intrinsic
-                def made(typingctx, a):
-                    return signature, codegen
-            case 2:
-
-                @intrinsic
-                def made(typingctx, a, b):
-                    return signature, codegen
-            case _:
-
-                @intrinsic
-                def made(typingctx, a, b, c):
-                    return signature, codegen
-
-        return made
+        return _made(len(arguments), lambda *_: (signature, codegen))
 
     return decorate
 
@@ -90,24 +95,7 @@ def op_like(arity: int) -> Callable[[Callable[..., Any]], Any]:
         def codegen(context: Any, builder: Any, _: Any, values: Any) -> Any:
             return emit(builder, *values)
 
-        match arity:
-            case 1:
-
-                @intrinsic
-                def made(typingctx, a):
-                    return a(a), codegen
-            case 2:
-
-                @intrinsic
-                def made(typingctx, a, b):
-                    return a(a, b), codegen
-            case _:
-
-                @intrinsic
-                def made(typingctx, a, b, c):
-                    return a(a, b, c), codegen
-
-        return made
+        return _made(arity, lambda first, *rest: (first(first, *rest), codegen))
 
     return decorate
 

@@ -32,6 +32,8 @@ def main() -> None:
     parser.add_argument("--gen", type=int, default=64)
     parser.add_argument("--threads", type=int)
     args = parser.parse_args()
+    if args.gen < _GROUP:
+        parser.error(f"--gen is {args.gen}; use {_GROUP} or more")
     room = args.deep + args.gen + _GROUP
     engine = localoss.load(args.model, context_tokens=room, conversations=2, threads=args.threads)
     from localoss.bench import touch

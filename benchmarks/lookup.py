@@ -23,7 +23,7 @@ import localoss
 from localoss.chat.harmony import encode_text
 
 ROOT = Path(__file__).resolve().parent.parent
-EDITED, OLD, NEW = "localoss/kernels/attention.py", "5f230dd", "HEAD"
+EDITED, OLD, NEW = "localoss/kernels/attention.py", "5f230dd", "a96648c"
 OTHER = "README.md"
 
 
@@ -88,7 +88,11 @@ def main() -> None:
 
 def version(commit: str) -> str:
     """The edited file's text at a commit."""
-    return subprocess.check_output(["git", "-C", str(ROOT), "show", f"{commit}:{EDITED}"], text=True)
+    command = ["git", "-C", str(ROOT), "show", f"{commit}:{EDITED}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"no {commit} in a git history here; give two files with --edit")
+    return done.stdout
 
 
 if __name__ == "__main__":

@@ -31,10 +31,10 @@ def main() -> None:
     args = parser.parse_args()
     tokens = encode_text(args.text.read_text("utf-8"))[: args.tokens]
     engine = localoss.load(args.model, context_tokens=len(tokens))
+    if engine.dtypes.unembedding != "int8":
+        raise SystemExit(f"its unembedding is {engine.dtypes.unembedding}; give a model with an int8 one")
     vocabulary = engine.weights.tensors[-1]
     codes, scales = vocabulary["unembedding.codes"], vocabulary["unembedding.scales"]
-    if engine.dtypes.unembedding != "int8":
-        raise SystemExit("its unembedding is not int8")
     x = np.array(engine._run(engine.sequence(), tokens), np.float32)[len(tokens) // 2 :]
     x /= np.sqrt(np.mean(x**2, axis=1, keepdims=True) + engine.config.rms_norm_eps)
     x = (x * vocabulary["final_norm"]).reshape(len(x), -1, 32)

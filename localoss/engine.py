@@ -14,10 +14,11 @@ from localoss.cache import KVCache
 from localoss.errors import ContextFullError, GpuError, UsageError
 from localoss.gpu.device import Device
 from localoss.gpu.span import GpuSpan
-from localoss.lookup import MOST_GUESSED, Guesses
+from localoss.lookup import Guesses
 from localoss.model import Chunk, Model
 from localoss.sampler import Sampler, SamplingOptions, Token
 from localoss.sequence import Sequence
+from localoss.sizes import MOST_GUESSED
 from localoss.weights import load_weights
 from quant.config import ModelConfig, read_config
 from quant.manifest import read_manifest

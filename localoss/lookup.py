@@ -1,12 +1,13 @@
 """Guessing what comes next from what came before: text that is copied is run several tokens at a time.
 
-A guess costs no memory and no second model. Engine.generate checks it by running it.
+A guess needs no second model, and sizes.lookup_bytes of memory. Engine.generate checks it by running it.
 """
 
 from collections.abc import Iterable
 
+from localoss.sizes import MOST_GUESSED
+
 _RUN = 6  # so many last tokens must have come before: fewer come again by chance
-MOST_GUESSED = 15
 
 
 class Guesses:

@@ -15,6 +15,7 @@ from localoss.sizes import (
     layer_cache_bytes,
     layer_slots,
     logits_bytes,
+    lookup_bytes,
     snapshot_bytes,
 )
 from localoss.store import class_bytes, expected_sizes
@@ -46,6 +47,7 @@ class Plan:
     threads: int = 1
     chunk_tokens: int = CHUNK_TOKENS
     exact: bool = False  # activations stay float32
+    lookup: bool = False  # guess that what was said comes again
     gpu_layers: int = 0  # the last ones, and the unembedding with all of them
 
     @cached_property
@@ -76,11 +78,12 @@ class Plan:
         sliding = sum(size for size, ring in zip(caches, config.is_sliding, strict=False) if ring)
         exact_experts = self.exact or self.dtypes.experts == "bf16"
         buffers = buffer_sizes(config, chunk, self.threads, exact_experts)
+        guesses = lookup_bytes(config, self.context_tokens) if self.lookup else 0
         return {
             "KV cache, full layers": self.conversations * (sum(caches) - sliding),
             "KV cache, sliding layers": self.conversations * sliding,
             "snapshots": self.conversations * MOST_SNAPSHOTS * snapshot_bytes(config, self.kv_dtype),
-            "scratch": sum(size.nbytes for size in buffers.values()) + logits_bytes(config),
+            "scratch": sum(size.nbytes for size in buffers.values()) + logits_bytes(config) + guesses,
             "program": PROGRAM_BYTES,
         }
 

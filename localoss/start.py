@@ -79,6 +79,7 @@ def start_engine(
         threads=threads,
         chunk_tokens=chunk_tokens,
         exact=exact,
+        lookup=lookup,
     )
     limit_bytes = this_machine().limit_bytes if memory_limit is None else memory_limit
     tell = notice or (lambda line: None)

@@ -1,10 +1,16 @@
 """Guessing what comes next: the same tokens in fewer passes, and nothing left behind by a wrong guess."""
 
+import tracemalloc
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 import localoss
 from localoss.errors import ContextFullError
+from localoss.lookup import Guesses
+from localoss.memory import Plan
+from localoss.sizes import GUESS_BYTES
 from localoss.start import usable_threads
 
 VOCAB = 203
@@ -95,3 +101,15 @@ def test_a_stop_token_ends_it_however_much_was_guessed(engine, monkeypatch):
     answer, stop = iter(prompt), prompt[7]
     made = ids(engine.generate(prompt, stop_ids=(stop,), sequence=sequence, mask=lambda: only(next(answer))))
     assert made == prompt[:8] and sequence.tokens == [*prompt, *made[:-1]]
+
+
+def test_the_plan_has_what_guessing_takes(engine):
+    tokens = random_tokens(30_000)
+    tracemalloc.start()
+    guesses = Guesses(tokens)
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert guesses.next(1) is not None and taken <= 1.05 * GUESS_BYTES * len(tokens)
+    plan = Plan(engine.config, context_tokens=1000)
+    more = replace(plan, lookup=True).own["scratch"] - plan.own["scratch"]
+    assert more == 16 * 4 * 208 + 1000 * GUESS_BYTES

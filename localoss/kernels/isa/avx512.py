@@ -1,7 +1,7 @@
 """x86-64 with AVX-512, its VNNI and its VBMI (Intel since 2019, AMD since 2022): as vnni, with registers of
 512 bits, and 32 of them, for a lone token's products and for attention.
 
-The other products stay as they are: they fill the multipliers with 256 bits.
+Products of several tokens are vnni's, of 256 bits.
 """
 
 from llvmlite import ir

@@ -1,4 +1,8 @@
-"""What the instruction sets share. They are complete when these functions are compiled: see `isa`."""
+"""What the instruction sets share.
+
+These functions call those of the set that was chosen, by way of `isa`, which is still being imported here:
+Numba looks for them when it compiles.
+"""
 
 from numba import njit
 
@@ -59,7 +63,7 @@ def load_int4(codes):
     )
 
 
-# A tile and the only token that it meets: what is not worth keeping is not kept.
+# One tile times one token, for sets that have nothing better (avx512 has).
 
 
 @force_inline

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from io import FileIO
 from math import prod
@@ -101,7 +101,13 @@ class Writer:
             if any(left.values()):
                 raise ValueError(f"{path.name}: tensors are incomplete")
 
-        self.write(path, chunks(), done)
+        try:
+            self.write(path, chunks(), done)
+        finally:
+            # Ended here, with its threads. Left to the garbage collector after an error, it may be ended
+            # while another thread starts, and then waits for ever: seen once, Python 3.11.
+            if isinstance(parts, Generator):
+                parts.close()
 
     def write(self, path: Path, chunks: Iterable[Any], done: Done = _ignore) -> None:
         """Write `path` from `chunks` of bytes, which must not change afterwards.

@@ -4,13 +4,16 @@ import threading
 import time
 from functools import partial
 
+import numpy as np
 import pytest
 from test_convert import files_of
 
 from quant import pipeline
 from quant.convert import convert
+from quant.layout import TensorSpec
 from quant.manifest import Dtypes
 from quant.pipeline import in_order
+from quant.writer import Writer
 
 
 def test_results_come_in_the_order_of_the_work():
@@ -57,3 +60,21 @@ def test_threads_do_not_change_a_bit(checkpoint, tmp_path, monkeypatch):
         convert(checkpoint("wide"), tmp_path / str(threads), Dtypes(attention="int4"))
         made.append(files_of(tmp_path / str(threads)))
     assert made[0] == made[1]
+
+
+def test_a_failed_write_ends_what_it_wrote_from(tmp_path):
+    """At once, threads and all: the garbage collector may come while a thread starts, and wait for ever."""
+    ended = []
+
+    def parts():
+        try:
+            yield "a", np.zeros(4, np.uint8)
+            yield "not next", np.zeros(4, np.uint8)
+        finally:
+            ended.append(True)
+
+    making = parts()  # still referred to here, as by an error's frames
+    specs = {"a": TensorSpec("U8", (8,))}
+    with Writer(lambda written: None) as writer, pytest.raises(ValueError, match="does not come next"):
+        writer.write_tensors(tmp_path / "file", specs, making)
+    assert ended == [True]

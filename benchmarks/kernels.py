@@ -118,7 +118,7 @@ class Bench:
         from localoss.kernels.products import KINDS
         from localoss.sizes import SCRATCH_BYTES
         from localoss.weights import address
-        from quant.layout import scale_bytes, tile_bytes
+        from quant.format.layout import scale_bytes, tile_bytes
 
         codes_bytes, scales_bytes = tile_bytes(rows * COLUMNS, dtype), scale_bytes(rows * COLUMNS, dtype)
         copies = COPIES_BYTES // codes_bytes if rows == ROWS else 1

@@ -25,9 +25,9 @@ from localoss.start import start_calibration
 from quant import fast, fast_scales
 from quant.calibration import Calibration
 from quant.convert import convert
-from quant.formats import INT4, INT8, decode_int, decode_mxfp4, unpack_blocks
-from quant.manifest import Dtypes
-from quant.tiles import from_tiles, scales_from_tiles
+from quant.format.manifest import Dtypes
+from quant.format.numbers import INT4, INT8, decode_int, decode_mxfp4, unpack_blocks
+from quant.format.tiles import from_tiles, scales_from_tiles
 
 CALIBRATION_TOKENS = 1024
 FORMS = ("int8", "int4", "mxfp4")

@@ -17,7 +17,7 @@ import numpy as np
 
 import localoss
 from localoss.chat.harmony import encode_text
-from quant.tiles import from_tiles, scales_from_tiles
+from quant.format.tiles import from_tiles, scales_from_tiles
 
 ROOT = Path(__file__).resolve().parent.parent
 GROUPS_AT_ONCE = 2048  # of 8 rows

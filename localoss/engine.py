@@ -20,8 +20,8 @@ from localoss.sampler import Sampler, SamplingOptions, Token
 from localoss.sequence import Sequence
 from localoss.sizes import MOST_GUESSED
 from localoss.weights import load_weights
-from quant.config import ModelConfig, read_config
-from quant.manifest import read_manifest
+from quant.format.config import ModelConfig, read_config
+from quant.format.manifest import read_manifest
 
 STOP_IDS = (200002, 200012)  # harmony's return and call
 

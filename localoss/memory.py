@@ -19,9 +19,9 @@ from localoss.sizes import (
     snapshot_bytes,
 )
 from localoss.store import class_bytes, expected_sizes
-from quant.config import ModelConfig
-from quant.layout import layer_specs
-from quant.manifest import Dtypes
+from quant.format.config import ModelConfig
+from quant.format.layout import layer_specs
+from quant.format.manifest import Dtypes
 from quant.writer import file_bytes
 
 # Python, its libraries, the vocabulary and the compiled kernels, as benchmarks/memory.py measures them:

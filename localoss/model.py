@@ -20,7 +20,7 @@ from localoss.kernels.products import BF16
 from localoss.rope import Rope
 from localoss.sizes import buffer_sizes
 from localoss.weights import Layer, Weights, address
-from quant.config import SWIGLU_ALPHA, ModelConfig
+from quant.format.config import SWIGLU_ALPHA, ModelConfig
 
 F32Array = NDArray[np.float32]
 

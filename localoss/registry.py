@@ -12,10 +12,10 @@ from typing import Any
 
 from localoss import settings
 from localoss.errors import ModelError, UsageError
-from quant.config import ModelConfig, parse_config
-from quant.json_file import parse_json
-from quant.layout import JOURNAL, MANIFEST
-from quant.published import config_json
+from quant.format.config import ModelConfig, parse_config
+from quant.format.hf_names import config_json
+from quant.format.json_file import parse_json
+from quant.format.layout import JOURNAL, MANIFEST
 
 MODELS_FILE = "models.toml"
 DEMO = "demo"  # the model that comes with localoss

@@ -5,7 +5,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from quant.config import ModelConfig
+from quant.format.config import ModelConfig
 
 F32Array = NDArray[np.float32]
 

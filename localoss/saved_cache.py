@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from localoss.cache import Array, KVCache, LayerCache
 from localoss.gpu.cache import GpuLayerCache
 from localoss.sequence import Sequence, Snapshot, common_prefix
-from quant.config import ModelConfig
+from quant.format.config import ModelConfig
 
 _Layer = LayerCache | GpuLayerCache
 _FORMAT = 1

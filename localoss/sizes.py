@@ -7,8 +7,8 @@ No Numba: a plan should come at once.
 from math import prod
 from typing import NamedTuple
 
-from quant.config import ModelConfig
-from quant.layout import round_up
+from quant.format.config import ModelConfig
+from quant.format.layout import round_up
 
 # Constants of the kernels that sizes follow from.
 KEY_LANES = 16  # positions whose keys lie side by side

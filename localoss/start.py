@@ -16,8 +16,8 @@ from localoss.machine import this_machine
 from localoss.memory import Plan, check, choose_context
 from localoss.registry import find_model
 from localoss.sizes import KV_DTYPES
-from quant.config import ModelConfig, read_config
-from quant.manifest import read_manifest
+from quant.format.config import ModelConfig, read_config
+from quant.format.manifest import read_manifest
 
 if TYPE_CHECKING:
     from localoss.engine import Engine

@@ -19,12 +19,12 @@ from localoss.registry import (
     sources_folder,
     store_folder,
 )
-from quant import disk
-from quant.config import ModelConfig
 from quant.errors import QuantError
-from quant.layout import JOURNAL, MANIFEST, layer_specs, vocabulary_specs
-from quant.manifest import Dtypes, FileEntry, Manifest, parse_manifest, read_manifest
-from quant.published import block_shapes, float_shapes
+from quant.format import disk
+from quant.format.config import ModelConfig
+from quant.format.hf_names import block_shapes, float_shapes
+from quant.format.layout import JOURNAL, MANIFEST, layer_specs, vocabulary_specs
+from quant.format.manifest import Dtypes, FileEntry, Manifest, parse_manifest, read_manifest
 from quant.writer import file_bytes, spec_bytes
 
 COMPLETE, UNFINISHED, DAMAGED = "complete", "unfinished", "damaged"

@@ -6,8 +6,8 @@ from localoss.cache import KVCache
 from localoss.model import Chunk, Model
 from localoss.sampler import Sampler, SamplingOptions
 from localoss.weights import blank_weights
-from quant.config import ModelConfig, RopeConfig
-from quant.manifest import Dtypes
+from quant.format.config import ModelConfig, RopeConfig
+from quant.format.manifest import Dtypes
 
 _TINY = ModelConfig(
     layers=1,

@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 
 from localoss.errors import ModelError
 from localoss.kernels.products import KINDS
-from quant.checkpoint import read_header
-from quant.config import ModelConfig
-from quant.layout import (
+from quant.format.config import ModelConfig
+from quant.format.layout import (
     VOCABULARY_FILE,
     TensorSpec,
     expert_run,
@@ -20,7 +19,8 @@ from quant.layout import (
     layer_specs,
     vocabulary_specs,
 )
-from quant.manifest import Dtypes
+from quant.format.manifest import Dtypes
+from quant.format.safetensors import read_header
 
 # float16 and bfloat16 as their bits: what reads them knows.
 _NUMPY_DTYPES = {

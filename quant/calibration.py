@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from quant.checkpoint import TensorFiles, read_header
-from quant.config import ModelConfig
 from quant.errors import QuantError
-from quant.formats import F32
-from quant.layout import CALIBRATION_FILE, TensorSpec
-from quant.manifest import Dtypes, Text
+from quant.format.config import ModelConfig
+from quant.format.layout import CALIBRATION_FILE, TensorSpec
+from quant.format.manifest import Dtypes, Text
+from quant.format.numbers import F32
+from quant.format.safetensors import TensorFiles, read_header
 from quant.sources import Source
 
 FLOOR = np.float32(0.01)  # of a matrix's mean: a column that the text left still counts a little

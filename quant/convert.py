@@ -10,11 +10,11 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from quant import disk
 from quant.calibration import Calibration, Moments, calibration_specs
-from quant.config import ModelConfig
 from quant.errors import QuantError
-from quant.layout import (
+from quant.format import disk
+from quant.format.config import ModelConfig
+from quant.format.layout import (
     CALIBRATION_FILE,
     VOCABULARY_FILE,
     TensorSpec,
@@ -22,7 +22,7 @@ from quant.layout import (
     layer_specs,
     vocabulary_specs,
 )
-from quant.manifest import Dtypes, Manifest, Origin
+from quant.format.manifest import Dtypes, Manifest, Origin
 from quant.parts import Part, layer_parts, vocabulary_parts
 from quant.probe import expected_seconds
 from quant.sources import Source, open_source

@@ -8,12 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quant import disk
-from quant.checkpoint import INDEX_FILE
 from quant.errors import QuantError
-from quant.formats import Weights, f32_to_bf16
-from quant.layout import TensorSpec
-from quant.published import (
+from quant.format import disk
+from quant.format.hf_names import (
     EMBEDDING,
     EXPERT_MATRICES,
     FINAL_NORM,
@@ -25,6 +22,9 @@ from quant.published import (
     float_shapes,
     layer_prefix,
 )
+from quant.format.layout import TensorSpec
+from quant.format.numbers import Weights, f32_to_bf16
+from quant.format.safetensors import INDEX_FILE
 from quant.sources import Blocks, Source
 from quant.sources.model import ModelSource
 from quant.writer import PART, Writer, header_of, spec_bytes

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quant import disk
-from quant.config import ModelConfig
 from quant.errors import QuantError
-from quant.formats import GROUP, bf16_to_f32
+from quant.format import disk
+from quant.format.config import ModelConfig
+from quant.format.hf_names import EMBEDDING, EXPERT_MATRICES, FINAL_NORM, UNEMBEDDING, layer_prefix
+from quant.format.numbers import GROUP, bf16_to_f32
 from quant.gguf_file import FORMATS, ggml_mxfp4
 from quant.gguf_vocabulary import VOCABULARY_TOKENS, add_placeholder, add_vocabulary
-from quant.published import EMBEDDING, EXPERT_MATRICES, FINAL_NORM, UNEMBEDDING, layer_prefix
 from quant.sources.gguf import LAYER_NAMES
 from quant.sources.model import Coded, ModelSource
 from quant.writer import PART

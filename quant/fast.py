@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quant.fast_scales import best_int_scales, best_mxfp4_scales
-from quant.formats import (
+from quant.format.layout import TILE_BYTES, TILE_ROWS
+from quant.format.numbers import (
     F16,
     F32,
     GROUP,
@@ -28,9 +29,8 @@ from quant.formats import (
     int4_scales,
     int8_scales,
 )
+from quant.format.tiles import scales_to_tiles, tile_counts
 from quant.jit import bits_of, jit, words_of
-from quant.layout import TILE_BYTES, TILE_ROWS
-from quant.tiles import scales_to_tiles, tile_counts
 
 
 def tile_bf16(weights: Weights) -> U8:

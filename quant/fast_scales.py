@@ -11,7 +11,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from quant.formats import (
+from quant.format.numbers import (
     F16,
     F32,
     GROUP,

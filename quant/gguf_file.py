@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quant import fast
-from quant.checkpoint import DAMAGED, TensorFiles, TensorInfo
 from quant.errors import QuantError
-from quant.formats import F32, U8
-from quant.layout import TILE_COLUMNS, round_up
+from quant.format.layout import TILE_COLUMNS, round_up
+from quant.format.numbers import F32, U8
+from quant.format.safetensors import DAMAGED, TensorFiles, TensorInfo
 
 # gpt-oss-120b has 13 MB, nearly all of it vocabulary, 700 tensors and 50 pairs.
 MOST_HEADER_BYTES = 40 << 20

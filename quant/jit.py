@@ -7,7 +7,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from quant.formats import Weights
+from quant.format.numbers import Weights
 
 
 def jit(function: Callable[..., Any]) -> Callable[..., Any]:

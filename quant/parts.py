@@ -13,11 +13,7 @@ from numpy.typing import NDArray
 from quant import fast
 from quant.calibration import Moments
 from quant.errors import QuantError
-from quant.formats import E8M0_NAN, F32, U8, Weights, decode_mxfp4, f32_to_bf16, unpack_blocks
-from quant.layout import TILE_ROWS, ExpertRun, expert_run, round_up
-from quant.manifest import Dtypes
-from quant.pipeline import in_order
-from quant.published import (
+from quant.format.hf_names import (
     EMBEDDING,
     EXPERT_MATRICES,
     FINAL_NORM,
@@ -25,8 +21,12 @@ from quant.published import (
     experts_prefix,
     layer_prefix,
 )
+from quant.format.layout import TILE_ROWS, ExpertRun, expert_run, round_up
+from quant.format.manifest import Dtypes
+from quant.format.numbers import E8M0_NAN, F32, U8, Weights, decode_mxfp4, f32_to_bf16, unpack_blocks
+from quant.format.tiles import scales_to_tiles
+from quant.pipeline import in_order
 from quant.sources import Blocks, Source
-from quant.tiles import scales_to_tiles
 
 SLICE_BYTES = 16 << 20  # of a source tensor, read at once
 Part = tuple[str, NDArray[Any]]  # tensor of the model directory, its next entries

@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quant.checkpoint import TensorFiles, read_header
-from quant.config import ModelConfig
-from quant.formats import F32, bf16_to_f32, decode_int, decode_mxfp4, unpack_blocks
-from quant.layout import (
+from quant.format.config import ModelConfig
+from quant.format.hf_names import EMBEDDING, UNEMBEDDING, experts_prefix, layer_prefix
+from quant.format.layout import (
     TILE_COLUMNS,
     TILE_ROWS,
     VOCABULARY_FILE,
@@ -20,11 +19,12 @@ from quant.layout import (
     scale_bytes,
     tile_bytes,
 )
-from quant.manifest import Manifest
-from quant.published import EMBEDDING, UNEMBEDDING, experts_prefix, layer_prefix
+from quant.format.manifest import Manifest
+from quant.format.numbers import F32, bf16_to_f32, decode_int, decode_mxfp4, unpack_blocks
+from quant.format.safetensors import TensorFiles, read_header
+from quant.format.tiles import from_tiles, scales_from_tiles
 from quant.sources import Blocks, Source, open_source
 from quant.sources.base import as_f32
-from quant.tiles import from_tiles, scales_from_tiles
 
 SLICE_ROWS = 2048  # decoded at once, a multiple of a tile's
 BINS = 12

@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from quant import disk
 from quant.errors import QuantError
-from quant.json_file import read_json
-from quant.layout import CALIBRATION_FILE, CONFIG_FILES, JOURNAL, MANIFEST, VOCABULARY_FILE
-from quant.manifest import FileEntry, Manifest, parse_manifest
+from quant.format import disk
+from quant.format.json_file import read_json
+from quant.format.layout import CALIBRATION_FILE, CONFIG_FILES, JOURNAL, MANIFEST, VOCABULARY_FILE
+from quant.format.manifest import FileEntry, Manifest, parse_manifest
 from quant.writer import PART
 
 NEW_JOURNAL = f"{JOURNAL}.new"

@@ -12,10 +12,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from quant import disk
-from quant.checkpoint import DTYPE_BYTES
-from quant.layout import FORMAT_VERSION, PAGE, TensorSpec, round_up
-from quant.manifest import FileEntry
+from quant.format import disk
+from quant.format.layout import FORMAT_VERSION, PAGE, TensorSpec, round_up
+from quant.format.manifest import FileEntry
+from quant.format.safetensors import DTYPE_BYTES
 
 PART = ".part"
 OURS = {"localoss_format": str(FORMAT_VERSION)}  # metadata of a model directory's files

@@ -12,7 +12,7 @@ from hypothesis import settings as hypothesis_settings
 
 from localoss import kernels, settings
 from quant.convert import convert
-from quant.manifest import Dtypes
+from quant.format.manifest import Dtypes
 
 # A busy machine draws slowly: that says nothing about the code.
 hypothesis_settings.register_profile("any machine", suppress_health_check=[HealthCheck.too_slow])

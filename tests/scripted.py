@@ -16,7 +16,7 @@ from localoss.cache import KVCache
 from localoss.chat import harmony
 from localoss.errors import Cancelled, ContextFullError, ModelError
 from localoss.sequence import Sequence
-from quant.config import ModelConfig, RopeConfig
+from quant.format.config import ModelConfig, RopeConfig
 
 HELLO = "<|channel|>analysis<|message|>A greeting.<|end|>"
 HELLO += "<|start|>assistant<|channel|>final<|message|>Hello!<|return|>"

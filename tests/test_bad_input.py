@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from localoss import cli
-from quant.layout import FORMAT_VERSION
+from quant.format.layout import FORMAT_VERSION
 
 SECOND_SHARD = "model-00001-of-00002.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -6,7 +6,7 @@ import pytest
 from localoss.cache import KVCache
 from localoss.sequence import Sequence
 from localoss.sizes import KEYS_AT_ONCE, MOST_SNAPSHOTS, kv_cache_bytes, layer_slots, snapshot_bytes
-from quant.config import ModelConfig, RopeConfig
+from quant.format.config import ModelConfig, RopeConfig
 
 WINDOW = 20
 

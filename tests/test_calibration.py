@@ -21,11 +21,11 @@ from quant import fast
 from quant.calibration import Calibration, Moments, calibration_specs
 from quant.convert import convert
 from quant.errors import QuantError
-from quant.formats import decode_int, encode_int4, f32_to_bf16
-from quant.layout import CALIBRATION_FILE
-from quant.manifest import Dtypes, Text, parse_manifest, read_manifest
+from quant.format.layout import CALIBRATION_FILE
+from quant.format.manifest import Dtypes, Text, parse_manifest, read_manifest
+from quant.format.numbers import decode_int, encode_int4, f32_to_bf16
+from quant.format.tiles import scales_to_tiles, to_tiles
 from quant.sources import open_source
-from quant.tiles import scales_to_tiles, to_tiles
 
 INT4 = Dtypes("int4", "int8", "int4", "mxfp4")
 TOKENS = read_golden("window").tokens

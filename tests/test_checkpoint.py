@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quant.checkpoint import read_header
 from quant.convert import convert
 from quant.errors import QuantError
-from quant.manifest import Dtypes, read_manifest
+from quant.format.manifest import Dtypes, read_manifest
+from quant.format.safetensors import read_header
 
 
 @pytest.fixture

@@ -11,22 +11,22 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from quant import disk
 from quant import target as target_module
-from quant.checkpoint import Checkpoint, read_header
-from quant.config import read_config
 from quant.convert import convert
 from quant.errors import QuantError
 from quant.export import export
-from quant.formats import (
+from quant.format import disk
+from quant.format.config import read_config
+from quant.format.layout import JOURNAL, expert_run, layer_specs, vocabulary_specs
+from quant.format.manifest import Dtypes, read_manifest
+from quant.format.numbers import (
     bf16_to_f32,
     encode_int4,
     encode_int8,
     pack_blocks,
 )
-from quant.layout import JOURNAL, expert_run, layer_specs, vocabulary_specs
-from quant.manifest import Dtypes, read_manifest
-from quant.tiles import from_tiles, scales_from_tiles
+from quant.format.safetensors import Checkpoint, read_header
+from quant.format.tiles import from_tiles, scales_from_tiles
 
 NUMPY_DTYPES = {"U8": np.uint8, "I8": np.int8, "F16": np.float16, "F32": np.float32, "BF16": np.uint16}
 

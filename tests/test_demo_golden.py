@@ -10,7 +10,7 @@ from golden_files import FOLDER, kl_divergence
 import localoss
 from localoss.demo.install import WEIGHTS
 from quant.convert import convert
-from quant.manifest import Dtypes
+from quant.format.manifest import Dtypes
 
 CLOSE = 1e-3  # of logits that reach 30
 

@@ -18,10 +18,10 @@ from localoss import cli
 from localoss.demo import install as installing
 from localoss.errors import ModelError
 from localoss.registry import find_model
-from quant import disk
 from quant.convert import convert
 from quant.errors import QuantError
-from quant.manifest import Dtypes, read_manifest
+from quant.format import disk
+from quant.format.manifest import Dtypes, read_manifest
 
 TESTS = Path(__file__).parent
 
@@ -191,7 +191,7 @@ AT_ONCE = """
 import json, pathlib, sys
 from localoss.demo import install
 from localoss.registry import find_model
-from quant.manifest import read_manifest
+from quant.format.manifest import read_manifest
 install.WEIGHTS = pathlib.Path(sys.argv[1])
 print("ready", flush=True)
 sys.stdin.readline()

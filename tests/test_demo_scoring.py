@@ -13,7 +13,7 @@ from localoss.chat import harmony
 from localoss.cli import eval_demo
 from localoss.demo import scoring
 from localoss.demo.dialogues import SKILLS, held_out
-from quant.manifest import Dtypes
+from quant.format.manifest import Dtypes
 
 
 def written(case):

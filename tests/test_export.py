@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from test_convert import files_of, published_of
 
 from quant import fast
-from quant.config import read_config
 from quant.convert import convert
 from quant.errors import QuantError
 from quant.export import export
 from quant.export_gguf import export_gguf
-from quant.formats import f32_to_bf16
-from quant.manifest import Dtypes
+from quant.format.config import read_config
+from quant.format.manifest import Dtypes
+from quant.format.numbers import f32_to_bf16
 from quant.sources.base import as_f32
 from quant.sources.gguf import GgufSource
 from quant.sources.huggingface import HuggingFaceSource

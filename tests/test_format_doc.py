@@ -12,10 +12,17 @@ import numpy as np
 import pytest
 from test_convert import published_of
 
-from quant.config import read_config
 from quant.convert import convert
-from quant.formats import bf16_to_f32, decode_int, decode_mxfp4, encode_int4, encode_int8, unpack_blocks
-from quant.manifest import Dtypes
+from quant.format.config import read_config
+from quant.format.manifest import Dtypes
+from quant.format.numbers import (
+    bf16_to_f32,
+    decode_int,
+    decode_mxfp4,
+    encode_int4,
+    encode_int8,
+    unpack_blocks,
+)
 
 
 def test_the_reader_is_short_and_knows_nothing_else():

@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as hnp
 
 from quant import fast
 from quant.errors import QuantError
-from quant.formats import (
+from quant.format.numbers import (
     FP4_VALUES,
     INT4,
     INT8,
@@ -29,7 +29,7 @@ from quant.formats import (
     pack_blocks,
     unpack_blocks,
 )
-from quant.tiles import from_tiles, scales_from_tiles, scales_to_tiles, to_tiles
+from quant.format.tiles import from_tiles, scales_from_tiles, scales_to_tiles, to_tiles
 
 ROWS, COLUMNS = 24, 160  # 3 × 5 tiles
 

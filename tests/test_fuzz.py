@@ -16,10 +16,10 @@ from gguf_mutations import mutate_gguf
 from mutations import mutate_json, mutate_safetensors
 from test_interrupted import files_of, no_waiting  # noqa: F401
 
-from quant.config import read_config
 from quant.convert import convert
 from quant.errors import QuantError
-from quant.manifest import read_manifest
+from quant.format.config import read_config
+from quant.format.manifest import read_manifest
 
 MOST_SECONDS = 1.0
 MOST_BYTES = 100_000_000

@@ -13,7 +13,7 @@ from localoss.chat import harmony
 from localoss.demo.install import WEIGHTS
 from localoss.gpu import device
 from quant.convert import convert
-from quant.manifest import Dtypes
+from quant.format.manifest import Dtypes
 
 pytestmark = pytest.mark.usefixtures("gpu_adapter")
 

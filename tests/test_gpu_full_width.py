@@ -15,8 +15,8 @@ from localoss.model import Chunk, Model
 from localoss.registry import known_models
 from localoss.start import usable_threads
 from localoss.weights import _NUMPY_DTYPES, _weights
-from quant.layout import expert_run, layer_specs, vocabulary_specs
-from quant.manifest import Dtypes
+from quant.format.layout import expert_run, layer_specs, vocabulary_specs
+from quant.format.manifest import Dtypes
 
 
 def random_tensors(specs, random):

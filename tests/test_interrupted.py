@@ -15,10 +15,10 @@ import checkpoints
 import pytest
 from faults import FAIL, FULL, KILL, POWER_CUT, Faults, in_child
 
-from quant import disk
 from quant.convert import convert
 from quant.errors import QuantError
-from quant.manifest import Dtypes, parse_manifest, read_manifest
+from quant.format import disk
+from quant.format.manifest import Dtypes, parse_manifest, read_manifest
 
 SOAK = bool(os.environ.get("LOCALOSS_SOAK"))
 EVERY = {FAIL: 1, KILL: 1, FULL: 1 if SOAK else 3, POWER_CUT: 1 if SOAK else 3}  # every how many steps

@@ -23,7 +23,7 @@ from traced import compile_for, trace
 from localoss import settings
 from localoss.errors import UsageError
 from localoss.kernels import attention, isa, products
-from quant.tiles import to_tiles
+from quant.format.tiles import to_tiles
 
 # What every_operation reads and writes.
 RECORD = np.dtype(

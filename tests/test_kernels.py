@@ -24,7 +24,7 @@ from tiled import (
 from localoss.kernels import experts, matmul
 from localoss.kernels.products import KINDS, OFFSETS
 from localoss.sizes import SCRATCH_BYTES
-from quant.layout import expert_run
+from quant.format.layout import expert_run
 
 THREADS = 2
 SCRATCH = np.empty(THREADS * SCRATCH_BYTES, np.uint8)
@@ -171,7 +171,7 @@ STARTS = np.concatenate([[0], np.cumsum(PLACES)]).astype(np.int64)
 
 
 def expert_weights(dtype):
-    """Runs of bytes as quant/layout.py lays them out, and each expert's matrices and biases."""
+    """Runs of bytes as quant/format/layout.py lays them out, and each expert's matrices and biases."""
     layout = expert_run(SimpleNamespace(intermediate=INTERMEDIATE, hidden=HIDDEN), dtype)
     memory, made = np.zeros((len(PLACES), layout.size), np.uint8), []
     for e, run in enumerate(memory):

@@ -27,7 +27,7 @@ from localoss.memory import (
     reserve_bytes,
 )
 from localoss.registry import known_models
-from quant.manifest import Dtypes
+from quant.format.manifest import Dtypes
 
 EXACT = dict(activations="f32", kv_dtype="f32")
 

@@ -10,8 +10,8 @@ from test_convert import files_of
 
 from quant import pipeline
 from quant.convert import convert
-from quant.layout import TensorSpec
-from quant.manifest import Dtypes
+from quant.format.layout import TensorSpec
+from quant.format.manifest import Dtypes
 from quant.pipeline import in_order
 from quant.writer import Writer
 

@@ -14,11 +14,11 @@ from localoss.download.pull import Order, pull
 from localoss.errors import ModelError, UsageError
 from localoss.machine import Machine
 from localoss.registry import find_model
-from quant import disk
-from quant.checkpoint import INDEX_FILE
 from quant.convert import convert
 from quant.errors import QuantError
-from quant.manifest import Dtypes
+from quant.format import disk
+from quant.format.manifest import Dtypes
+from quant.format.safetensors import INDEX_FILE
 
 __all__ = ["home", "hub", "published", "pulled"]
 HEADER_BYTES = 128 << 10

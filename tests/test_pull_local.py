@@ -13,7 +13,7 @@ from localoss import cli, registry, settings
 from localoss.download.local import discover
 from quant.convert import convert
 from quant.export_gguf import export_gguf
-from quant.manifest import Dtypes
+from quant.format.manifest import Dtypes
 
 __all__ = ["home", "hub", "published"]
 NAME = "gpt-oss-20b"

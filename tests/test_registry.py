@@ -6,7 +6,7 @@ import pytest
 
 from localoss import registry, store
 from localoss.errors import ModelError, UsageError
-from quant.published import block_shapes, float_shapes
+from quant.format.hf_names import block_shapes, float_shapes
 
 
 @pytest.fixture(autouse=True)

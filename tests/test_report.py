@@ -11,8 +11,8 @@ from test_convert import files_of, published_of
 
 from localoss import cli
 from quant.convert import convert, plan
-from quant.formats import bf16_to_f32, decode_int, encode_int4, encode_int8
-from quant.manifest import Dtypes
+from quant.format.manifest import Dtypes
+from quant.format.numbers import bf16_to_f32, decode_int, encode_int4, encode_int8
 from quant.report import report
 
 

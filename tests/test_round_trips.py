@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from quant import fast
 from quant.export_gguf import _ggml
-from quant.formats import (
+from quant.format.numbers import (
     bf16_to_f32,
     decode_int,
     decode_mxfp4,
@@ -16,9 +16,9 @@ from quant.formats import (
     pack_blocks,
     unpack_blocks,
 )
+from quant.format.tiles import from_tiles, scales_from_tiles, scales_to_tiles, to_tiles
 from quant.gguf_file import dequantize, ggml_mxfp4, published_mxfp4
 from quant.sources.model import Coded
-from quant.tiles import from_tiles, scales_from_tiles, scales_to_tiles, to_tiles
 
 CODES = {
     "mxfp4": (0, 16, np.uint8),

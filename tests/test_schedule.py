@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from localoss.download.schedule import Step, peak_bytes, schedule, tensors_of_outputs
 from localoss.registry import known_models
-from quant.layout import VOCABULARY_FILE, layer_file, layer_specs, vocabulary_specs
-from quant.published import block_shapes, float_shapes
+from quant.format.hf_names import block_shapes, float_shapes
+from quant.format.layout import VOCABULARY_FILE, layer_file, layer_specs, vocabulary_specs
 from quant.writer import file_bytes
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from localoss import cli, registry
 from localoss.machine import Machine
-from quant import disk
+from quant.format import disk
 
 ROOT = Path(__file__).parent.parent
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from quant.formats import decode_mxfp4, encode_mxfp4
+from quant.format.numbers import decode_mxfp4, encode_mxfp4
 
 torch = pytest.importorskip("torch")
 

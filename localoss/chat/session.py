@@ -14,8 +14,8 @@ from localoss import settings
 from localoss.chat import transcript
 from localoss.chat.conversation import Conversation
 from localoss.errors import GpuError, LocalossError, UsageError
-from quant import disk
-from quant.layout import MANIFEST
+from quant.format import disk
+from quant.format.layout import MANIFEST
 
 if TYPE_CHECKING:
     from localoss.engine import Engine, Sequence

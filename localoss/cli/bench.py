@@ -46,7 +46,7 @@ def bench(
     import time
 
     from localoss.registry import find_model
-    from quant.config import read_config
+    from quant.format.config import read_config
 
     needed = depth + prompt_tokens + gen_tokens + 1
     most = read_config(find_model(model, say) / "config.json").context

@@ -118,7 +118,7 @@ def _read(file: str) -> str:
 def _longest_contexts(names: list[str], highest: int) -> list[int]:
     """The models' contexts. Raises: UsageError if they cannot be compared, or don't know token `highest`."""
     from localoss.registry import find_model
-    from quant.config import read_config
+    from quant.format.config import read_config
 
     configs = [read_config(find_model(name, say) / "config.json") for name in names]
     vocabularies = [config.vocab for config in configs]

@@ -76,9 +76,9 @@ def plan(
 def _what(model: str) -> tuple[str, Any, Any]:
     """Name, architecture and number formats of `model`, installed or not."""
     from localoss import registry
-    from quant.config import read_config
-    from quant.layout import MANIFEST
-    from quant.manifest import Dtypes, read_manifest
+    from quant.format.config import read_config
+    from quant.format.layout import MANIFEST
+    from quant.format.manifest import Dtypes, read_manifest
 
     known = registry.known_models().get(registry.canonical_name(model))
     try:

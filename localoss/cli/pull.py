@@ -58,7 +58,7 @@ def pull(
     from localoss.cli.pull_progress import pull_progress
     from localoss.download.pull import Order, take
     from localoss.download.pull import pull as pull_model
-    from quant.manifest import Dtypes
+    from quant.format.manifest import Dtypes
 
     dtypes = Dtypes(attention.value, embedding.value, unembedding.value, experts.value)
     order = Order(name, dtypes, revision, stored_as, keep_source, force, repair)

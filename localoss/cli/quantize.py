@@ -60,7 +60,7 @@ def quantize(
     stays under 2 GB. An interrupted run goes on where it stopped when the same command is given again.
     """
     from quant.convert import convert, plan
-    from quant.manifest import Dtypes
+    from quant.format.manifest import Dtypes
 
     dtypes = Dtypes(attention.value, embedding.value, unembedding.value, experts.value)
     calibration = read_calibration(calibrate) if calibrate else None

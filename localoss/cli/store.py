@@ -17,8 +17,8 @@ from localoss.errors import UsageError
 if TYPE_CHECKING:
     from localoss.registry import KnownModel
     from localoss.store import FileState, Installed
-    from quant.config import ModelConfig
-    from quant.manifest import Dtypes
+    from quant.format.config import ModelConfig
+    from quant.format.manifest import Dtypes
 
 
 def list_models(as_json: AsJson = False) -> None:
@@ -178,8 +178,8 @@ def _known_row(known: "KnownModel") -> tuple[str, ...]:
 
 def _fit_of(model: "Installed") -> dict[str, Any] | None:
     """Whether an installed model fits this machine; None for one that isn't whole."""
-    from quant.config import read_config
     from quant.errors import QuantError
+    from quant.format.config import read_config
 
     if model.manifest is None:
         return None
@@ -193,7 +193,7 @@ def _fit(config: "ModelConfig", dtypes: "Dtypes | None" = None) -> dict[str, Any
     """Whether a model fits the memory of this machine, with next to nothing else running on it."""
     from localoss.machine import this_machine
     from localoss.memory import Plan
-    from quant.manifest import Dtypes
+    from quant.format.manifest import Dtypes
 
     machine = this_machine()
     plan = Plan(config, dtypes or Dtypes())
@@ -217,7 +217,7 @@ def _fit_rows(fit: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _details(model: "Installed") -> dict[str, Any]:
     from localoss import store
-    from quant.config import read_config
+    from quant.format.config import read_config
 
     if model.manifest is None:
         return {}
@@ -238,7 +238,7 @@ def _weights(model: "Installed") -> str:
 def _show_model(model: "Installed") -> None:
     from localoss import store
     from localoss.registry import known_models
-    from quant.config import read_config
+    from quant.format.config import read_config
 
     known = known_models().get(model.name)
     rows = [("name", model.name), *([("what", known.description)] if known and known.description else [])]

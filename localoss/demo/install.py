@@ -6,11 +6,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from localoss.errors import ModelError
-from quant import disk
 from quant.convert import convert, origin_of
 from quant.errors import BusyError, QuantError
-from quant.layout import JOURNAL, MANIFEST
-from quant.manifest import Dtypes, Manifest, Origin, parse_manifest, read_manifest
+from quant.format import disk
+from quant.format.layout import JOURNAL, MANIFEST
+from quant.format.manifest import Dtypes, Manifest, Origin, parse_manifest, read_manifest
 from quant.sources import open_source
 
 NAME = "demo"

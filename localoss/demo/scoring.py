@@ -16,7 +16,7 @@ from localoss.demo.dialogues import SKILLS, Case, held_out
 from localoss.demo.install import WEIGHTS
 from localoss.evaluate import Scores, joined, score
 from quant.convert import convert
-from quant.manifest import Dtypes
+from quant.format.manifest import Dtypes
 
 if TYPE_CHECKING:
     from localoss.engine import Engine, Sequence

@@ -20,9 +20,9 @@ from huggingface_hub.utils import build_hf_headers, get_session
 from localoss.download import failures
 from localoss.download.errors import DownloadError, GoneError, WrongFileError
 from localoss.download.failures import CutOffError, ExpiredError, OtherFileError, Patience, StatusError
-from quant.checkpoint import TensorInfo, parse_header
 from quant.errors import QuantError
-from quant.json_file import MOST_BYTES
+from quant.format.json_file import MOST_BYTES
+from quant.format.safetensors import TensorInfo, parse_header
 
 Result = TypeVar("Result")
 HEADER_BYTES = 128 << 10  # asked for at once: gpt-oss-20b's headers have less

@@ -14,7 +14,7 @@ from localoss.download.hub import RemoteFile
 from localoss.errors import UsageError
 from localoss.registry import KnownModel
 from quant.errors import QuantError
-from quant.json_file import read_json
+from quant.format.json_file import read_json
 from quant.sources import Source, open_source
 
 MOST_FOLDERS_DOWN = 4  # publisher/repository/snapshots/commit/file

@@ -24,11 +24,11 @@ from localoss.registry import (
     store_folder,
     unknown,
 )
-from quant import disk
 from quant.convert import Summary, convert_source, output_bytes
-from quant.json_file import read_json
-from quant.layout import JOURNAL, MANIFEST
-from quant.manifest import Dtypes, parse_manifest
+from quant.format import disk
+from quant.format.json_file import read_json
+from quant.format.layout import JOURNAL, MANIFEST
+from quant.format.manifest import Dtypes, parse_manifest
 from quant.target import reopen
 
 NOTE = "pull.json"  # which commit lies in a folder of sources

@@ -6,8 +6,8 @@ is kept in a small file of its own, and the shard goes. So the disk never holds 
 
 from dataclasses import dataclass
 
-from quant.layout import VOCABULARY_FILE, layer_file
-from quant.published import EMBEDDING, FINAL_NORM, UNEMBEDDING, layer_prefix
+from quant.format.hf_names import EMBEDDING, FINAL_NORM, UNEMBEDDING, layer_prefix
+from quant.format.layout import VOCABULARY_FILE, layer_file
 
 
 @dataclass(frozen=True)

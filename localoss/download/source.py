@@ -10,12 +10,19 @@ from localoss.download import schedule, transfer
 from localoss.download.errors import GoneError, WrongFileError
 from localoss.download.hub import Hub
 from localoss.download.progress import Progress
-from quant import disk
-from quant.checkpoint import INDEX_FILE, SINGLE_FILE, TensorFiles, TensorInfo, parse_weight_map, read_header
-from quant.config import parse_config
 from quant.errors import QuantError
-from quant.json_file import parse_json
-from quant.layout import CONFIG_FILES, TensorSpec
+from quant.format import disk
+from quant.format.config import parse_config
+from quant.format.json_file import parse_json
+from quant.format.layout import CONFIG_FILES, TensorSpec
+from quant.format.safetensors import (
+    INDEX_FILE,
+    SINGLE_FILE,
+    TensorFiles,
+    TensorInfo,
+    parse_weight_map,
+    read_header,
+)
 from quant.parts import SLICE_BYTES, Part
 from quant.sources import Source
 from quant.sources.huggingface import HuggingFaceSource

@@ -17,7 +17,7 @@ from localoss.download.errors import WrongFileError
 from localoss.download.failures import TIMES
 from localoss.download.hub import Hub, Piece, RemoteFile
 from localoss.store import HASH_BYTES, sha256_of
-from quant import disk
+from quant.format import disk
 from quant.writer import PART
 
 PIECE_BYTES = 3 << 20

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from localoss.gpu.device import Device
 from localoss.sizes import KV_DTYPES
-from quant.config import ModelConfig
+from quant.format.config import ModelConfig
 
 Array = NDArray[np.generic]
 

@@ -7,7 +7,7 @@ from localoss.gpu.adapters import Adapter, choose_adapter
 from localoss.gpu.device import Device
 from localoss.gpu.memory import memory_bytes
 from localoss.memory import Plan, gigabytes, gpu_layers, gpu_reserve_bytes
-from quant.config import ModelConfig
+from quant.format.config import ModelConfig
 
 Layers = int | str  # a number, "all" or "auto"
 

@@ -5,9 +5,9 @@ from typing import Any
 from localoss.gpu.device import Device, Kernel
 from localoss.gpu.sources import source
 from localoss.gpu.weights import GpuMatrix
-from quant.config import SWIGLU_ALPHA, ModelConfig
-from quant.layout import expert_run, round_up
-from quant.manifest import Dtypes
+from quant.format.config import SWIGLU_ALPHA, ModelConfig
+from quant.format.layout import expert_run, round_up
+from quant.format.manifest import Dtypes
 
 
 class Kernels:

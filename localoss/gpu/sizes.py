@@ -1,8 +1,8 @@
 """How much memory layers take on a GPU: what span.py allocates, and what a plan adds up."""
 
 from localoss.sizes import ArraySize, layer_cache_bytes
-from quant.config import ModelConfig
-from quant.layout import round_up
+from quant.format.config import ModelConfig
+from quant.format.layout import round_up
 
 _TOKENS_AT_ONCE = 8
 LOGIT_ROWS = 8  # whose logits are computed at once

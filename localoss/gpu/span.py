@@ -19,9 +19,9 @@ from localoss.gpu.device import Device, Dispatch, Reading, Recording
 from localoss.gpu.kernels import Kernels
 from localoss.gpu.sizes import LOGIT_ROWS, gpu_buffer_sizes, most_runs, tokens_at_once
 from localoss.gpu.weights import GpuLayer, GpuMatrix, Tensors, upload_layer, upload_matrix
-from quant.config import ModelConfig
-from quant.layout import round_up
-from quant.manifest import Dtypes
+from quant.format.config import ModelConfig
+from quant.format.layout import round_up
+from quant.format.manifest import Dtypes
 
 F32Array = NDArray[np.float32]
 

@@ -24,7 +24,7 @@ class MatrixPart:
 
 @dataclass(frozen=True)
 class GpuMatrix:
-    """A matrix of 8 * groups rows and 32 * blocks columns in tiles of `dtype`; see quant/tiles.py."""
+    """A matrix of 8 * groups rows and 32 * blocks columns in tiles of `dtype`; see quant/format/tiles.py."""
 
     dtype: str
     groups: int

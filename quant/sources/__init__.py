@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from quant.checkpoint import WANTED
 from quant.errors import QuantError
+from quant.format.layout import MANIFEST
+from quant.format.safetensors import WANTED
 from quant.gguf_file import has_magic
-from quant.layout import MANIFEST
 from quant.sources.base import Blocks, Source
 from quant.sources.gguf import GgufSource
 from quant.sources.huggingface import HuggingFaceSource

@@ -9,11 +9,11 @@ from typing import Self
 
 import numpy as np
 
-from quant import disk
-from quant.checkpoint import TensorFiles
-from quant.config import ModelConfig
-from quant.formats import F32, U8, Weights, bf16_to_f32
-from quant.published import Shape, experts_prefix, float_shapes
+from quant.format import disk
+from quant.format.config import ModelConfig
+from quant.format.hf_names import Shape, experts_prefix, float_shapes
+from quant.format.numbers import F32, U8, Weights, bf16_to_f32
+from quant.format.safetensors import TensorFiles
 
 FLOATS = ("BF16", "F16", "F32")
 SAMPLE_BYTES = 4096  # of each tensor's start, for the fingerprint
@@ -28,7 +28,7 @@ class Blocks:
 
 
 class Source(ABC):
-    """A checkpoint of gpt-oss, its tensors under Hugging Face's names (quant/published.py).
+    """A checkpoint of gpt-oss, its tensors under Hugging Face's names (quant/format/hf_names.py).
 
     `small_files` are the configuration's files by name, as published or made: config.json at least.
     `revision` is the hub's commit, for what was pulled from there.

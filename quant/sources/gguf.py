@@ -9,20 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from quant.checkpoint import DAMAGED
-from quant.config import ModelConfig, parse_config
 from quant.errors import QuantError
-from quant.formats import F32, Weights, decode_mxfp4, unpack_blocks
-from quant.gguf_file import (
-    FORMATS,
-    MXFP4_FORMATS,
-    GgufFile,
-    dequantize,
-    open_gguf,
-    published_mxfp4,
-    split_prefix,
-)
-from quant.published import (
+from quant.format.config import ModelConfig, parse_config
+from quant.format.hf_names import (
     EMBEDDING,
     EXPERT_MATRICES,
     FINAL_NORM,
@@ -31,6 +20,17 @@ from quant.published import (
     expert_shapes,
     float_shapes,
     layer_prefix,
+)
+from quant.format.numbers import F32, Weights, decode_mxfp4, unpack_blocks
+from quant.format.safetensors import DAMAGED
+from quant.gguf_file import (
+    FORMATS,
+    MXFP4_FORMATS,
+    GgufFile,
+    dequantize,
+    open_gguf,
+    published_mxfp4,
+    split_prefix,
 )
 from quant.sources.base import Blocks, Source, as_f32
 

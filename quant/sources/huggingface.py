@@ -4,13 +4,13 @@ from pathlib import Path
 
 import numpy as np
 
-from quant.checkpoint import DAMAGED, Checkpoint
-from quant.config import read_config
 from quant.errors import QuantError
-from quant.formats import Weights
-from quant.json_file import MOST_BYTES
-from quant.layout import CONFIG_FILES
-from quant.published import Shape, block_shapes, dense_shapes, experts_prefix, float_shapes
+from quant.format.config import read_config
+from quant.format.hf_names import Shape, block_shapes, dense_shapes, experts_prefix, float_shapes
+from quant.format.json_file import MOST_BYTES
+from quant.format.layout import CONFIG_FILES
+from quant.format.numbers import Weights
+from quant.format.safetensors import DAMAGED, Checkpoint
 from quant.sources.base import FLOATS, Blocks, Source
 
 

@@ -7,10 +7,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quant import fast
-from quant.checkpoint import TensorFiles, read_header
-from quant.config import read_config
-from quant.formats import F32, Weights, decode_int, decode_mxfp4, unpack_blocks
-from quant.layout import (
+from quant.format.config import read_config
+from quant.format.hf_names import (
+    EMBEDDING,
+    EXPERT_MATRICES,
+    FINAL_NORM,
+    UNEMBEDDING,
+    expert_shapes,
+    layer_prefix,
+)
+from quant.format.layout import (
     CONFIG_FILES,
     TILE_COLUMNS,
     TILE_ROWS,
@@ -23,10 +29,11 @@ from quant.layout import (
     tile_bytes,
     vocabulary_specs,
 )
-from quant.manifest import read_manifest
-from quant.published import EMBEDDING, EXPERT_MATRICES, FINAL_NORM, UNEMBEDDING, expert_shapes, layer_prefix
+from quant.format.manifest import read_manifest
+from quant.format.numbers import F32, Weights, decode_int, decode_mxfp4, unpack_blocks
+from quant.format.safetensors import TensorFiles, read_header
+from quant.format.tiles import from_tiles, scales_from_tiles
 from quant.sources.base import Blocks, Source
-from quant.tiles import from_tiles, scales_from_tiles
 
 _SCALE_DTYPES = {"mxfp4": np.uint8, "int4": np.float16, "bf16": np.uint8}  # bf16 has none
 _VECTORS = {

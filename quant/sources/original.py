@@ -7,11 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from quant.checkpoint import INDEX_FILE, Checkpoint, read_header
-from quant.config import ModelConfig, parse_config
 from quant.errors import QuantError
-from quant.json_file import read_json
-from quant.published import (
+from quant.format.config import ModelConfig, parse_config
+from quant.format.hf_names import (
     EMBEDDING,
     FINAL_NORM,
     UNEMBEDDING,
@@ -21,6 +19,8 @@ from quant.published import (
     float_shapes,
     layer_prefix,
 )
+from quant.format.json_file import read_json
+from quant.format.safetensors import INDEX_FILE, Checkpoint, read_header
 from quant.sources.base import FLOATS, Blocks, Source
 
 # config.json: published key -> original key

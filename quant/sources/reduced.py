@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from quant.checkpoint import DAMAGED
 from quant.errors import QuantError
-from quant.formats import Weights
-from quant.json_file import read_json
-from quant.published import EMBEDDING, UNEMBEDDING, Shape
+from quant.format.hf_names import EMBEDDING, UNEMBEDDING, Shape
+from quant.format.json_file import read_json
+from quant.format.numbers import Weights
+from quant.format.safetensors import DAMAGED
 from quant.sources.huggingface import HuggingFaceSource
 
 TOKEN_IDS = "token_ids.json"

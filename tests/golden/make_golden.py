@@ -35,7 +35,7 @@ from localoss.demo.dialogues import SKILLS, held_out  # noqa: E402
 from localoss.demo.install import WEIGHTS  # noqa: E402
 from quant.convert import convert  # noqa: E402
 from quant.export import export  # noqa: E402
-from quant.manifest import Dtypes  # noqa: E402
+from quant.format.manifest import Dtypes  # noqa: E402
 
 DEMO_STRIDE = 20  # of so many positions of a dialogue, one is stored
 VERSIONS = (

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from localoss.demo.training.batches import Batch
 from localoss.rope import Rope
-from quant.config import SWIGLU_ALPHA, ModelConfig
+from quant.format.config import SWIGLU_ALPHA, ModelConfig
 
 Round = Callable[[Tensor], Tensor]
 

@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor
 
-from quant import formats
+from quant.format import numbers as formats
 
 
 def round_mxfp4(weights: Tensor) -> Tensor:
     """`weights` (E, C, R), rounded to bfloat16, then in blocks of 32 along C; the gradient passes unchanged.
 
-    The same values as quant.formats' encode_mxfp4 and decode_mxfp4 of each expert's transpose.
+    The same values as quant.format.numbers' encode_mxfp4 and decode_mxfp4 of each expert's transpose.
     """
     with torch.no_grad():
         rounded = _rounded(weights.detach().bfloat16().float())

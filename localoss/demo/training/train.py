@@ -23,7 +23,7 @@ from localoss.demo.training.muon import Muon
 from localoss.demo.training.rounding import round_mxfp4
 from localoss.demo.training.scoring import Examination
 from localoss.demo.training.vocabulary import collect
-from quant.config import parse_config
+from quant.format.config import parse_config
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quant.errors import QuantError
-from quant.formats import U8
-from quant.layout import TILE_BYTES, TILE_COLUMNS, TILE_ROWS
+from quant.format.layout import TILE_BYTES, TILE_COLUMNS, TILE_ROWS
+from quant.format.numbers import U8
 
 
 def to_tiles(codes: NDArray[Any], dtype: str) -> U8:

@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from quant.checkpoint import INDEX_FILE, SINGLE_FILE
 from quant.errors import QuantError
-from quant.json_file import read_json
-from quant.layout import FORMAT_VERSION, JOURNAL, MANIFEST
+from quant.format.json_file import read_json
+from quant.format.layout import FORMAT_VERSION, JOURNAL, MANIFEST
+from quant.format.safetensors import INDEX_FILE, SINGLE_FILE
 
 CHOICES = {
     "attention": ("int8", "int4", "bf16"),

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from quant.errors import QuantError
-from quant.json_file import read_json
+from quant.format.json_file import read_json
 
 MOST_LAYERS = 512  # so that a damaged number can't ask for more memory than there is
 SWIGLU_ALPHA = 1.702  # fixed by the architecture; not in config.json

@@ -10,8 +10,8 @@ All sizes and offsets follow from the config and the dtypes.
 
 from dataclasses import dataclass
 
-from quant.config import ModelConfig
 from quant.errors import QuantError
+from quant.format.config import ModelConfig
 
 FORMAT_VERSION = 1
 PAGE = 4096  # tensor data and every expert's run start on a page

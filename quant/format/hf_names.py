@@ -6,8 +6,8 @@ Whatever layout a checkpoint has, the converter knows its tensors by these names
 import json
 from typing import Any
 
-from quant.config import MOST_LAYERS, ModelConfig
-from quant.layout import TILE_COLUMNS
+from quant.format.config import MOST_LAYERS, ModelConfig
+from quant.format.layout import TILE_COLUMNS
 
 EMBEDDING = "model.embed_tokens.weight"
 FINAL_NORM = "model.norm.weight"

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quant.errors import QuantError
-from quant.json_file import MOST_BYTES, parse_json, read_json
+from quant.format.json_file import MOST_BYTES, parse_json, read_json
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"

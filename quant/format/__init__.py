@@ -1,0 +1,1 @@
+"""What lies on the disk: the model directory's files, number formats and tiles, and names in checkpoints."""

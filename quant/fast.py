@@ -1,8 +1,8 @@
-"""What the converter spends its time on, jitted; equal to formats.py and tiles.py bit for bit.
+"""What the converter spends its time on, jitted; equal to numbers.py and tiles.py bit for bit.
 
 `weights` are bfloat16 bits (u16) or float32, C-order.
 
-The scale rules stay in formats.py: the jitted loops find each group's extreme, NumPy makes the scales of
+The scale rules stay in numbers.py: the jitted loops find each group's extreme, NumPy makes the scales of
 these, and the jitted loops quantize straight into tiles.
 """
 

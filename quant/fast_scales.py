@@ -1,6 +1,6 @@
-"""The scales of quantized groups, searched by jitted loops; equal to formats.py bit for bit.
+"""The scales of quantized groups, searched by jitted loops; equal to numbers.py bit for bit.
 
-The scale rules stay in formats.py: a loop finds each group's extreme, NumPy makes the rule's scale of it,
+The scale rules stay in numbers.py: a loop finds each group's extreme, NumPy makes the rule's scale of it,
 and another loop tries that scale's neighbours. `words` are bfloat16 bits or float32's, see jit.words_of.
 """
 

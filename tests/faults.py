@@ -13,7 +13,7 @@ FAIL, FULL, KILL, POWER_CUT = "fail", "full", "kill", "power cut"
 
 
 class Faults:
-    """Wraps every step of quant.format.disk: `fault` happens at step `at`, counted from 0; without one it counts.
+    """Wraps every step of quant.format.disk: `fault` happens at step `at`, from 0 on; without one it counts.
 
     fail: that step raises EIO. full: it and all later writes raise ENOSPC. kill: SIGKILL, a write half done.
     power cut: a kill, and what wasn't synced is gone: contents of files, renames, removals.

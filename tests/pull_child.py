@@ -1,7 +1,7 @@
 """A pull in a process of its own, to be killed: pull_child.py NAME PIECE_BYTES [STEP].
 
-Prints a line when the download is about to begin. With STEP it kills itself at that step of quant.format.disk,
-after a line that names it.
+Prints a line when the download is about to begin. With STEP it kills itself at that step of
+quant.format.disk, after a line that names it.
 """
 
 import sys

@@ -1,9 +1,9 @@
 """The two matrices of each expert, over all tokens that chose it.
 
 (token, expert) pairs are sorted by expert: expert e has the places starts[e] to starts[e + 1] of the
-activations, see activations.sort_by_expert. Its weights are one run of bytes at the address runs[e], laid out
-as quant/format/layout.py's ExpertRun says. Parameters named after buffers are addresses, unless their description
-says "array".
+activations, see activations.sort_by_expert. Its weights are one run of bytes at the address runs[e], laid
+out as quant/format/layout.py's ExpertRun says. Parameters named after buffers are addresses, unless their
+description says "array".
 """
 
 import numpy as np

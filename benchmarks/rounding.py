@@ -22,7 +22,8 @@ from localoss.chat import harmony
 from localoss.demo.dialogues import SKILLS, Case, held_out, training
 from localoss.demo.install import WEIGHTS
 from localoss.start import start_calibration
-from quant import fast, fast_scales
+from quant import jit_loops as fast
+from quant import jit_scales as fast_scales
 from quant.calibration import Calibration
 from quant.convert import convert
 from quant.format.manifest import Dtypes

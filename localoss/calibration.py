@@ -16,10 +16,10 @@ from localoss.errors import UsageError
 from localoss.model import Chunk, Model
 from localoss.weights import Layer, blank_weights
 from quant.calibration import Calibration, Measured
+from quant.encode_tensors import Part, layer_parts
 from quant.format.config import ModelConfig
 from quant.format.hf_names import EMBEDDING, FINAL_NORM
 from quant.format.manifest import Dtypes, Text
-from quant.parts import Part, layer_parts
 from quant.sources import Source
 from quant.sources.base import as_f32
 

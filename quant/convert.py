@@ -11,7 +11,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from quant.calibration import Calibration, Moments, calibration_specs
+from quant.encode_tensors import Part, layer_parts, vocabulary_parts
 from quant.errors import QuantError
+from quant.estimate import expected_seconds
 from quant.format import disk
 from quant.format.config import ModelConfig
 from quant.format.layout import (
@@ -23,10 +25,8 @@ from quant.format.layout import (
     vocabulary_specs,
 )
 from quant.format.manifest import Dtypes, Manifest, Origin
-from quant.parts import Part, layer_parts, vocabulary_parts
-from quant.probe import expected_seconds
+from quant.output_folder import Target
 from quant.sources import Source, open_source
-from quant.target import Target
 from quant.writer import Writer, file_bytes
 
 Progress = Callable[[int, int], None]

@@ -17,9 +17,9 @@ from quant.format import disk
 from quant.format.config import ModelConfig
 from quant.format.hf_names import EMBEDDING, EXPERT_MATRICES, FINAL_NORM, UNEMBEDDING, layer_prefix
 from quant.format.numbers import GROUP, bf16_to_f32
-from quant.gguf_file import FORMATS, ggml_mxfp4
 from quant.gguf_vocabulary import VOCABULARY_TOKENS, add_placeholder, add_vocabulary
 from quant.sources.gguf import LAYER_NAMES
+from quant.sources.gguf_file import FORMATS, ggml_mxfp4
 from quant.sources.model import Coded, ModelSource
 from quant.writer import PART
 

@@ -17,7 +17,7 @@ from test_convert import files_of
 from localoss import cli
 from localoss.calibration import calibration_of
 from localoss.errors import UsageError
-from quant import fast
+from quant import jit_loops as fast
 from quant.calibration import Calibration, Moments, calibration_specs
 from quant.convert import convert
 from quant.errors import QuantError

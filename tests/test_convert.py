@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from quant import target as target_module
+from quant import output_folder as target_module
 from quant.convert import convert
 from quant.errors import QuantError
 from quant.export import export
@@ -204,7 +204,7 @@ def test_progress_runs_from_nothing_to_everything(checkpoint, tmp_path):
 def test_slices_do_not_show(checkpoint, tmp_path, monkeypatch):
     """Slices of one row of tiles give the same files as tensors read whole."""
     convert(checkpoint("window"), tmp_path / "whole")
-    monkeypatch.setattr("quant.parts.SLICE_BYTES", 1)
+    monkeypatch.setattr("quant.encode_tensors.SLICE_BYTES", 1)
     convert(checkpoint("window"), tmp_path / "sliced")
     assert files_of(tmp_path / "whole") == files_of(tmp_path / "sliced")
 

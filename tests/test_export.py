@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_convert import files_of, published_of
 
-from quant import fast
+from quant import jit_loops as fast
 from quant.convert import convert
 from quant.errors import QuantError
 from quant.export import export

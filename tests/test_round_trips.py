@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quant import fast
+from quant import jit_loops as fast
 from quant.export_gguf import _ggml
 from quant.format.numbers import (
     bf16_to_f32,
@@ -17,7 +17,7 @@ from quant.format.numbers import (
     unpack_blocks,
 )
 from quant.format.tiles import from_tiles, scales_from_tiles, scales_to_tiles, to_tiles
-from quant.gguf_file import dequantize, ggml_mxfp4, published_mxfp4
+from quant.sources.gguf_file import dequantize, ggml_mxfp4, published_mxfp4
 from quant.sources.model import Coded
 
 CODES = {

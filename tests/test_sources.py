@@ -14,7 +14,7 @@ from golden_files import read_golden
 from test_convert import files_of, published_of, tensors_of
 
 import localoss
-from quant import fast
+from quant import jit_loops as fast
 from quant.convert import convert
 from quant.errors import QuantError
 from quant.format.config import read_config
@@ -22,8 +22,8 @@ from quant.format.layout import expert_run
 from quant.format.manifest import Dtypes, read_manifest
 from quant.format.numbers import bf16_to_f32, encode_int4, encode_mxfp4, f32_to_bf16, pack_blocks
 from quant.format.tiles import from_tiles, scales_from_tiles
-from quant.gguf_file import dequantize, ggml_mxfp4, published_mxfp4
 from quant.report import report
+from quant.sources.gguf_file import dequantize, ggml_mxfp4, published_mxfp4
 
 NAME = "window"
 KEPT = dict(attention="bf16", embedding="bf16", unembedding="bf16")

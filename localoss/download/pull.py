@@ -29,7 +29,7 @@ from quant.format import disk
 from quant.format.json_file import read_json
 from quant.format.layout import JOURNAL, MANIFEST
 from quant.format.manifest import Dtypes, parse_manifest
-from quant.target import reopen
+from quant.output_folder import reopen
 
 NOTE = "pull.json"  # which commit lies in a folder of sources
 BUSY = "another `localoss pull` of this model is running; wait for it, or stop it"

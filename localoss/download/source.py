@@ -10,6 +10,7 @@ from localoss.download import schedule, transfer
 from localoss.download.errors import GoneError, WrongFileError
 from localoss.download.hub import Hub
 from localoss.download.progress import Progress
+from quant.encode_tensors import SLICE_BYTES, Part
 from quant.errors import QuantError
 from quant.format import disk
 from quant.format.config import parse_config
@@ -23,7 +24,6 @@ from quant.format.safetensors import (
     parse_weight_map,
     read_header,
 )
-from quant.parts import SLICE_BYTES, Part
 from quant.sources import Source
 from quant.sources.huggingface import HuggingFaceSource
 from quant.writer import Writer

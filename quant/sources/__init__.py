@@ -5,9 +5,9 @@ from pathlib import Path
 from quant.errors import QuantError
 from quant.format.layout import MANIFEST
 from quant.format.safetensors import WANTED
-from quant.gguf_file import has_magic
 from quant.sources.base import Blocks, Source
 from quant.sources.gguf import GgufSource
+from quant.sources.gguf_file import has_magic
 from quant.sources.huggingface import HuggingFaceSource
 from quant.sources.original import OriginalSource, is_original
 from quant.sources.reduced import TOKEN_IDS, ReducedSource

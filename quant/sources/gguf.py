@@ -23,7 +23,8 @@ from quant.format.hf_names import (
 )
 from quant.format.numbers import F32, Weights, decode_mxfp4, unpack_blocks
 from quant.format.safetensors import DAMAGED
-from quant.gguf_file import (
+from quant.sources.base import Blocks, Source, as_f32
+from quant.sources.gguf_file import (
     FORMATS,
     MXFP4_FORMATS,
     GgufFile,
@@ -32,7 +33,6 @@ from quant.gguf_file import (
     published_mxfp4,
     split_prefix,
 )
-from quant.sources.base import Blocks, Source, as_f32
 
 ARCHITECTURES = ("gpt-oss", "gptoss")  # llama.cpp's word, Ollama's
 _MATRICES = tuple(name for name, _, _ in FORMATS.values() if name not in MXFP4_FORMATS)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quant import fast
+from quant import jit_loops as fast
 from quant.calibration import Moments
 from quant.errors import QuantError
 from quant.format.hf_names import (

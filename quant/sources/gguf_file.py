@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quant import fast
+from quant import jit_loops as fast
 from quant.errors import QuantError
 from quant.format.layout import TILE_COLUMNS, round_up
 from quant.format.numbers import F32, U8

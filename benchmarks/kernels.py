@@ -116,7 +116,7 @@ class Bench:
         The full matrix comes in copies that take turns, a smaller one stays the same."""
         from localoss.kernels.matmul import matmul
         from localoss.kernels.products import KINDS
-        from localoss.sizes import SCRATCH_BYTES
+        from localoss.plan.sizes import SCRATCH_BYTES
         from localoss.weights import address
         from quant.format.layout import scale_bytes, tile_bytes
 
@@ -153,7 +153,7 @@ class Bench:
         self, name: str, tokens: int, window: int, threads: int, bandwidth: dict[int, float]
     ) -> None:
         from localoss.kernels.attention import attention
-        from localoss.sizes import KEY_LANES, attention_scratch_floats
+        from localoss.plan.sizes import KEY_LANES, attention_scratch_floats
         from localoss.weights import address
 
         nbytes = 2 * KV_HEADS * HEAD_DIM * 2 * POSITION

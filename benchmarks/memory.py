@@ -76,7 +76,7 @@ def measure(model: str, context_tokens: int, kv_dtype: str, prompt_tokens: int) 
     import localoss
     from localoss.bench import touch
     from localoss.chat import harmony
-    from localoss.memory import PROGRAM_BYTES, Plan
+    from localoss.plan.memory import PROGRAM_BYTES, Plan
 
     engine = localoss.load(model, context_tokens=context_tokens, kv_dtype=kv_dtype)
     plan = Plan(engine.config, engine.dtypes, context_tokens, kv_dtype=kv_dtype, threads=engine.threads)

@@ -12,7 +12,7 @@ from localoss import kernels
 from localoss.engine import Engine
 from localoss.kernels import isa
 from localoss.kernels.bandwidth import SCRATCH_BYTES, read_bytes
-from localoss.sizes import kv_cache_bytes
+from localoss.plan.sizes import kv_cache_bytes
 from localoss.weights import Weights, address
 
 _BANDWIDTH_BYTES = 1 << 30  # at most so much of the weights is read to measure it

@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from localoss.gpu.cache import GpuLayerCache
 from localoss.gpu.span import GpuSpan
-from localoss.sizes import KEY_LANES, layer_cache_sizes, layer_slots
+from localoss.plan.sizes import KEY_LANES, layer_cache_sizes, layer_slots
 from quant.format.config import ModelConfig
 
 Array = NDArray[np.generic]

@@ -16,9 +16,9 @@ from localoss.gpu.device import Device
 from localoss.gpu.span import GpuSpan
 from localoss.lookup import Guesses
 from localoss.model import Chunk, Model
+from localoss.plan.sizes import MOST_GUESSED
 from localoss.sampler import Sampler, SamplingOptions, Token
 from localoss.sequence import Sequence
-from localoss.sizes import MOST_GUESSED
 from localoss.weights import load_weights
 from quant.format.config import ModelConfig, read_config
 from quant.format.manifest import read_manifest

@@ -5,7 +5,7 @@ A guess needs no second model, and sizes.lookup_bytes of memory. Engine.generate
 
 from collections.abc import Iterable
 
-from localoss.sizes import MOST_GUESSED
+from localoss.plan.sizes import MOST_GUESSED
 
 _RUN = 6  # so many last tokens must have come before: fewer come again by chance
 

@@ -17,8 +17,8 @@ from localoss.gpu.span import GpuSpan
 from localoss.kernels import layer as kernels
 from localoss.kernels import use_threads
 from localoss.kernels.products import BF16
+from localoss.plan.sizes import buffer_sizes
 from localoss.rope import Rope
-from localoss.sizes import buffer_sizes
 from localoss.weights import Layer, Weights, address
 from quant.format.config import SWIGLU_ALPHA, ModelConfig
 

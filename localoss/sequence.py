@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from localoss.cache import Array, KVCache
-from localoss.sizes import MOST_SNAPSHOTS
+from localoss.plan.sizes import MOST_SNAPSHOTS
 
 _NEWEST_KEPT = 4  # those of the last two exchanges are never thinned out
 

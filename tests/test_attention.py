@@ -13,7 +13,7 @@ from tiled import address, from_blocks
 
 from localoss.cache import LayerCache
 from localoss.kernels.attention import attention, rotate_and_store
-from localoss.sizes import KEY_LANES, attention_scratch_floats
+from localoss.plan.sizes import KEY_LANES, attention_scratch_floats
 
 THREADS = 2
 GUARD = 2  # tokens of other sequences before and after this one's

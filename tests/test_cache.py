@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from localoss.cache import KVCache
+from localoss.plan.sizes import KEYS_AT_ONCE, MOST_SNAPSHOTS, kv_cache_bytes, layer_slots, snapshot_bytes
 from localoss.sequence import Sequence
-from localoss.sizes import KEYS_AT_ONCE, MOST_SNAPSHOTS, kv_cache_bytes, layer_slots, snapshot_bytes
 from quant.format.config import ModelConfig, RopeConfig
 
 WINDOW = 20

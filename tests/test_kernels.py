@@ -23,7 +23,7 @@ from tiled import (
 
 from localoss.kernels import experts, matmul
 from localoss.kernels.products import KINDS, OFFSETS
-from localoss.sizes import SCRATCH_BYTES
+from localoss.plan.sizes import SCRATCH_BYTES
 from quant.format.layout import expert_run
 
 THREADS = 2

@@ -9,8 +9,8 @@ import pytest
 import localoss
 from localoss.errors import ContextFullError
 from localoss.lookup import Guesses
-from localoss.memory import Plan
-from localoss.sizes import GUESS_BYTES
+from localoss.plan.memory import Plan
+from localoss.plan.sizes import GUESS_BYTES
 from localoss.start import usable_threads
 
 VOCAB = 203

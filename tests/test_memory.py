@@ -14,8 +14,8 @@ from localoss.bench import anonymous_bytes
 from localoss.cache import KVCache
 from localoss.cli.options import size_bytes
 from localoss.errors import UsageError
-from localoss.machine import this_machine
-from localoss.memory import (
+from localoss.plan.machine import this_machine
+from localoss.plan.memory import (
     FITS,
     FROM_DISK,
     PROGRAM_BYTES,

@@ -12,7 +12,7 @@ from localoss.download import transfer
 from localoss.download.errors import DownloadError
 from localoss.download.pull import Order, pull
 from localoss.errors import ModelError, UsageError
-from localoss.machine import Machine
+from localoss.plan.machine import Machine
 from localoss.registry import find_model
 from quant.convert import convert
 from quant.errors import QuantError

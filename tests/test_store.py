@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from localoss import cli, registry
-from localoss.machine import Machine
+from localoss.plan.machine import Machine
 from quant.format import disk
 
 ROOT = Path(__file__).parent.parent
@@ -124,7 +124,7 @@ def test_show_takes_a_folder_and_a_known_model(model, localoss_cli):
 )
 def test_whether_it_fits_this_machine(machine_gb, verdict, words, localoss_cli, monkeypatch):
     machine = Machine(int(machine_gb * 1e9), 0)  # whatever else runs on it now
-    monkeypatch.setattr("localoss.machine.this_machine", lambda: machine)
+    monkeypatch.setattr("localoss.plan.machine.this_machine", lambda: machine)
     (line,) = [line for line in localoss_cli("list")[1].splitlines() if " gpt-oss-20b " in line]
     assert verdict in line
     assert words in localoss_cli("show", "gpt-oss-20b")[1]

@@ -12,8 +12,8 @@ from localoss.errors import ModelError, UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from localoss.machine import Machine
-    from localoss.memory import Plan
+    from localoss.plan.machine import Machine
+    from localoss.plan.memory import Plan
 
 _BAR_COLUMNS = 64
 _LETTERS = {"experts": "█", "attention": "▓", "embedding": "▒", "unembedding": "▒", "routers and norms": "▒"}
@@ -52,8 +52,8 @@ def plan(
     """
     import psutil
 
-    from localoss.machine import Machine, this_machine
-    from localoss.memory import Plan, choose_context
+    from localoss.plan.machine import Machine, this_machine
+    from localoss.plan.memory import Plan, choose_context
 
     label, config, dtypes = _what(model)
     if context is not None and context > config.context:
@@ -96,7 +96,7 @@ def _what(model: str) -> tuple[str, Any, Any]:
 def _report(
     label: str, plan: "Plan", machine: "Machine", is_this_machine: bool, gpu_bytes: int | None
 ) -> dict[str, Any]:
-    from localoss.memory import gpu_layers
+    from localoss.plan.memory import gpu_layers
 
     limit = machine.limit_bytes
     report = {
@@ -135,7 +135,7 @@ def _print(
 ) -> None:
     from rich.console import Console
 
-    from localoss.memory import gigabytes, gpu_layers
+    from localoss.plan.memory import gigabytes, gpu_layers
 
     console = Console(highlight=False, soft_wrap=True)
     several = f", {plan.conversations} conversations" if plan.conversations > 1 else ""
@@ -167,7 +167,7 @@ def _print(
 
 def _print_gpu(console: "Console", plan: "Plan", gpu_bytes: int) -> None:
     """What a GPU of so many bytes holds of `plan`, whose gpu_layers fit it."""
-    from localoss.memory import gigabytes
+    from localoss.plan.memory import gigabytes
 
     if not plan.gpu_layers:
         console.print(f"A GPU of {gigabytes(gpu_bytes)} holds no layer of it.")

@@ -191,8 +191,8 @@ def _fit_of(model: "Installed") -> dict[str, Any] | None:
 
 def _fit(config: "ModelConfig", dtypes: "Dtypes | None" = None) -> dict[str, Any]:
     """Whether a model fits the memory of this machine, with next to nothing else running on it."""
-    from localoss.machine import this_machine
-    from localoss.memory import Plan
+    from localoss.plan.machine import this_machine
+    from localoss.plan.memory import Plan
     from quant.format.manifest import Dtypes
 
     machine = this_machine()

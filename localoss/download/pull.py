@@ -14,8 +14,8 @@ from localoss.download.local import Found, discover, open_local
 from localoss.download.progress import Progress
 from localoss.download.source import PulledSource
 from localoss.errors import ModelError, UsageError
-from localoss.machine import this_machine
-from localoss.memory import Plan, check
+from localoss.plan.machine import this_machine
+from localoss.plan.memory import Plan, check
 from localoss.registry import (
     REPOSITORY,
     canonical_name,

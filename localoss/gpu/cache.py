@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from localoss.gpu.device import Device
-from localoss.sizes import KV_DTYPES
+from localoss.plan.sizes import KV_DTYPES
 from quant.format.config import ModelConfig
 
 Array = NDArray[np.generic]

@@ -17,8 +17,8 @@ from localoss.errors import Cancelled
 from localoss.gpu.cache import GpuLayerCache
 from localoss.gpu.device import Device, Dispatch, Reading, Recording
 from localoss.gpu.kernels import Kernels
-from localoss.gpu.sizes import LOGIT_ROWS, gpu_buffer_sizes, most_runs, tokens_at_once
 from localoss.gpu.weights import GpuLayer, GpuMatrix, Tensors, upload_layer, upload_matrix
+from localoss.plan.gpu_sizes import LOGIT_ROWS, gpu_buffer_sizes, most_runs, tokens_at_once
 from quant.format.config import ModelConfig
 from quant.format.layout import round_up
 from quant.format.manifest import Dtypes

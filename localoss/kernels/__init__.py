@@ -11,8 +11,8 @@ from typing import Any
 import numba
 from numba.core import event
 
-from localoss import sizes
 from localoss.kernels import isa  # noqa: F401 - first: it may tell Numba more about this CPU
+from localoss.plan import sizes
 
 
 def keep_compiled_in(parent: Path, simd: str) -> Path:

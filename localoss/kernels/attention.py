@@ -56,7 +56,7 @@ from localoss.kernels.wide import (
     store_f32w,
     store_tile,
 )
-from localoss.sizes import KEY_LANES, KEYS_AT_ONCE, QUERIES_AT_ONCE
+from localoss.plan.sizes import KEY_LANES, KEYS_AT_ONCE, QUERIES_AT_ONCE
 
 
 def _load_values(cache, address):

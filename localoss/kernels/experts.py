@@ -24,7 +24,7 @@ from localoss.kernels.simd import (
     store_f32x8,
     store_i64,
 )
-from localoss.sizes import PANEL, SCRATCH_BYTES, TOKENS_AT_ONCE
+from localoss.plan.sizes import PANEL, SCRATCH_BYTES, TOKENS_AT_ONCE
 
 
 @jit

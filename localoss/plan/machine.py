@@ -5,7 +5,7 @@ from pathlib import Path
 
 import psutil
 
-from localoss.memory import reserve_bytes
+from localoss.plan.memory import reserve_bytes
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _NO_LIMIT = 1 << 60  # version 1 writes "none" as a number near 2**63

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from localoss.errors import UsageError
-from localoss.gpu.sizes import gpu_buffer_sizes
-from localoss.sizes import (
+from localoss.plan.gpu_sizes import gpu_buffer_sizes
+from localoss.plan.sizes import (
     MOST_SNAPSHOTS,
     buffer_sizes,
     layer_cache_bytes,

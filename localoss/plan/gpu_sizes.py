@@ -1,6 +1,6 @@
 """How much memory layers take on a GPU: what span.py allocates, and what a plan adds up."""
 
-from localoss.sizes import ArraySize, layer_cache_bytes
+from localoss.plan.sizes import ArraySize, layer_cache_bytes
 from quant.format.config import ModelConfig
 from quant.format.layout import round_up
 

@@ -15,6 +15,7 @@ LAYERS = [
     {"localoss.errors"},
     {"localoss.settings"},
     {"quant"},
+    {"localoss.plan", "localoss.hub", "localoss.model", "localoss.engine", "localoss.measure"},
     {"localoss.plan.sizes"},
     {"localoss.plan.gpu_sizes"},
     {"localoss.kernels"},

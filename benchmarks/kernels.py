@@ -81,7 +81,7 @@ class Bench:
     def read_loop(self) -> dict[int, float]:
         """The read bandwidth in bytes per second, by number of threads."""
         from localoss.kernels.bandwidth import SCRATCH_BYTES, read_bytes
-        from localoss.weights import address
+        from localoss.model.weights import address
 
         memory = self._memory
         scratch, counter = np.zeros(64 * SCRATCH_BYTES, np.uint8), np.zeros(1, np.int64)
@@ -116,8 +116,8 @@ class Bench:
         The full matrix comes in copies that take turns, a smaller one stays the same."""
         from localoss.kernels.matmul import matmul
         from localoss.kernels.products import KINDS
+        from localoss.model.weights import address
         from localoss.plan.sizes import SCRATCH_BYTES
-        from localoss.weights import address
         from quant.format.layout import scale_bytes, tile_bytes
 
         codes_bytes, scales_bytes = tile_bytes(rows * COLUMNS, dtype), scale_bytes(rows * COLUMNS, dtype)
@@ -153,8 +153,8 @@ class Bench:
         self, name: str, tokens: int, window: int, threads: int, bandwidth: dict[int, float]
     ) -> None:
         from localoss.kernels.attention import attention
+        from localoss.model.weights import address
         from localoss.plan.sizes import KEY_LANES, attention_scratch_floats
-        from localoss.weights import address
 
         nbytes = 2 * KV_HEADS * HEAD_DIM * 2 * POSITION
         copies = -(-COPIES_BYTES // nbytes) if tokens == 1 else 2

@@ -12,8 +12,8 @@ from localoss import kernels
 from localoss.engine import Engine
 from localoss.kernels import isa
 from localoss.kernels.bandwidth import SCRATCH_BYTES, read_bytes
+from localoss.model.weights import Weights, address
 from localoss.plan.sizes import kv_cache_bytes
-from localoss.weights import Weights, address
 
 _BANDWIDTH_BYTES = 1 << 30  # at most so much of the weights is read to measure it
 _TOKENS_IN_TURN = 8  # between two readings: a shared machine's bandwidth changes within seconds

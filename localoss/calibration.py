@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from localoss.cache import KVCache
 from localoss.errors import UsageError
-from localoss.model import Chunk, Model
-from localoss.weights import Layer, blank_weights
+from localoss.model.forward import Chunk, Model
+from localoss.model.kv_cache import KVCache
+from localoss.model.weights import Layer, blank_weights
 from quant.calibration import Calibration, Measured
 from quant.encode_tensors import Part, layer_parts
 from quant.format.config import ModelConfig

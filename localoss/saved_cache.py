@@ -19,8 +19,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from localoss.cache import Array, KVCache, LayerCache
 from localoss.gpu.cache import GpuLayerCache
+from localoss.model.kv_cache import Array, KVCache, LayerCache
 from localoss.sequence import Sequence, Snapshot, common_prefix
 from quant.format.config import ModelConfig
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from localoss.cache import Array, KVCache
+from localoss.model.kv_cache import Array, KVCache
 from localoss.plan.sizes import MOST_SNAPSHOTS
 
 _NEWEST_KEPT = 4  # those of the last two exchanges are never thinned out

@@ -10,7 +10,7 @@ import numpy as np
 from localoss.bench import touch
 from localoss.engine import Engine
 from localoss.errors import GpuError
-from localoss.model import Chunk
+from localoss.model.forward import Chunk
 
 _RUNS = 5  # of each; medians count
 _LAYERS_IN_A_ROW = 9  # on the GPU, so that what a submit takes can be told from what a layer takes

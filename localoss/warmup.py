@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from localoss.cache import KVCache
-from localoss.model import Chunk, Model
+from localoss.model.forward import Chunk, Model
+from localoss.model.kv_cache import KVCache
+from localoss.model.weights import blank_weights
 from localoss.sampler import Sampler, SamplingOptions
-from localoss.weights import blank_weights
 from quant.format.config import ModelConfig, RopeConfig
 from quant.format.manifest import Dtypes
 

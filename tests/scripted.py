@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from localoss.cache import KVCache
 from localoss.chat import harmony
 from localoss.errors import Cancelled, ContextFullError, ModelError
+from localoss.model.kv_cache import KVCache
 from localoss.sequence import Sequence
 from quant.format.config import ModelConfig, RopeConfig
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from tiled import address, from_blocks
 
-from localoss.cache import LayerCache
 from localoss.kernels.attention import attention, rotate_and_store
+from localoss.model.kv_cache import LayerCache
 from localoss.plan.sizes import KEY_LANES, attention_scratch_floats
 
 THREADS = 2

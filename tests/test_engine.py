@@ -13,9 +13,9 @@ import pytest
 from golden_files import log_softmax
 
 import localoss
-from localoss.cache import KVCache
 from localoss.errors import Cancelled, ContextFullError, ModelError, UsageError
-from localoss.model import Chunk
+from localoss.model.forward import Chunk
+from localoss.model.kv_cache import KVCache
 from localoss.start import usable_threads
 
 EXACT = dict(activations="f32", kv_dtype="f32")

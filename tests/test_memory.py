@@ -11,9 +11,9 @@ import pytest
 import localoss
 from localoss import cli
 from localoss.bench import anonymous_bytes
-from localoss.cache import KVCache
 from localoss.cli.options import size_bytes
 from localoss.errors import UsageError
+from localoss.model.kv_cache import KVCache
 from localoss.plan.machine import this_machine
 from localoss.plan.memory import (
     FITS,

@@ -9,7 +9,7 @@ import pytest
 from scripted import CONFIG, check, run
 
 from localoss import saved_cache
-from localoss.cache import KVCache
+from localoss.model.kv_cache import KVCache
 from localoss.saved_cache import SavedCache, UnusableCacheError, identity
 from localoss.sequence import Sequence
 

@@ -15,7 +15,7 @@ Array = NDArray[np.generic]
 class GpuLayerCache:
     """Keys and values (S, K, head_dim), and for int8 the float32 scales of each, (S, K).
 
-    S slots; position p has slot p % S. As localoss.cache.LayerCache has them, in another order.
+    S slots; position p has slot p % S. As localoss.model.kv_cache.LayerCache has them, in another order.
     """
 
     def __init__(self, device: Device, config: ModelConfig, slots: int, kv_dtype: str):

@@ -1,4 +1,4 @@
-"""gpt-oss in torch, small: the same arithmetic as localoss/model.py, with gradients.
+"""gpt-oss in torch, small: the same arithmetic as localoss/model/forward.py, with gradients.
 
 T tokens, D hidden, H heads, K key/value heads, E experts, A active experts, I intermediate, R known tokens.
 """
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from localoss.demo.training.batches import Batch
-from localoss.rope import Rope
+from localoss.model.rope import Rope
 from quant.format.config import SWIGLU_ALPHA, ModelConfig
 
 Round = Callable[[Tensor], Tensor]

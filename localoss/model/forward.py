@@ -11,15 +11,15 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from localoss.cache import KVCache
 from localoss.errors import Cancelled
 from localoss.gpu.span import GpuSpan
 from localoss.kernels import layer as kernels
 from localoss.kernels import use_threads
 from localoss.kernels.products import BF16
+from localoss.model.kv_cache import KVCache
+from localoss.model.rope import Rope
+from localoss.model.weights import Layer, Weights, address
 from localoss.plan.sizes import buffer_sizes
-from localoss.rope import Rope
-from localoss.weights import Layer, Weights, address
 from quant.format.config import SWIGLU_ALPHA, ModelConfig
 
 F32Array = NDArray[np.float32]

@@ -1,0 +1,1 @@
+"""gpt-oss itself: its weights in memory, the forward pass, and the KV cache."""

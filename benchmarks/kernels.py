@@ -187,7 +187,7 @@ class Bench:
 
     def sampler(self) -> None:
         """One token of the whole vocabulary, on the calling thread."""
-        from localoss.sampler import Sampler, SamplingOptions
+        from localoss.engine.sampler import Sampler, SamplingOptions
 
         sampler, random = Sampler(VOCAB), np.random.default_rng(0)
         logits = [2 * random.standard_normal(VOCAB).astype(np.float32) for _ in range(8)]
@@ -206,7 +206,7 @@ def measure(seconds: float, threads: int | None) -> list[Result]:
     from localoss import kernels, settings
 
     kernels.keep_compiled_in(settings.kernel_cache(), settings.simd() or "best")
-    from localoss.start import usable_threads
+    from localoss.engine.loader import usable_threads
 
     bench = Bench(seconds, usable_threads(threads))
     bandwidth = bench.read_loop()

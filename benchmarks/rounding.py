@@ -21,7 +21,7 @@ import localoss
 from localoss.chat import harmony
 from localoss.demo.dialogues import SKILLS, Case, held_out, training
 from localoss.demo.install import WEIGHTS
-from localoss.start import start_calibration
+from localoss.engine.loader import start_calibration
 from quant import jit_loops as fast
 from quant import jit_scales as fast_scales
 from quant.calibration import Calibration

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from localoss.engine import Engine
+    from localoss.engine.engine import Engine
 
 __version__ = "0.1.0"
 
@@ -56,7 +56,9 @@ def load(
     model, a damaged file, a Hugging Face checkpoint (`localoss quantize` converts it), a bad option, too
     little memory.
     """
-    from localoss.start import start_engine  # importing Numba takes a second: wait only to load a model
+    from localoss.engine.loader import (
+        start_engine,  # importing Numba takes a second: wait only to load a model
+    )
 
     return start_engine(
         model,

@@ -9,7 +9,7 @@ import numpy as np
 import psutil
 
 from localoss import kernels
-from localoss.engine import Engine
+from localoss.engine.engine import Engine
 from localoss.kernels import isa
 from localoss.kernels.bandwidth import SCRATCH_BYTES, read_bytes
 from localoss.model.weights import Weights, address

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from localoss.engine import Engine, F32Array
+from localoss.engine.engine import Engine, F32Array
 from localoss.errors import Cancelled, UsageError
 
 F64 = NDArray[np.float64]

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from localoss import sampler as sampler_module
-from localoss.engine import Engine
+from localoss.engine import sampler as sampler_module
+from localoss.engine.engine import Engine
+from localoss.engine.sampler import Sampler, SamplingOptions
+from localoss.model import forward as model_module
 from localoss.model.forward import Chunk, Model
-from localoss.model.forward import forward as model_module
 from localoss.model.kv_cache import KVCache
 from localoss.model.weights import Matrix, Weights, blank_weights
-from localoss.sampler import Sampler, SamplingOptions
 
 PYTHON = "python"  # a profile's name for what is left over
 _GREEDY = SamplingOptions(temperature=0)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from localoss.bench import touch
-from localoss.engine import Engine
+from localoss.engine.engine import Engine
 from localoss.errors import GpuError
 from localoss.model.forward import Chunk
 

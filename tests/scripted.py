@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from localoss.chat import harmony
+from localoss.engine.sequence import Sequence
 from localoss.errors import Cancelled, ContextFullError, ModelError
 from localoss.model.kv_cache import KVCache
-from localoss.sequence import Sequence
 from quant.format.config import ModelConfig, RopeConfig
 
 HELLO = "<|channel|>analysis<|message|>A greeting.<|end|>"

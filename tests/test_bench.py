@@ -6,7 +6,7 @@ import pytest
 
 from localoss import cli, profile
 from localoss.bench import Benchmark, run_benchmark
-from localoss.model.forward import forward as model_module
+from localoss.model import forward as model_module
 
 FIXED = {  # relied on from outside
     "load_s": float,
@@ -158,5 +158,5 @@ def test_a_clock_gives_every_second_to_a_kernel_or_to_python(monkeypatch):
 def test_no_kernel_that_python_calls_goes_unseen(engine):
     """All kernels, in the modules through which the model and the sampler reach them."""
     homes = {home.__name__ for home in profile._homes()}
-    assert {"localoss.model.forward", "localoss.sampler", "localoss.kernels.sampling"} <= homes
+    assert {"localoss.model.forward", "localoss.engine.sampler", "localoss.kernels.sampling"} <= homes
     assert "numpy" not in homes

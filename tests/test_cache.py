@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from localoss.engine.sequence import Sequence
 from localoss.model.kv_cache import KVCache
 from localoss.plan.sizes import KEYS_AT_ONCE, MOST_SNAPSHOTS, kv_cache_bytes, layer_slots, snapshot_bytes
-from localoss.sequence import Sequence
 from quant.format.config import ModelConfig, RopeConfig
 
 WINDOW = 20

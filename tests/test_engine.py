@@ -13,10 +13,10 @@ import pytest
 from golden_files import log_softmax
 
 import localoss
+from localoss.engine.loader import usable_threads
 from localoss.errors import Cancelled, ContextFullError, ModelError, UsageError
 from localoss.model.forward import Chunk
 from localoss.model.kv_cache import KVCache
-from localoss.start import usable_threads
 
 EXACT = dict(activations="f32", kv_dtype="f32")
 CLOSE = 1e-4

@@ -8,7 +8,7 @@ import pytest
 from golden_files import FOLDER, NAMES, kl_divergence, log_softmax, read_golden
 
 import localoss
-from localoss.start import usable_threads
+from localoss.engine.loader import usable_threads
 
 KEPT = dict(attention="bf16", embedding="bf16", unembedding="bf16")
 EXACT = dict(activations="f32", kv_dtype="f32", threads=usable_threads(None))  # as many as a large model has

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 import localoss
+from localoss.engine.loader import usable_threads
+from localoss.engine.prompt_lookup import Guesses
 from localoss.errors import ContextFullError
-from localoss.lookup import Guesses
 from localoss.plan.memory import Plan
 from localoss.plan.sizes import GUESS_BYTES
-from localoss.start import usable_threads
 
 VOCAB = 203
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from golden_files import log_softmax
 
+from localoss.engine.sampler import Sampler, SamplingOptions
 from localoss.errors import LocalossError, UsageError
 from localoss.kernels import sampling as kernels
-from localoss.sampler import Sampler, SamplingOptions
 
 GREEDY = SamplingOptions(temperature=0)
 EVERY_WAY = [

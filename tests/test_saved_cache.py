@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from scripted import CONFIG, check, run
 
-from localoss import saved_cache
+from localoss.engine import saved_cache
+from localoss.engine.saved_cache import SavedCache, UnusableCacheError, identity
+from localoss.engine.sequence import Sequence
 from localoss.model.kv_cache import KVCache
-from localoss.saved_cache import SavedCache, UnusableCacheError, identity
-from localoss.sequence import Sequence
 
 ROOM = 2048
 WHOSE = identity("ab", CONFIG, "f16")

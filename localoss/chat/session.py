@@ -18,8 +18,8 @@ from quant.format import disk
 from quant.format.layout import MANIFEST
 
 if TYPE_CHECKING:
-    from localoss.engine import Engine, Sequence
-    from localoss.saved_cache import SavedCache
+    from localoss.engine.engine import Engine, Sequence
+    from localoss.engine.saved_cache import SavedCache
 
 MESSAGES = "messages.json"
 _CACHE, _SET_ASIDE = "cache", "cache-set-aside"
@@ -86,7 +86,11 @@ class Session:
 
         Gives a line about a cache that cannot be used: it is set aside, and nothing but time is lost.
         """
-        from localoss.saved_cache import SavedCache, UnusableCacheError, identity  # only now: it brings NumPy
+        from localoss.engine.saved_cache import (  # only now: it brings NumPy
+            SavedCache,
+            UnusableCacheError,
+            identity,
+        )
 
         digest = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
         self._cache = SavedCache(self.folder / _CACHE, identity(digest, engine.config, engine.kv_dtype))
@@ -110,7 +114,7 @@ class Session:
         """Save what the next prompt will share with `sequence`; gives a line if that failed."""
         if self._cache is None:
             return None
-        from localoss.sequence import common_prefix
+        from localoss.engine.sequence import common_prefix
 
         try:
             self._cache.save(sequence, common_prefix(sequence.tokens, conversation.tokens()))

@@ -14,8 +14,8 @@ from localoss.chat.sampling import Sampling
 from localoss.errors import Cancelled, ContextFullError, ModelError, UsageError
 
 if TYPE_CHECKING:
-    from localoss.engine import Engine, Sequence
-    from localoss.sampler import Token
+    from localoss.engine.engine import Engine, Sequence
+    from localoss.engine.sampler import Token
 
 _FINISHES = {harmony.RETURN: "return", harmony.CALL: "call", harmony.END: "end", harmony.END_OF_TEXT: "end"}
 _CHAT_STOPS = (harmony.RETURN, harmony.CALL)

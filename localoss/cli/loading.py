@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from localoss.cli.terminal import StatusLine, say
 
 if TYPE_CHECKING:
-    from localoss.engine import Engine
+    from localoss.engine.engine import Engine
 
 
 def introduction(model: str) -> str | None:

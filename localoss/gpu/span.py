@@ -1,7 +1,7 @@
 """The model's last layers on a GPU, and the unembedding with all of them.
 
 The residual stream comes once and leaves once; routing, the KV cache and everything between stay there. A
-decoded token is one submit and one read-back. T tokens, D hidden, V vocabulary, as in localoss/model/forward.py.
+decoded token is one submit and one read-back. T tokens, D hidden, V vocabulary: localoss/model/forward.py.
 """
 
 import weakref

@@ -10,9 +10,9 @@ from localoss.chat.rules import AnswerRules
 from localoss.chat.stops import StopFinder
 from localoss.chat.tools import Thoughts, ToolCall, call_of
 from localoss.chat.turn import Sampling, Turn
-from localoss.engine import Engine
+from localoss.engine.engine import Engine
+from localoss.engine.sampler import Token
 from localoss.errors import Cancelled
-from localoss.sampler import Token
 from localoss.server.pool import SequencePool
 
 Part = Literal["thinking", "preamble", "answer"]

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import Field
 
 from localoss.chat import harmony
-from localoss.sampler import Token
+from localoss.engine.sampler import Token
 from localoss.server.answering import Answering, Done, Question, Text, Usage
 from localoss.server.aside import aside
 from localoss.server.errors import ApiError

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from localoss.chat.harmony import TEXT_TOKENS, encoding, token_bytes
-from localoss.sampler import Token
+from localoss.engine.sampler import Token
 
 
 def token_text(token: int) -> str:

@@ -3,10 +3,10 @@
 from collections.abc import Sequence as Seq
 from typing import TYPE_CHECKING
 
-from localoss.sequence import common_prefix
+from localoss.engine.sequence import common_prefix
 
 if TYPE_CHECKING:
-    from localoss.engine import Engine, Sequence
+    from localoss.engine.engine import Engine, Sequence
 
 _WORTH_KEEPING = 0.5  # of a conversation: less in common, and it is kept for its own next turn
 

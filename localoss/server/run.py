@@ -11,7 +11,7 @@ from typing import Any
 import uvicorn
 
 from localoss.chat import harmony
-from localoss.engine import Engine
+from localoss.engine.engine import Engine
 from localoss.errors import UsageError
 from localoss.server.app import build_app
 from localoss.server.guard import LOOPBACK

@@ -14,7 +14,7 @@ from localoss.chat import harmony
 from localoss.chat.harmony import ChatSetup, Message
 from localoss.chat.tools import Thoughts
 from localoss.chat.turn import Sampling
-from localoss.engine import Engine
+from localoss.engine.engine import Engine
 from localoss.server.answering import Answering, Done, Piece, Question
 from localoss.server.aside import aside
 from localoss.server.errors import ApiError, as_api_error, context_length_error

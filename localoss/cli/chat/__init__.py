@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from localoss.cli.chat.calls import Calls
     from localoss.cli.chat.messages import Input
     from localoss.cli.chat.talk import Chat
-    from localoss.engine import Engine
+    from localoss.engine.engine import Engine
 
 
 class Trim(StrEnum):

@@ -23,8 +23,8 @@ if TYPE_CHECKING:  # what brings NumPy or openai_harmony: the prompt doesn't wai
     from localoss.chat.turn import Turn
     from localoss.cli.chat.calls import Calls
     from localoss.cli.chat.start import Start
-    from localoss.engine import Engine
-    from localoss.sequence import Sequence
+    from localoss.engine.engine import Engine
+    from localoss.engine.sequence import Sequence
 
 _WARN_SHARE = 0.8  # of the context
 # With --trim, room for an answer is made before it is needed, and enough for some turns at once: after it,

@@ -20,7 +20,7 @@ from quant.format.config import ModelConfig, read_config
 from quant.format.manifest import read_manifest
 
 if TYPE_CHECKING:
-    from localoss.engine import Engine
+    from localoss.engine.engine import Engine
     from quant.calibration import Calibration
 
 _TINY = 1 << 20  # weights of a matrix: with fewer, threads take longer to meet than to multiply
@@ -64,8 +64,8 @@ def start_engine(
     """See localoss.load."""
     folder = find_model(str(model))
     _prepare_kernels()
-    from localoss.engine import Engine  # only now: Numba reads its cache folder when it sees a kernel
-    from localoss.warmup import warm_up
+    from localoss.engine.engine import Engine  # only now: Numba reads its cache folder when it sees a kernel
+    from localoss.engine.warmup import warm_up
 
     dtypes, config = read_manifest(folder).dtypes, read_config(folder / "config.json")
     _check_options(config, context_tokens, kv_dtype, activations, chunk_tokens)
@@ -145,7 +145,7 @@ def start_calibration(
     """calibration.calibration_of, once the kernels are there. Raises: UsageError for `threads`."""
     _prepare_kernels()
     from localoss.calibration import calibration_of
-    from localoss.warmup import warm_up
+    from localoss.engine.warmup import warm_up
 
     usable = usable_threads(threads)
     with kernels.telling_compiled(compiling):

@@ -2,10 +2,10 @@
 
 import numpy as np
 
+from localoss.engine.sampler import Sampler, SamplingOptions
 from localoss.model.forward import Chunk, Model
 from localoss.model.kv_cache import KVCache
 from localoss.model.weights import blank_weights
-from localoss.sampler import Sampler, SamplingOptions
 from quant.format.config import ModelConfig, RopeConfig
 from quant.format.manifest import Dtypes
 

@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from localoss.engine.prompt_lookup import Guesses
+from localoss.engine.sampler import Sampler, SamplingOptions, Token
+from localoss.engine.sequence import Sequence
 from localoss.errors import ContextFullError, GpuError, UsageError
 from localoss.gpu.device import Device
 from localoss.gpu.span import GpuSpan
-from localoss.lookup import Guesses
 from localoss.model.forward import Chunk, Model
 from localoss.model.kv_cache import KVCache
 from localoss.model.weights import load_weights
 from localoss.plan.sizes import MOST_GUESSED
-from localoss.sampler import Sampler, SamplingOptions, Token
-from localoss.sequence import Sequence
 from quant.format.config import ModelConfig, read_config
 from quant.format.manifest import read_manifest
 

@@ -19,9 +19,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from localoss.engine.sequence import Sequence, Snapshot, common_prefix
 from localoss.gpu.cache import GpuLayerCache
 from localoss.model.kv_cache import Array, KVCache, LayerCache
-from localoss.sequence import Sequence, Snapshot, common_prefix
 from quant.format.config import ModelConfig
 
 _Layer = LayerCache | GpuLayerCache

@@ -47,7 +47,7 @@ class Engine:
         uploaded: Progress = lambda done, total: None,
         notice: Callable[[str], None] | None = None,
     ):
-        """Map the model in `folder`; start.py checks the options.
+        """Map the model in `folder`; loader.py checks the options.
 
         gpu: a device, and how many of the last layers it takes. uploaded: told how many it has, of how many.
         notice: told a line if they have to come back. Raises: QuantError, ModelError, GpuError.
@@ -72,7 +72,7 @@ class Engine:
             span.try_out(self._caches[0].gpu_layers)
         self._holders: list[weakref.ref[Sequence] | None] = [None] * conversations
         self._row = np.empty((1, self.weights.unembedding.rows), np.float32)
-        self.lookup = False  # whether to guess that what was said comes again: see lookup.py
+        self.lookup = False  # whether to guess that what was said comes again: see prompt_lookup.py
 
     def gpu_figures(self) -> dict[str, Any] | None:
         """What GPU has how many layers, and what a decoded token takes of the bus; None without a GPU."""

@@ -18,8 +18,8 @@ PANEL = 8  # row groups that a thread of a matrix product takes at once
 TOKENS_AT_ONCE = 64  # whose sums stay in the first-level cache
 TILE_SCRATCH_BYTES = 32 * 8 * 4  # a tile decoded to float32
 SCRATCH_BYTES = TILE_SCRATCH_BYTES + 32 * PANEL * TOKENS_AT_ONCE  # per thread of a product: a tile, and sums
-MOST_GUESSED = 15  # tokens that are run along with one, where lookup.py guesses
-GUESS_BYTES = 165  # a token of the conversation takes in lookup.py, measured with tracemalloc
+MOST_GUESSED = 15  # tokens that are run along with one, where prompt_lookup.py guesses
+GUESS_BYTES = 165  # a token of the conversation takes in prompt_lookup.py, measured with tracemalloc
 MOST_SNAPSHOTS = 12  # of a conversation: 3 MB each in gpt-oss-20b at f16
 
 KV_DTYPES = {"f16": "uint16", "f32": "float32", "int8": "int8"}  # float16 as its bits: Numba has no half type

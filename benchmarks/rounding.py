@@ -20,8 +20,8 @@ from golden_files import NAMES, kl_divergence, read_golden
 import localoss
 from localoss.chat import harmony
 from localoss.demo.dialogues import SKILLS, Case, held_out, training
-from localoss.demo.install import WEIGHTS
 from localoss.engine.loader import start_calibration
+from localoss.hub.bundled import WEIGHTS
 from quant import jit_loops as fast
 from quant import jit_scales as fast_scales
 from quant.calibration import Calibration

@@ -7,10 +7,11 @@ import checkpoints
 import pytest
 from hub_server import HubServer
 
-from localoss import registry, settings
-from localoss.download.failures import Patience
-from localoss.download.progress import Progress
-from localoss.download.pull import Order, pull
+from localoss import settings
+from localoss.hub import registry
+from localoss.hub.progress import Progress
+from localoss.hub.pull import Order, pull
+from localoss.hub.retry import Patience
 
 SMALL = dict(
     layers=5, hidden=128, intermediate=96, heads=4, kv_heads=2, head_dim=24, experts=5, active=2, vocab=400,

@@ -9,9 +9,9 @@ import sys
 import pytest
 from faults import KILL, Faults
 
-from localoss.download import transfer
-from localoss.download.progress import Progress
-from localoss.download.pull import Order, pull
+from localoss.hub import transfer
+from localoss.hub.progress import Progress
+from localoss.hub.pull import Order, pull
 
 
 class Telling(Progress):

@@ -7,9 +7,10 @@ import pytest
 import reduced
 
 import localoss
-from localoss import cli, registry
-from localoss.demo import install as installing
+from localoss import cli
 from localoss.errors import ModelError
+from localoss.hub import bundled as installing
+from localoss.hub import registry
 
 pytest.importorskip("pexpect")  # not on Windows
 

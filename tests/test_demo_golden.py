@@ -8,7 +8,7 @@ import reduced
 from golden_files import FOLDER, kl_divergence
 
 import localoss
-from localoss.demo.install import WEIGHTS
+from localoss.hub.bundled import WEIGHTS
 from quant.convert import convert
 from quant.format.manifest import Dtypes
 

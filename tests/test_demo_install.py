@@ -15,9 +15,9 @@ from test_convert import files_of
 
 import localoss
 from localoss import cli
-from localoss.demo import install as installing
 from localoss.errors import ModelError
-from localoss.registry import find_model
+from localoss.hub import bundled as installing
+from localoss.hub.registry import find_model
 from quant.convert import convert
 from quant.errors import QuantError
 from quant.format import disk
@@ -190,7 +190,7 @@ def test_weights_that_are_not_there(home, monkeypatch, tmp_path):
 AT_ONCE = """
 import json, pathlib, sys
 from localoss.demo import install
-from localoss.registry import find_model
+from localoss.hub.registry import find_model
 from quant.format.manifest import read_manifest
 install.WEIGHTS = pathlib.Path(sys.argv[1])
 print("ready", flush=True)

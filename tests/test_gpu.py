@@ -10,8 +10,8 @@ from golden_files import read_golden
 
 import localoss
 from localoss.chat import harmony
-from localoss.demo.install import WEIGHTS
 from localoss.gpu import device
+from localoss.hub.bundled import WEIGHTS
 from quant.convert import convert
 from quant.format.manifest import Dtypes
 

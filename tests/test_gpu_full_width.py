@@ -11,10 +11,10 @@ import pytest
 from localoss.engine.loader import usable_threads
 from localoss.gpu.device import Device
 from localoss.gpu.span import GpuSpan
+from localoss.hub.registry import known_models
 from localoss.model.forward import Chunk, Model
 from localoss.model.kv_cache import KVCache
 from localoss.model.weights import _NUMPY_DTYPES, _weights
-from localoss.registry import known_models
 from quant.format.layout import expert_run, layer_specs, vocabulary_specs
 from quant.format.manifest import Dtypes
 

@@ -13,6 +13,7 @@ from localoss import cli
 from localoss.bench import anonymous_bytes
 from localoss.cli.options import size_bytes
 from localoss.errors import UsageError
+from localoss.hub.registry import known_models
 from localoss.model.kv_cache import KVCache
 from localoss.plan.machine import this_machine
 from localoss.plan.memory import (
@@ -26,7 +27,6 @@ from localoss.plan.memory import (
     gpu_layers,
     reserve_bytes,
 )
-from localoss.registry import known_models
 from quant.format.manifest import Dtypes
 
 EXACT = dict(activations="f32", kv_dtype="f32")

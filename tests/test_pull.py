@@ -7,13 +7,13 @@ import pytest
 from hub_fixtures import NAME, QUICK, Told, files_of, fingerprint_of, home, hub, published, pulled, weights_of
 from hub_server import COMMIT
 
-from localoss import cli, store
-from localoss.download import transfer
-from localoss.download.errors import DownloadError
-from localoss.download.pull import Order, pull
+from localoss import cli
 from localoss.errors import ModelError, UsageError
+from localoss.hub import store, transfer
+from localoss.hub.errors import DownloadError
+from localoss.hub.pull import Order, pull
+from localoss.hub.registry import find_model
 from localoss.plan.machine import Machine
-from localoss.registry import find_model
 from quant.convert import convert
 from quant.errors import QuantError
 from quant.format import disk
@@ -62,7 +62,7 @@ def test_only_what_the_index_names_is_fetched_and_once(hub, pulled):
 
 def test_the_disk_never_holds_two_models(hub, home, pulled, monkeypatch):
     """Watched at every write: what is there stays below what was computed before the first byte."""
-    from localoss.download.source import PulledSource
+    from localoss.hub.source import PulledSource
 
     most, expected = [0], []
 
@@ -229,7 +229,7 @@ def test_too_little_disk_is_told_before_the_weights_come(hub, home, pulled, monk
 
 
 def test_too_little_memory_is_told_before_the_weights_come(hub, pulled, monkeypatch):
-    from localoss.download import pull as module
+    from localoss.hub import pull as module
 
     monkeypatch.setattr(module, "this_machine", lambda: Machine(100_000_000, 0))
     with pytest.raises(UsageError, match=r"at the very least, and 0 MB are there for it"):

@@ -12,10 +12,9 @@ from faults import FULL, Faults
 from hub_fixtures import NAME, QUICK, SMALL, Told, home, hub, published, pulled, weights_of
 from hub_server import CLOSE, EXPIRED, RESIZED, SILENT, STALL, WRONG
 
-from localoss import store
-from localoss.download import transfer
-from localoss.download.errors import DownloadError, GoneError, WrongFileError
-from localoss.download.pull import Order, pull
+from localoss.hub import store, transfer
+from localoss.hub.errors import DownloadError, GoneError, WrongFileError
+from localoss.hub.pull import Order, pull
 from quant.convert import convert
 from quant.errors import QuantError
 

@@ -18,7 +18,7 @@ import pytest
 from hub_fixtures import home, hub, published, weights_of
 
 from localoss import cli
-from localoss.download import transfer
+from localoss.hub import transfer
 from quant.convert import convert
 
 __all__ = ["home", "hub", "published"]

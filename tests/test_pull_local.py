@@ -9,8 +9,9 @@ import layouts
 import pytest
 from hub_fixtures import SMALL, home, hub, published, weights_of
 
-from localoss import cli, registry, settings
-from localoss.download.local import discover
+from localoss import cli, settings
+from localoss.hub import registry
+from localoss.hub.local import discover
 from quant.convert import convert
 from quant.export_gguf import export_gguf
 from quant.format.manifest import Dtypes

@@ -4,8 +4,8 @@ from math import prod
 
 import pytest
 
-from localoss import registry, store
 from localoss.errors import ModelError, UsageError
+from localoss.hub import registry, store
 from quant.format.hf_names import block_shapes, float_shapes
 
 

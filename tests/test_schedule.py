@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from localoss.download.schedule import Step, peak_bytes, schedule, tensors_of_outputs
-from localoss.registry import known_models
+from localoss.hub.registry import known_models
+from localoss.hub.schedule import Step, peak_bytes, schedule, tensors_of_outputs
 from quant.format.hf_names import block_shapes, float_shapes
 from quant.format.layout import VOCABULARY_FILE, layer_file, layer_specs, vocabulary_specs
 from quant.writer import file_bytes

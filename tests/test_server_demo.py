@@ -10,7 +10,7 @@ import pytest
 from live_server import live
 
 import localoss
-from localoss.demo.install import install
+from localoss.hub.bundled import install
 
 NAME = "demo"
 ASK = [{"role": "user", "content": "What is 3 + 4?"}]

@@ -14,7 +14,7 @@ from malformed import check_generations
 from unruly import Unruly
 
 import localoss
-from localoss.demo.install import install
+from localoss.hub.bundled import install
 
 ROOT = Path(__file__).parent.parent
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from localoss import cli, registry
+from localoss import cli
+from localoss.hub import registry
 from localoss.plan.machine import Machine
 from quant.format import disk
 

@@ -45,7 +45,7 @@ def bench(
     """
     import time
 
-    from localoss.registry import find_model
+    from localoss.hub.registry import find_model
     from quant.format.config import read_config
 
     needed = depth + prompt_tokens + gen_tokens + 1

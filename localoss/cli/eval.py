@@ -92,7 +92,7 @@ def evaluate(
 
 
 def _evaluate_demo(model: str, against: str | None, cases: int, threads: int | None, as_json: bool) -> None:
-    from localoss.registry import DEMO
+    from localoss.hub.registry import DEMO
 
     if model != DEMO:
         raise UsageError(f"which text? localoss eval {model} FILE, or - for stdin")
@@ -117,7 +117,7 @@ def _read(file: str) -> str:
 
 def _longest_contexts(names: list[str], highest: int) -> list[int]:
     """The models' contexts. Raises: UsageError if they cannot be compared, or don't know token `highest`."""
-    from localoss.registry import find_model
+    from localoss.hub.registry import find_model
     from quant.format.config import read_config
 
     configs = [read_config(find_model(name, say) / "config.json") for name in names]

@@ -21,7 +21,7 @@ def export(
     MXFP4 experts are the published ones bit for bit, everything else is bfloat16. As GGUF, int8 and int4
     weights stay as they are too.
     """
-    from localoss.registry import find_model
+    from localoss.hub.registry import find_model
 
     folder = find_model(model)
     with progress_shown("export") as progress:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def introduction(model: str) -> str | None:
     """What to say before a conversation with `model`; None for a model that needs no explaining."""
-    from localoss.registry import DEMO, known_models
+    from localoss.hub.registry import DEMO, known_models
 
     if model != DEMO:
         return None
@@ -43,7 +43,7 @@ def load_model(
     progress: told what takes long; by default the terminal is. notice: told what must be said.
     """
     import localoss
-    from localoss.registry import find_model
+    from localoss.hub.registry import find_model
 
     folder = find_model(name, progress or say)
     line = StatusLine()

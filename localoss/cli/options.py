@@ -50,7 +50,7 @@ _MIN_P_HELP = "Leave out tokens less likely than this share of the likeliest."
 
 def _complete_model(incomplete: str) -> list[str]:
     """What the shell offers for a MODEL."""
-    from localoss.registry import names_beginning
+    from localoss.hub.registry import names_beginning
 
     try:
         return names_beginning(incomplete)

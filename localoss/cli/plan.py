@@ -75,7 +75,7 @@ def plan(
 
 def _what(model: str) -> tuple[str, Any, Any]:
     """Name, architecture and number formats of `model`, installed or not."""
-    from localoss import registry
+    from localoss.hub import registry
     from quant.format.config import read_config
     from quant.format.layout import MANIFEST
     from quant.format.manifest import Dtypes, read_manifest

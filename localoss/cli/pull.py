@@ -22,7 +22,7 @@ from localoss.cli.progress import duration_text, size_text
 from localoss.errors import UsageError
 
 if TYPE_CHECKING:
-    from localoss.download.pull import Order, Pulled
+    from localoss.hub.pull import Order, Pulled
 
 
 def pull(
@@ -56,8 +56,8 @@ def pull(
     interrupted pull goes on where it stopped when the same command is given again.
     """
     from localoss.cli.pull_progress import pull_progress
-    from localoss.download.pull import Order, take
-    from localoss.download.pull import pull as pull_model
+    from localoss.hub.pull import Order, take
+    from localoss.hub.pull import pull as pull_model
     from quant.format.manifest import Dtypes
 
     dtypes = Dtypes(attention.value, embedding.value, unembedding.value, experts.value)
@@ -80,7 +80,7 @@ def _local_file(order: "Order", source: str | None) -> Path | None:
 
     Raises: UsageError if there is no file to take.
     """
-    from localoss.download.pull import offers
+    from localoss.hub.pull import offers
 
     if source and (order.revision or order.keep_source or order.repair):
         raise UsageError("--from takes a file on this machine: leave out --revision, --keep-source, --repair")

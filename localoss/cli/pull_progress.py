@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from localoss.cli.progress import PLAIN_INTERVAL_S, duration_text, size_text
-from localoss.download.progress import Progress
+from localoss.hub.progress import Progress
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars

@@ -65,7 +65,7 @@ def serve(
         raise UsageError(f"{error.name} isn't installed: pip install 'localoss[server]'") from None
     from localoss.chat.harmony import check_vocabulary
     from localoss.cli.loading import load_model
-    from localoss.registry import default_model
+    from localoss.hub.registry import default_model
 
     model = model or default_model()
     with open_socket(host, port) as bound:

@@ -15,16 +15,16 @@ from localoss.cli.terminal import say
 from localoss.errors import UsageError
 
 if TYPE_CHECKING:
-    from localoss.registry import KnownModel
-    from localoss.store import FileState, Installed
+    from localoss.hub.registry import KnownModel
+    from localoss.hub.store import FileState, Installed
     from quant.format.config import ModelConfig
     from quant.format.manifest import Dtypes
 
 
 def list_models(as_json: AsJson = False) -> None:
     """List the models on this machine, and those that `localoss pull` knows by name."""
-    from localoss import store
-    from localoss.registry import DEMO, known_models
+    from localoss.hub import store
+    from localoss.hub.registry import DEMO, known_models
 
     models = store.installed()
     there = {model.name for model in models}
@@ -50,7 +50,7 @@ def list_models(as_json: AsJson = False) -> None:
 
 def show(model: ModelName, as_json: AsJson = False) -> None:
     """Show what a model is: architecture, where it came from, sizes by class of weights."""
-    from localoss import registry, store
+    from localoss.hub import registry, store
 
     name = registry.canonical_name(model)
     if name == registry.DEMO:
@@ -72,7 +72,7 @@ def rm(
     as_json: AsJson = False,
 ) -> None:
     """Remove models from this machine, with what an unfinished pull of them left."""
-    from localoss import store
+    from localoss.hub import store
 
     sizes = dict(store.removable(model) for model in models)
     if not yes:
@@ -91,7 +91,7 @@ def verify(model: OptionalModelName = None, as_json: AsJson = False) -> None:
 
     Says which file is bad and how to mend it; the exit code is 1 then.
     """
-    from localoss import registry, store
+    from localoss.hub import registry, store
 
     if model is None:
         folders = {name: registry.store_folder(name) for name in registry.installed_models()}
@@ -116,7 +116,7 @@ def verify(model: OptionalModelName = None, as_json: AsJson = False) -> None:
 
 
 def _verified(name: str, folder: Path) -> dict[str, Any]:
-    from localoss import store
+    from localoss.hub import store
     from quant.errors import QuantError
 
     files: list[FileState] = []
@@ -159,7 +159,7 @@ def _model_json(model: "Installed") -> dict[str, Any]:
 
 
 def _known_json(known: "KnownModel") -> dict[str, Any]:
-    from localoss import store
+    from localoss.hub import store
 
     told = {key: value for key, value in asdict(known).items() if value is not None}
     if known.config is None:
@@ -168,7 +168,7 @@ def _known_json(known: "KnownModel") -> dict[str, Any]:
 
 
 def _known_row(known: "KnownModel") -> tuple[str, ...]:
-    from localoss import store
+    from localoss.hub import store
 
     if known.config is None:
         return f"  {known.name}", "", "", known.description
@@ -216,7 +216,7 @@ def _fit_rows(fit: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _details(model: "Installed") -> dict[str, Any]:
-    from localoss import store
+    from localoss.hub import store
     from quant.format.config import read_config
 
     if model.manifest is None:
@@ -236,8 +236,8 @@ def _weights(model: "Installed") -> str:
 
 
 def _show_model(model: "Installed") -> None:
-    from localoss import store
-    from localoss.registry import known_models
+    from localoss.hub import store
+    from localoss.hub.registry import known_models
     from quant.format.config import read_config
 
     known = known_models().get(model.name)
@@ -263,7 +263,7 @@ def _show_model(model: "Installed") -> None:
 
 
 def _show_known(known: "KnownModel") -> None:
-    from localoss import store
+    from localoss.hub import store
 
     rows = [("name", known.name), ("state", "not installed")]
     rows += [("what", known.description)] if known.description else []

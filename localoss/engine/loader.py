@@ -12,10 +12,10 @@ from localoss import kernels, settings
 from localoss.errors import GpuError, UsageError
 from localoss.gpu.choice import fit_gpu, layer_number, open_gpu
 from localoss.gpu.device import Device
+from localoss.hub.registry import find_model
 from localoss.plan.machine import this_machine
 from localoss.plan.memory import Plan, check, choose_context
 from localoss.plan.sizes import KV_DTYPES
-from localoss.registry import find_model
 from quant.format.config import ModelConfig, read_config
 from quant.format.manifest import read_manifest
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from localoss.errors import UsageError
+from localoss.hub.store import class_bytes, expected_sizes
 from localoss.plan.gpu_sizes import gpu_buffer_sizes
 from localoss.plan.sizes import (
     MOST_SNAPSHOTS,
@@ -18,7 +19,6 @@ from localoss.plan.sizes import (
     lookup_bytes,
     snapshot_bytes,
 )
-from localoss.store import class_bytes, expected_sizes
 from quant.format.config import ModelConfig
 from quant.format.layout import layer_specs
 from quant.format.manifest import Dtypes

@@ -32,7 +32,7 @@ from golden_files import NAMES, read_golden  # noqa: E402
 
 from localoss.chat import harmony  # noqa: E402
 from localoss.demo.dialogues import SKILLS, held_out  # noqa: E402
-from localoss.demo.install import WEIGHTS  # noqa: E402
+from localoss.hub.bundled import WEIGHTS  # noqa: E402
 from quant.convert import convert  # noqa: E402
 from quant.export import export  # noqa: E402
 from quant.format.manifest import Dtypes  # noqa: E402

@@ -86,7 +86,7 @@ def chat(
     from localoss.cli.chat.start import Start
     from localoss.cli.chat.talk import Chat
     from localoss.cli.loading import introduction, load_model
-    from localoss.registry import DEMO, default_model, find_model
+    from localoss.hub.registry import DEMO, default_model, find_model
 
     def load(name: str, **tells: Any) -> "tuple[Path, Engine]":
         from localoss.chat.harmony import check_vocabulary

@@ -15,7 +15,7 @@ from localoss.cli.chat.figures import context_parts, context_picture, turns_tabl
 from localoss.cli.chat.talk import Attachment, Chat, Leave, shortened
 from localoss.cli.terminal import say
 from localoss.errors import LocalossError, UsageError
-from localoss.registry import find_model, installed_models
+from localoss.hub.registry import find_model, installed_models
 from quant.errors import QuantError
 
 _NOTHING = ("none", "off")

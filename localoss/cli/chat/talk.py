@@ -14,7 +14,7 @@ from localoss.cli.chat.figures import TurnFigures
 from localoss.cli.chat.messages import Input, as_command, unquoted
 from localoss.cli.terminal import AnswerPrinter, interrupts, printable, say, typing_waits
 from localoss.errors import ContextFullError, LocalossError
-from localoss.registry import models_folder
+from localoss.hub.registry import models_folder
 from quant.errors import QuantError
 
 if TYPE_CHECKING:  # what brings NumPy or openai_harmony: the prompt doesn't wait for them

@@ -13,10 +13,10 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-from localoss.download.errors import WrongFileError
-from localoss.download.failures import TIMES
-from localoss.download.hub import Hub, Piece, RemoteFile
-from localoss.store import HASH_BYTES, sha256_of
+from localoss.hub.client import Hub, Piece, RemoteFile
+from localoss.hub.errors import WrongFileError
+from localoss.hub.retry import TIMES
+from localoss.hub.store import HASH_BYTES, sha256_of
 from quant.format import disk
 from quant.writer import PART
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
 
-from localoss.download import schedule, transfer
-from localoss.download.errors import GoneError, WrongFileError
-from localoss.download.hub import Hub
-from localoss.download.progress import Progress
+from localoss.hub import schedule, transfer
+from localoss.hub.client import Hub
+from localoss.hub.errors import GoneError, WrongFileError
+from localoss.hub.progress import Progress
 from quant.encode_tensors import SLICE_BYTES, Part
 from quant.errors import QuantError
 from quant.format import disk

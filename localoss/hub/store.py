@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from localoss.errors import ModelError, UsageError
-from localoss.registry import (
+from localoss.hub.registry import (
     DEMO,
     find_installed,
     installed_models,

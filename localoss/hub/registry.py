@@ -160,7 +160,7 @@ def find_model(name: str, tell: Callable[[str], None] = lambda line: None) -> Pa
     if not name.strip():
         raise ModelError("no model was named: give a model folder or a name")
     if name == DEMO:
-        from localoss.demo.install import install  # only now: it brings Numba
+        from localoss.hub.bundled import install  # only now: it brings Numba
 
         install(models_folder() / DEMO, tell)
     if canonical_name(name) in installed_models():

@@ -13,7 +13,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.errors import HTTPError as TransferError  # httpx's, or httpx2's: whichever the hub uses
 
-from localoss.download.errors import DownloadError, GoneError, WrongFileError
+from localoss.hub.errors import DownloadError, GoneError, WrongFileError
 
 TRANSIENT = (408, 425, 429, 500, 502, 503, 504, 520, 522, 524)
 TIMES = 3  # to ask for a file that is gone or comes damaged

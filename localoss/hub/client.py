@@ -17,9 +17,9 @@ from urllib.parse import urlsplit
 from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_url
 from huggingface_hub.utils import build_hf_headers, get_session
 
-from localoss.download import failures
-from localoss.download.errors import DownloadError, GoneError, WrongFileError
-from localoss.download.failures import CutOffError, ExpiredError, OtherFileError, Patience, StatusError
+from localoss.hub import failures
+from localoss.hub.errors import DownloadError, GoneError, WrongFileError
+from localoss.hub.retry import CutOffError, ExpiredError, OtherFileError, Patience, StatusError
 from quant.errors import QuantError
 from quant.format.json_file import MOST_BYTES
 from quant.format.safetensors import TensorInfo, parse_header

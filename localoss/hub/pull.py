@@ -6,17 +6,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from localoss import settings, store
-from localoss.download.errors import DownloadError, GoneError
-from localoss.download.failures import Patience
-from localoss.download.hub import Hub
-from localoss.download.local import Found, discover, open_local
-from localoss.download.progress import Progress
-from localoss.download.source import PulledSource
+from localoss import settings
 from localoss.errors import ModelError, UsageError
-from localoss.plan.machine import this_machine
-from localoss.plan.memory import Plan, check
-from localoss.registry import (
+from localoss.hub import store
+from localoss.hub.client import Hub
+from localoss.hub.errors import DownloadError, GoneError
+from localoss.hub.local import Found, discover, open_local
+from localoss.hub.progress import Progress
+from localoss.hub.registry import (
     REPOSITORY,
     canonical_name,
     known_models,
@@ -24,6 +21,10 @@ from localoss.registry import (
     store_folder,
     unknown,
 )
+from localoss.hub.retry import Patience
+from localoss.hub.source import PulledSource
+from localoss.plan.machine import this_machine
+from localoss.plan.memory import Plan, check
 from quant.convert import Summary, convert_source, output_bytes
 from quant.format import disk
 from quant.format.json_file import read_json

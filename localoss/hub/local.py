@@ -8,11 +8,11 @@ from pathlib import Path
 from huggingface_hub import constants
 
 from localoss import settings
-from localoss.download import transfer
-from localoss.download.errors import WrongFileError
-from localoss.download.hub import RemoteFile
 from localoss.errors import UsageError
-from localoss.registry import KnownModel
+from localoss.hub import transfer
+from localoss.hub.client import RemoteFile
+from localoss.hub.errors import WrongFileError
+from localoss.hub.registry import KnownModel
 from quant.errors import QuantError
 from quant.format.json_file import read_json
 from quant.sources import Source, open_source

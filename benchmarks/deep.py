@@ -36,7 +36,7 @@ def main() -> None:
         parser.error(f"--gen is {args.gen}; use {_GROUP} or more")
     room = args.deep + args.gen + _GROUP
     engine = localoss.load(args.model, context_tokens=room, conversations=2, threads=args.threads)
-    from localoss.bench import touch
+    from localoss.measure.bench import touch
 
     touch(engine.weights)
     random = np.random.default_rng(0)

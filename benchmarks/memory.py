@@ -74,8 +74,8 @@ def show(row: Row, first: bool) -> None:
 def measure(model: str, context_tokens: int, kv_dtype: str, prompt_tokens: int) -> Row:
     """Load, touch, run; in this process, which should do nothing else."""
     import localoss
-    from localoss.bench import touch
     from localoss.chat import harmony
+    from localoss.measure.bench import touch
     from localoss.plan.memory import PROGRAM_BYTES, Plan
 
     engine = localoss.load(model, context_tokens=context_tokens, kv_dtype=kv_dtype)

@@ -117,7 +117,10 @@ def compare_on_demo(cases: int = 40) -> None:
     ]
     tokens = [token for dialogue in dialogues for token in dialogue]
     calibration = start_calibration(tokens, "dialogues", None, compiling=lambda kernel: None)
-    from localoss.evaluate import joined, score  # only now: kernels are to be found where they are kept
+    from localoss.measure.evaluate import (  # only now: kernels are to be found where they are kept
+        joined,
+        score,
+    )
 
     kinds = {
         "attention int4": Dtypes("int4", "bf16", "bf16", "bf16"),

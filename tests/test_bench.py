@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from localoss import cli, profile
-from localoss.bench import Benchmark, run_benchmark
+from localoss import cli
+from localoss.measure import profile
+from localoss.measure.bench import Benchmark, run_benchmark
 from localoss.model import forward as model_module
 
 FIXED = {  # relied on from outside

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from test_convert import files_of
 
 from localoss import cli
-from localoss.calibration import calibration_of
 from localoss.errors import UsageError
+from localoss.measure.calibration import calibration_of
 from quant import jit_loops as fast
 from quant.calibration import Calibration, Moments, calibration_specs
 from quant.convert import convert
@@ -69,7 +69,7 @@ def naive_moments(folder, tokens):
 
 
 def test_moments_are_those_of_the_naive_model(checkpoint, monkeypatch):
-    monkeypatch.setattr("localoss.calibration.CHUNK_TOKENS", 41)
+    monkeypatch.setattr("localoss.measure.calibration.CHUNK_TOKENS", 41)
     expected = naive_moments(checkpoint("window"), TOKENS[:100])
     found = measured(checkpoint("window"), TOKENS[:100], list(expected))
     assert list(found) == list(expected)

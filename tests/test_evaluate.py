@@ -16,7 +16,7 @@ import localoss
 from localoss import cli
 from localoss.chat.harmony import encode_raw
 from localoss.errors import ContextFullError, UsageError
-from localoss.evaluate import joined, score, score_text, windows
+from localoss.measure.evaluate import joined, score, score_text, windows
 
 ROOT = Path(__file__).parent.parent
 TEXT = "The quick brown fox jumps over the lazy dog. " * 3

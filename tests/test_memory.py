@@ -10,10 +10,10 @@ import pytest
 
 import localoss
 from localoss import cli
-from localoss.bench import anonymous_bytes
 from localoss.cli.options import size_bytes
 from localoss.errors import UsageError
 from localoss.hub.registry import known_models
+from localoss.measure.bench import anonymous_bytes
 from localoss.model.kv_cache import KVCache
 from localoss.plan.machine import this_machine
 from localoss.plan.memory import (

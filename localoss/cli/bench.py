@@ -15,7 +15,7 @@ from localoss.errors import UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from localoss.bench import Benchmark
+    from localoss.measure.bench import Benchmark
 
 _PROFILED_TOKENS = 32
 
@@ -65,8 +65,8 @@ def bench(
     )
     load_s = time.perf_counter() - start
 
-    from localoss import profile as profiling
-    from localoss.bench import run_benchmark
+    from localoss.measure import profile as profiling
+    from localoss.measure.bench import run_benchmark
 
     result = run_benchmark(engine, load_s, prompt_tokens, gen_tokens, depth, repetitions)
     decode, prefill, calling_s = {}, {}, 0.0

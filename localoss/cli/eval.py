@@ -14,7 +14,7 @@ from localoss.cli.terminal import StatusLine, interrupts, say
 from localoss.errors import UsageError
 
 if TYPE_CHECKING:
-    from localoss.evaluate import Scores
+    from localoss.measure.evaluate import Scores
 
 _INTERRUPTED = 130
 
@@ -54,7 +54,7 @@ def evaluate(
         _evaluate_demo(model, against, cases, threads, as_json)
         return
     from localoss.chat.harmony import encode_raw
-    from localoss.evaluate import score_text
+    from localoss.measure.evaluate import score_text
 
     tokens = encode_raw(_read(file))[:max_tokens]
     if len(tokens) < 2:

@@ -13,8 +13,8 @@ from localoss.chat import harmony
 from localoss.chat.harmony import EFFORTS, ChatSetup, Message
 from localoss.chat.turn import Sampling, Turn
 from localoss.demo.dialogues import SKILLS, Case, held_out
-from localoss.evaluate import Scores, joined, score
 from localoss.hub.bundled import WEIGHTS
+from localoss.measure.evaluate import Scores, joined, score
 from quant.convert import convert
 from quant.format.manifest import Dtypes
 

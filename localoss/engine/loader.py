@@ -144,8 +144,8 @@ def start_calibration(
 ) -> "Calibration":
     """calibration.calibration_of, once the kernels are there. Raises: UsageError for `threads`."""
     _prepare_kernels()
-    from localoss.calibration import calibration_of
     from localoss.engine.warmup import warm_up
+    from localoss.measure.calibration import calibration_of
 
     usable = usable_threads(threads)
     with kernels.telling_compiled(compiling):

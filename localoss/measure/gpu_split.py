@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from localoss.bench import touch
 from localoss.engine.engine import Engine
 from localoss.errors import GpuError
+from localoss.measure.bench import touch
 from localoss.model.forward import Chunk
 
 _RUNS = 5  # of each; medians count

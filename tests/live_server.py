@@ -15,10 +15,10 @@ import uvicorn
 
 from localoss.chat import harmony
 from localoss.server.app import build_app
-from localoss.server.guard import LOOPBACK
-from localoss.server.pool import SequencePool
-from localoss.server.service import Service
-from localoss.server.worker import Worker
+from localoss.server.core.guard import LOOPBACK
+from localoss.server.core.pool import SequencePool
+from localoss.server.core.service import Service
+from localoss.server.core.worker import Worker
 
 MODEL = "tiny"
 # The day is in every prompt, and noise says something else on another day.

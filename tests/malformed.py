@@ -12,8 +12,8 @@ from localoss.chat.harmony import ChatSetup, Function, Message
 from localoss.chat.rules import AnswerRules, argument_grammars
 from localoss.chat.tools import Thoughts, ToolCall
 from localoss.chat.turn import Sampling
-from localoss.server.answering import Answering, Closed, Done, Question, Text
-from localoss.server.pool import SequencePool
+from localoss.server.core.answering import Answering, Closed, Done, Question, Text
+from localoss.server.core.pool import SequencePool
 
 MARK = {
     "type": "object",

@@ -7,7 +7,7 @@ from live_server import MODEL, live
 from scripted import ScriptedEngine
 
 import localoss
-from localoss.server.pool import SequencePool
+from localoss.server.core.pool import SequencePool
 
 MARK = {
     "type": "object",

@@ -17,7 +17,7 @@ from live_server import MODEL, live
 from scripted import HELLO, ScriptedEngine
 
 from localoss import cli
-from localoss.server.guard import MAX_BODY_BYTES
+from localoss.server.core.guard import MAX_BODY_BYTES
 
 TESTS = Path(__file__).parent
 LONG = "<|channel|>final<|message|>" + "on " * 4000

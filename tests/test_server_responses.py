@@ -16,7 +16,7 @@ from scripted import HELLO, ScriptedEngine
 from localoss.chat import harmony
 from localoss.chat.harmony import Message
 from localoss.errors import LocalossError
-from localoss.server.store import KEPT_DAYS, Record, ResponseStore
+from localoss.server.core.response_store import KEPT_DAYS, Record, ResponseStore
 
 START = "<|start|>assistant"
 FINAL = "<|channel|>final<|message|>"

@@ -9,10 +9,11 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from localoss import __version__
-from localoss.server import chat_api, completions_api, errors, responses_api
-from localoss.server.guard import Guard
-from localoss.server.schemas import ErrorBody
-from localoss.server.service import Service
+from localoss.server import chat_api, completions_api, responses_api
+from localoss.server.core import errors
+from localoss.server.core.guard import Guard
+from localoss.server.core.schemas import ErrorBody
+from localoss.server.core.service import Service
 
 router = APIRouter()
 

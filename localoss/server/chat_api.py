@@ -11,8 +11,6 @@ from fastapi.responses import JSONResponse, Response
 
 from localoss.chat.harmony import ChatSetup
 from localoss.chat.tools import ToolCall
-from localoss.server.answering import Done, Question, Text, Usage
-from localoss.server.aside import aside
 from localoss.server.chat_prompts import (
     JSON_OBJECT,
     Format,
@@ -22,10 +20,11 @@ from localoss.server.chat_prompts import (
     split_instructions,
 )
 from localoss.server.chat_schemas import NEUTRAL, ChatRequest, NamedTool, ResponseFormat
-from localoss.server.errors import ApiError
-from localoss.server.logprobs import chat_logprobs
-from localoss.server.schemas import STREAMS, refuse_unless, stops_of
-from localoss.server.service import (
+from localoss.server.core.answering import Done, Question, Text, Usage
+from localoss.server.core.errors import ApiError
+from localoss.server.core.logprobs import chat_logprobs
+from localoss.server.core.schemas import STREAMS, refuse_unless, stops_of
+from localoss.server.core.service import (
     Service,
     client_of,
     event_stream,
@@ -33,6 +32,7 @@ from localoss.server.service import (
     sampling_of,
     unless_gone,
 )
+from localoss.server.core.threads import aside
 
 router = APIRouter()
 

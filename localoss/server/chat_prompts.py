@@ -11,8 +11,8 @@ from localoss.chat.rules import AnswerRules, argument_grammars
 from localoss.chat.tools import Thoughts, call_message, parse_function, result_message
 from localoss.errors import UsageError
 from localoss.server.chat_schemas import ChatMessage, ContentPart
-from localoss.server.errors import ApiError
-from localoss.server.json_text import printable
+from localoss.server.core.errors import ApiError
+from localoss.server.core.json_text import printable
 
 
 @dataclass(frozen=True)

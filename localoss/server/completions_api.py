@@ -13,11 +13,10 @@ from pydantic import Field
 
 from localoss.chat import harmony
 from localoss.engine.sampler import Token
-from localoss.server.answering import Answering, Done, Question, Text, Usage
-from localoss.server.aside import aside
-from localoss.server.errors import ApiError
-from localoss.server.logprobs import raw_token_text
-from localoss.server.schemas import (
+from localoss.server.core.answering import Answering, Done, Question, Text, Usage
+from localoss.server.core.errors import ApiError
+from localoss.server.core.logprobs import raw_token_text
+from localoss.server.core.schemas import (
     MAX_CHOICES,
     MAX_TOP_LOGPROBS,
     STREAMS,
@@ -28,8 +27,9 @@ from localoss.server.schemas import (
     refuse_unless,
     stops_of,
 )
-from localoss.server.service import Service, client_of, event_stream, pieces_of, sampling_of, unless_gone
-from localoss.server.worker import Job
+from localoss.server.core.service import Service, client_of, event_stream, pieces_of, sampling_of, unless_gone
+from localoss.server.core.threads import aside
+from localoss.server.core.worker import Job
 
 router = APIRouter()
 

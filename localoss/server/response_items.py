@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from localoss.chat.tools import ToolCall
-from localoss.server.answering import Closed, Done, Opened, Part, Piece, Text
-from localoss.server.logprobs import chat_logprobs
+from localoss.server.core.answering import Closed, Done, Opened, Part, Piece, Text
+from localoss.server.core.logprobs import chat_logprobs
 
 Event = dict[str, Any]
 _PHASES: dict[Part, str] = {"preamble": "commentary", "answer": "final_answer"}

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from localoss.chat.harmony import Message
 from localoss.chat.tools import Thoughts, call_message, result_message
 from localoss.server.chat_prompts import checked_name
-from localoss.server.errors import ApiError
+from localoss.server.core.errors import ApiError
 from localoss.server.response_schemas import InputItem, InputPart
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from localoss.server.schemas import (
+from localoss.server.core.schemas import (
     MAX_TOP_LOGPROBS,
     Effort,
     JsonSchemaFormat,

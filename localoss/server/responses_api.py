@@ -10,11 +10,21 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from localoss.chat.harmony import ChatSetup, Message
-from localoss.server.answering import Done, Question, Usage
-from localoss.server.aside import aside
 from localoss.server.chat_prompts import JSON_OBJECT, Format, parse_functions, rules_for, split_instructions
-from localoss.server.errors import ApiError, as_api_error
-from localoss.server.json_text import printable
+from localoss.server.core.answering import Done, Question, Usage
+from localoss.server.core.errors import ApiError, as_api_error
+from localoss.server.core.json_text import printable
+from localoss.server.core.response_store import Record
+from localoss.server.core.schemas import STREAMS, refuse_unless
+from localoss.server.core.service import (
+    Service,
+    client_of,
+    event_stream,
+    pieces_of,
+    sampling_of,
+    unless_gone,
+)
+from localoss.server.core.threads import aside
 from localoss.server.response_items import Event, Output
 from localoss.server.response_prompts import convert_items
 from localoss.server.response_schemas import (
@@ -25,16 +35,6 @@ from localoss.server.response_schemas import (
     NamedTool,
     ResponseRequest,
 )
-from localoss.server.schemas import STREAMS, refuse_unless
-from localoss.server.service import (
-    Service,
-    client_of,
-    event_stream,
-    pieces_of,
-    sampling_of,
-    unless_gone,
-)
-from localoss.server.store import Record
 
 router = APIRouter()
 

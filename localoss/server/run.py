@@ -14,11 +14,11 @@ from localoss.chat import harmony
 from localoss.engine.engine import Engine
 from localoss.errors import UsageError
 from localoss.server.app import build_app
-from localoss.server.guard import LOOPBACK
-from localoss.server.pool import SequencePool
-from localoss.server.service import Service
-from localoss.server.store import ResponseStore
-from localoss.server.worker import Worker
+from localoss.server.core.guard import LOOPBACK
+from localoss.server.core.pool import SequencePool
+from localoss.server.core.response_store import ResponseStore
+from localoss.server.core.service import Service
+from localoss.server.core.worker import Worker
 
 
 def open_socket(host: str, port: int) -> socket.socket:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from localoss.server.errors import ApiError
+from localoss.server.core.errors import ApiError
 
 Effort = Literal["low", "medium", "high"]
 Schema = dict[str, Any]

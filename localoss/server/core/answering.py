@@ -13,7 +13,7 @@ from localoss.chat.turn import Sampling, Turn
 from localoss.engine.engine import Engine
 from localoss.engine.sampler import Token
 from localoss.errors import Cancelled
-from localoss.server.pool import SequencePool
+from localoss.server.core.pool import SequencePool
 
 Part = Literal["thinking", "preamble", "answer"]
 _PARTS: dict[str, Part] = {"analysis": "thinking", "commentary": "preamble", "final": "answer"}

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 if TYPE_CHECKING:
-    from localoss.server.answering import Usage
-    from localoss.server.worker import Worker
+    from localoss.server.core.answering import Usage
+    from localoss.server.core.worker import Worker
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _SPEEDS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)

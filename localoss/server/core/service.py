@@ -15,15 +15,15 @@ from localoss.chat.harmony import ChatSetup, Message
 from localoss.chat.tools import Thoughts
 from localoss.chat.turn import Sampling
 from localoss.engine.engine import Engine
-from localoss.server.answering import Answering, Done, Piece, Question
-from localoss.server.aside import aside
-from localoss.server.errors import ApiError, as_api_error, context_length_error
-from localoss.server.json_text import dumps
-from localoss.server.metrics import Metrics
-from localoss.server.pool import SequencePool
-from localoss.server.schemas import Sampled
-from localoss.server.store import ResponseStore
-from localoss.server.worker import Job, Work, Worker
+from localoss.server.core.answering import Answering, Done, Piece, Question
+from localoss.server.core.errors import ApiError, as_api_error, context_length_error
+from localoss.server.core.json_text import dumps
+from localoss.server.core.metrics import Metrics
+from localoss.server.core.pool import SequencePool
+from localoss.server.core.response_store import ResponseStore
+from localoss.server.core.schemas import Sampled
+from localoss.server.core.threads import aside
+from localoss.server.core.worker import Job, Work, Worker
 
 _PING_AFTER_S = 10.0  # proxies and clients give up on a stream that says nothing
 _SEED_STEP = 1  # the choices of one request differ by it

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from localoss.errors import Cancelled
-from localoss.server.errors import ApiError
+from localoss.server.core.errors import ApiError
 
 Work = Callable[[Callable[[], bool]], Iterator[Any]]  # told how to know that it is cancelled
 _END = object()

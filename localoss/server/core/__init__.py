@@ -1,0 +1,1 @@
+"""What all APIs share: the engine's queue, answers in pieces, errors, limits, stored responses."""

@@ -9,11 +9,13 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from localoss import __version__
-from localoss.server import chat_api, completions_api, responses_api
+from localoss.server.chat import api as chat_api
+from localoss.server.completions import api as completions_api
 from localoss.server.core import errors
 from localoss.server.core.guard import Guard
 from localoss.server.core.schemas import ErrorBody
 from localoss.server.core.service import Service
+from localoss.server.responses import api as responses_api
 
 router = APIRouter()
 

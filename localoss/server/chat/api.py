@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse, Response
 
 from localoss.chat.harmony import ChatSetup
 from localoss.chat.tools import ToolCall
-from localoss.server.chat_prompts import (
+from localoss.server.chat.prompts import (
     JSON_OBJECT,
     Format,
     convert_messages,
@@ -19,7 +19,7 @@ from localoss.server.chat_prompts import (
     rules_for,
     split_instructions,
 )
-from localoss.server.chat_schemas import NEUTRAL, ChatRequest, NamedTool, ResponseFormat
+from localoss.server.chat.schemas import NEUTRAL, ChatRequest, NamedTool, ResponseFormat
 from localoss.server.core.answering import Done, Question, Text, Usage
 from localoss.server.core.errors import ApiError
 from localoss.server.core.logprobs import chat_logprobs

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from localoss.chat.harmony import Message
 from localoss.chat.tools import Thoughts, call_message, result_message
-from localoss.server.chat_prompts import checked_name
+from localoss.server.chat.prompts import checked_name
 from localoss.server.core.errors import ApiError
-from localoss.server.response_schemas import InputItem, InputPart
+from localoss.server.responses.schemas import InputItem, InputPart
 
 
 def convert_items(items: Sequence[InputItem], thoughts: Thoughts, names: dict[str, str]) -> list[Message]:

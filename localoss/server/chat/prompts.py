@@ -10,7 +10,7 @@ from localoss.chat.harmony import Function, Message
 from localoss.chat.rules import AnswerRules, argument_grammars
 from localoss.chat.tools import Thoughts, call_message, parse_function, result_message
 from localoss.errors import UsageError
-from localoss.server.chat_schemas import ChatMessage, ContentPart
+from localoss.server.chat.schemas import ChatMessage, ContentPart
 from localoss.server.core.errors import ApiError
 from localoss.server.core.json_text import printable
 

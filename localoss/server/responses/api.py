@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from localoss.chat.harmony import ChatSetup, Message
-from localoss.server.chat_prompts import JSON_OBJECT, Format, parse_functions, rules_for, split_instructions
+from localoss.server.chat.prompts import JSON_OBJECT, Format, parse_functions, rules_for, split_instructions
 from localoss.server.core.answering import Done, Question, Usage
 from localoss.server.core.errors import ApiError, as_api_error
 from localoss.server.core.json_text import printable
@@ -25,9 +25,9 @@ from localoss.server.core.service import (
     unless_gone,
 )
 from localoss.server.core.threads import aside
-from localoss.server.response_items import Event, Output
-from localoss.server.response_prompts import convert_items
-from localoss.server.response_schemas import (
+from localoss.server.responses.items import Event, Output
+from localoss.server.responses.prompts import convert_items
+from localoss.server.responses.schemas import (
     INCLUDABLE,
     LOGPROBS,
     NEUTRAL,

@@ -14,7 +14,9 @@ from quant.format.manifest import Dtypes, Manifest, Origin, parse_manifest, read
 from quant.sources import open_source
 
 NAME = "demo"
-WEIGHTS = Path(__file__).with_name("weights")  # a reduced checkpoint: see quant/sources/reduced.py
+WEIGHTS = (
+    Path(__file__).parent.parent / "demo" / "weights"
+)  # a reduced checkpoint: see quant/sources/reduced.py
 _LOOK_AGAIN_S = 0.1
 
 

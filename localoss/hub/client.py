@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_url
 from huggingface_hub.utils import build_hf_headers, get_session
 
-from localoss.hub import failures
+from localoss.hub import retry
 from localoss.hub.errors import DownloadError, GoneError, WrongFileError
 from localoss.hub.retry import CutOffError, ExpiredError, OtherFileError, Patience, StatusError
 from quant.errors import QuantError
@@ -89,7 +89,7 @@ class Hub:
             info = api.model_info(
                 self.repository, revision=revision, files_metadata=True, timeout=self._timeout_s
             )
-        except failures.FAILURES:
+        except retry.FAILURES:
             raise
         except (KeyError, TypeError, AttributeError, ValueError):  # JSON of another shape, or none
             raise DownloadError(f"{self.host} does not answer as the hub does; {CHECK_ENDPOINT}") from None
@@ -237,15 +237,15 @@ class Hub:
                 result = action()
                 self._has_answered = True
                 return result
-            except failures.FAILURES as error:
+            except retry.FAILURES as error:
                 if progressed() > done:
                     count, done = 0, progressed()
                 count += 1
                 wait_s = self.patience.wait_s(error, count, not self._has_answered)
                 if wait_s is None:
                     page = f"{self.endpoint}/{self.repository}"
-                    raise failures.explained(error, self.host, self.repository, page) from None
-                what = failures.what_happened(error, self.host)
+                    raise retry.explained(error, self.host, self.repository, page) from None
+                what = retry.what_happened(error, self.host)
             self._tell(f"{what}; trying again in {wait_s:.0f} s", wait_s)
             if self.cancelled.wait(wait_s):
                 raise DownloadError("stopped")

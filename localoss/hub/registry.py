@@ -71,7 +71,7 @@ def known_models() -> dict[str, KnownModel]:
 
     Raises: UsageError that names the user's file and what is wrong in it.
     """
-    package = Path(__file__).parent
+    package = Path(__file__).parent.parent
     in_wheel = package / MODELS_FILE
     known = _read(in_wheel if in_wheel.exists() else package.parent / MODELS_FILE)
     own = settings.config_folder() / MODELS_FILE

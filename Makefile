@@ -45,11 +45,11 @@ MALLOC := MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=8589934592
 
 # The demo model: two to three hours on two cores. Stopped and given again, it goes on.
 train: $(VENV)/.train
-	$(MALLOC) $(BIN)/python -m localoss.demo.training --weights localoss/demo/weights
+	$(MALLOC) $(BIN)/python -m tools.demo_training --weights localoss/demo/weights
 
 train-smoke: $(VENV)/.train
 	rm -rf out/demo-smoke
-	$(BIN)/python -m localoss.demo.training --small --folder out/demo-smoke --weights out/demo-smoke/weights
+	$(BIN)/python -m tools.demo_training --small --folder out/demo-smoke --weights out/demo-smoke/weights
 
 # The version is pinned: others come as gigabytes of CUDA.
 $(VENV)/.train: $(VENV)/.ready

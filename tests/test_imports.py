@@ -70,7 +70,7 @@ HOMES = {
     "llvmlite": {"localoss.kernels", "quant"},
     "pytest": set(),
     "hypothesis": set(),
-    "torch": {"localoss.demo.training"},
+    "torch": {"tools.demo_training"},
     "transformers": set(),
 }
 MAX_LINES = 400

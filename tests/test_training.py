@@ -7,8 +7,8 @@ from quant.format.numbers import decode_mxfp4, encode_mxfp4
 
 torch = pytest.importorskip("torch")
 
-from localoss.demo.training.rounding import round_mxfp4  # noqa: E402
-from localoss.demo.training.train import Settings, Training, _rate  # noqa: E402
+from tools.demo_training.rounding import round_mxfp4  # noqa: E402
+from tools.demo_training.train import Settings, Training, _rate  # noqa: E402
 
 SMALL = Settings(steps=4, dialogues=4, layers=2, sampled=50)
 

@@ -8,7 +8,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from localoss.demo.training.model import GptOss
+from tools.demo_training.model import GptOss
 
 CONFIG_FILE, TOKEN_IDS, TENSORS = "config.json", "token_ids.json", "model.safetensors"
 

@@ -8,8 +8,8 @@ import torch
 
 from localoss.demo.dialogues import SKILLS, held_out
 from localoss.demo.dialogues.case import on_date
-from localoss.demo.training.batches import Dialogue, Encoder, packed
-from localoss.demo.training.model import GptOss, Round
+from tools.demo_training.batches import Dialogue, Encoder, packed
+from tools.demo_training.model import GptOss, Round
 
 _DATE = "2026-11-24"
 

@@ -1,14 +1,14 @@
-"""`python -m localoss.demo.training`: trains the demo model, or goes on where it stopped."""
+"""`python -m tools.demo_training`: trains the demo model, or goes on where it stopped."""
 
 import argparse
 from pathlib import Path
 
-from localoss.demo.training.export import write_mean
-from localoss.demo.training.train import SITTINGS, Settings, Training
+from tools.demo_training.export import write_mean
+from tools.demo_training.train import SITTINGS, Settings, Training
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m localoss.demo.training", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.demo_training", description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("out/demo"), help="where the state is kept")
     parser.add_argument("--weights", type=Path, help="where the trained weights go")
     parser.add_argument("--earlier", type=Path, help="weights to begin that sitting with")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from localoss.chat import harmony
-from localoss.demo.training.model import GptOss
+from tools.demo_training.model import GptOss
 
 _EMBEDDING_STD = 0.5
 _UNEMBEDDING_STD = 0.08

@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from localoss.demo.training.batches import Batch, Encoder, lesson
-from localoss.demo.training.beginning import begin
-from localoss.demo.training.export import CONFIG, TOKEN_IDS, read_weights, write_weights
-from localoss.demo.training.model import GptOss
-from localoss.demo.training.muon import Muon
-from localoss.demo.training.rounding import round_mxfp4
-from localoss.demo.training.scoring import Examination
-from localoss.demo.training.vocabulary import collect
 from quant.format.config import parse_config
+from tools.demo_training.batches import Batch, Encoder, lesson
+from tools.demo_training.beginning import begin
+from tools.demo_training.export import CONFIG, TOKEN_IDS, read_weights, write_weights
+from tools.demo_training.model import GptOss
+from tools.demo_training.muon import Muon
+from tools.demo_training.rounding import round_mxfp4
+from tools.demo_training.scoring import Examination
+from tools.demo_training.vocabulary import collect
 
 
 @dataclass(frozen=True)

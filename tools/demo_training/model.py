@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from localoss.demo.training.batches import Batch
 from localoss.model.rope import Rope
 from quant.format.config import SWIGLU_ALPHA, ModelConfig
+from tools.demo_training.batches import Batch
 
 Round = Callable[[Tensor], Tensor]
 

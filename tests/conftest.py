@@ -4,11 +4,11 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import checkpoints
 import pytest
-from gpu_fixtures import gpu_adapter  # noqa: F401 - a fixture
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
+from support import checkpoints
+from support.gpu_fixtures import gpu_adapter  # noqa: F401 - a fixture
 
 from localoss import kernels, settings
 from quant.convert import convert
@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Give the folder of a checkpoint of tests/checkpoints.py, by name; written once, to be read only."""
+    """Give the folder of a checkpoint of tests/support/checkpoints.py, by name; written once, to be read only."""
     root = tmp_path_factory.mktemp("checkpoints")
 
     def folder_of(name: str) -> Path:

@@ -1,9 +1,9 @@
 """What lies between the products: exp, RMSNorm, quantizing, routing, adding up, against plain NumPy."""
 
-import naive
 import numpy as np
 import pytest
-from tiled import address, from_blocks, to_blocks
+from support import naive
+from support.tiled import address, from_blocks, to_blocks
 
 from localoss.kernels import activations as kernels
 from localoss.kernels.simd import exp, jit, load_f32x8, splat_f32, store_f32x8

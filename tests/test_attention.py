@@ -1,4 +1,4 @@
-"""Rotary embedding, the cache's layout and attention, against tests/naive.py.
+"""Rotary embedding, the cache's layout and attention, against tests/support/naive.py.
 
 A conversation runs in chunks of many sizes through rings that wrap; after each chunk the cache must hold the
 rotated keys and the values, and attention must be the naive one over what the cache holds.
@@ -6,10 +6,10 @@ rotated keys and the values, and attention must be the naive one over what the c
 
 from dataclasses import dataclass
 
-import naive
 import numpy as np
 import pytest
-from tiled import address, from_blocks
+from support import naive
+from support.tiled import address, from_blocks
 
 from localoss.kernels.attention import attention, rotate_and_store
 from localoss.model.kv_cache import LayerCache

@@ -7,9 +7,9 @@ import struct
 import subprocess
 import sys
 
-import checkpoints
 import numpy as np
 import pytest
+from support import checkpoints
 
 from localoss import cli
 from quant.format.layout import FORMAT_VERSION

@@ -3,15 +3,13 @@
 import hashlib
 import json
 
-import checkpoints
-import layouts
-import naive
 import numpy as np
 import pytest
-from faults import FAIL, Faults
-from golden_files import read_golden
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import checkpoints, layouts, naive
+from support.faults import FAIL, Faults
+from support.golden_files import read_golden
 from test_convert import files_of
 
 from localoss import cli
@@ -38,7 +36,7 @@ def measured(folder, tokens, names, threads=2):
 
 
 def naive_moments(folder, tokens):
-    """The same from tests/naive.py's trace: the mean squares of each matrix's inputs."""
+    """The same from tests/support/naive.py's trace: the mean squares of each matrix's inputs."""
     model, trace = naive.Model(folder), []
     naive.forward(model, tokens, trace)
     steps, c = dict(trace), model.config

@@ -6,7 +6,7 @@ import os
 import sys
 
 import pytest
-from scripted import ScriptedEngine
+from support.scripted import ScriptedEngine
 
 import localoss
 from localoss import cli

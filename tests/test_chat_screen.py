@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("pexpect")  # not on Windows
 
-from pseudo_terminal import scripted_chat
+from support.pseudo_terminal import scripted_chat
 
 FINAL = "<|channel|>final<|message|>"
 TURN = "<|end|><|start|>assistant" + FINAL

@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("pexpect")  # not on Windows
 
-from pseudo_terminal import scripted_chat
+from support.pseudo_terminal import scripted_chat
 
 DONE = "<|channel|>final<|message|>Done.<|return|>"
 COMPILING = "compiling kernels, once on this machine: a_kernel"

@@ -4,7 +4,7 @@ import json
 import sys
 
 import pytest
-from scripted import ScriptedEngine
+from support.scripted import ScriptedEngine
 
 from localoss import cli
 from localoss.chat import harmony

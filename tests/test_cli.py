@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from scripted import HELLO, ScriptedEngine
+from support.scripted import HELLO, ScriptedEngine
 
 import localoss
 from localoss import cli, settings

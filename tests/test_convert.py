@@ -6,10 +6,10 @@ import json
 import os
 import shutil
 
-import checkpoints
 import numpy as np
 import pytest
 from safetensors import safe_open
+from support import checkpoints
 
 from quant import output_folder as target_module
 from quant.convert import convert

@@ -4,7 +4,7 @@ import os
 import sys
 
 import pytest
-import reduced
+from support import reduced
 
 import localoss
 from localoss import cli
@@ -14,7 +14,7 @@ from localoss.hub import registry
 
 pytest.importorskip("pexpect")  # not on Windows
 
-from pseudo_terminal import Terminal
+from support.pseudo_terminal import Terminal
 
 CHAT = """
 import pathlib, sys
@@ -85,7 +85,7 @@ def test_chat_without_a_model_at_a_terminal(shipped, home):
 
 
 def test_other_models_are_not_introduced(home, monkeypatch, capsys):
-    from scripted import ScriptedEngine
+    from support.scripted import ScriptedEngine
 
     make_installed(home, "mine")
     monkeypatch.setattr(localoss, "load", lambda folder, **options: ScriptedEngine())

@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import reduced
-from golden_files import FOLDER, kl_divergence
+from support import reduced
+from support.golden_files import FOLDER, kl_divergence
 
 import localoss
 from localoss.hub.bundled import WEIGHTS

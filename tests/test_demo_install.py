@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import reduced
-from faults import FULL, Faults
+from support import reduced
+from support.faults import FULL, Faults
 from test_convert import files_of
 
 import localoss

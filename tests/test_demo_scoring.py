@@ -5,8 +5,8 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-import reduced
-from scripted import ScriptedEngine
+from support import reduced
+from support.scripted import ScriptedEngine
 
 from localoss import cli
 from localoss.chat import harmony

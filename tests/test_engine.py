@@ -10,7 +10,7 @@ import threading
 
 import numpy as np
 import pytest
-from golden_files import log_softmax
+from support.golden_files import log_softmax
 
 import localoss
 from localoss.engine.loader import usable_threads

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from golden_files import kl_divergence, log_softmax, read_golden
 from hypothesis import given
 from hypothesis import strategies as st
+from support.golden_files import kl_divergence, log_softmax, read_golden
 
 import localoss
 from localoss import cli

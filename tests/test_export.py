@@ -3,12 +3,11 @@
 import json
 import shutil
 
-import checkpoints
-import layouts
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import checkpoints, layouts
 from test_convert import files_of, published_of
 
 from quant import jit_loops as fast

@@ -5,11 +5,9 @@ import hashlib
 import json
 from pathlib import Path
 
-import checkpoints
-import format_reader
-import layouts
 import numpy as np
 import pytest
+from support import checkpoints, format_reader, layouts
 from test_convert import published_of
 
 from quant.convert import convert

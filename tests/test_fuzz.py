@@ -9,11 +9,10 @@ import struct
 import time
 import tracemalloc
 
-import checkpoints
-import layouts
 import pytest
-from gguf_mutations import mutate_gguf
-from mutations import mutate_json, mutate_safetensors
+from support import checkpoints, layouts
+from support.gguf_mutations import mutate_gguf
+from support.mutations import mutate_json, mutate_safetensors
 from test_interrupted import files_of, no_waiting  # noqa: F401
 
 from quant.convert import convert

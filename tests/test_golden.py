@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from golden_files import FOLDER, NAMES, kl_divergence, log_softmax, read_golden
+from support.golden_files import FOLDER, NAMES, kl_divergence, log_softmax, read_golden
 
 import localoss
 from localoss.engine.loader import usable_threads

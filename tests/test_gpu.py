@@ -2,11 +2,10 @@
 
 from itertools import pairwise
 
-import checkpoints
-import layouts
 import numpy as np
 import pytest
-from golden_files import read_golden
+from support import checkpoints, layouts
+from support.golden_files import read_golden
 
 import localoss
 from localoss.chat import harmony

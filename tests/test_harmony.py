@@ -11,7 +11,7 @@ import openai_harmony as library
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from library_conversation import library_conversation
+from support.library_conversation import library_conversation
 
 from localoss.chat import harmony
 from localoss.chat.conversation import Conversation

@@ -11,9 +11,9 @@ import threading
 import time
 from pathlib import Path
 
-import checkpoints
 import pytest
-from faults import FAIL, FULL, KILL, POWER_CUT, Faults, in_child
+from support import checkpoints
+from support.faults import FAIL, FULL, KILL, POWER_CUT, Faults, in_child
 
 from quant.convert import convert
 from quant.errors import QuantError

@@ -11,14 +11,14 @@ import subprocess
 from collections import Counter
 from importlib import import_module
 
-import naive
 import numpy as np
 import pytest
 from llvmlite import binding
 from numba import config
 from numba.core.registry import cpu_target
-from tiled import address
-from traced import compile_for, trace
+from support import naive
+from support.tiled import address
+from support.traced import compile_for, trace
 
 from localoss import settings
 from localoss.errors import UsageError

@@ -6,10 +6,10 @@ instruction set. test_variants.py runs this file on each.
 
 from types import SimpleNamespace
 
-import naive
 import numpy as np
 import pytest
-from tiled import (
+from support import naive
+from support.tiled import (
     WAYS,
     activations_of,
     address,

@@ -1,10 +1,9 @@
 """The oracle itself: naive.py against `transformers`' stored logits, its parts against worked examples."""
 
-import checkpoints
-import naive
 import numpy as np
 import pytest
-from golden_files import NAMES, read_golden
+from support import checkpoints, naive
+from support.golden_files import NAMES, read_golden
 
 
 @pytest.mark.parametrize("name", [*NAMES, "far"])

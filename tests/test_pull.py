@@ -4,8 +4,19 @@ import json
 import shutil
 
 import pytest
-from hub_fixtures import NAME, QUICK, Told, files_of, fingerprint_of, home, hub, published, pulled, weights_of
-from hub_server import COMMIT
+from support.hub_fixtures import (
+    NAME,
+    QUICK,
+    Told,
+    files_of,
+    fingerprint_of,
+    home,
+    hub,
+    published,
+    pulled,
+    weights_of,
+)
+from support.hub_server import COMMIT
 
 from localoss import cli
 from localoss.errors import ModelError, UsageError
@@ -115,8 +126,7 @@ def test_formats_names_and_revisions(hub, home, pulled, published, tmp_path):
 
 def test_a_fine_tune_by_its_name_in_one_file(hub, home, pulled, tmp_path):
     """Another repository, experts in floats, a single model.safetensors without an index."""
-    import checkpoints
-    import layouts
+    from support import checkpoints, layouts
 
     config = checkpoints.config_for(**checkpoints.CHECKPOINTS["short"])
     dense, dense_config = layouts.dense(checkpoints.make_tensors(config, 0), config)

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from faults import FULL, Faults
-from hub_fixtures import NAME, QUICK, SMALL, Told, home, hub, published, pulled, weights_of
-from hub_server import CLOSE, EXPIRED, RESIZED, SILENT, STALL, WRONG
+from support.faults import FULL, Faults
+from support.hub_fixtures import NAME, QUICK, SMALL, Told, home, hub, published, pulled, weights_of
+from support.hub_server import CLOSE, EXPIRED, RESIZED, SILENT, STALL, WRONG
 
 from localoss.hub import store, transfer
 from localoss.hub.errors import DownloadError, GoneError, WrongFileError

@@ -13,9 +13,9 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import checkpoints
 import pytest
-from hub_fixtures import home, hub, published, weights_of
+from support import checkpoints
+from support.hub_fixtures import home, hub, published, weights_of
 
 from localoss import cli
 from localoss.hub import transfer

@@ -4,10 +4,9 @@ import json
 import shutil
 from hashlib import sha256
 
-import checkpoints
-import layouts
 import pytest
-from hub_fixtures import SMALL, home, hub, published, weights_of
+from support import checkpoints, layouts
+from support.hub_fixtures import SMALL, home, hub, published, weights_of
 
 from localoss import cli, settings
 from localoss.hub import registry

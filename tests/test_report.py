@@ -3,10 +3,9 @@
 import json
 import os
 
-import checkpoints
-import layouts
 import numpy as np
 import pytest
+from support import checkpoints, layouts
 from test_convert import files_of, published_of
 
 from localoss import cli

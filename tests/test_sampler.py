@@ -8,7 +8,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from golden_files import log_softmax
+from support.golden_files import log_softmax
 
 from localoss.engine.sampler import Sampler, SamplingOptions
 from localoss.errors import LocalossError, UsageError

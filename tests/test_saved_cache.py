@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from scripted import CONFIG, check, run
+from support.scripted import CONFIG, check, run
 
 from localoss.engine import saved_cache
 from localoss.engine.saved_cache import SavedCache, UnusableCacheError, identity

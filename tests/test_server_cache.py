@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from live_server import MODEL, live
-from scripted import ScriptedEngine
+from support.live_server import MODEL, live
+from support.scripted import ScriptedEngine
 
 import localoss
 from localoss.server.core.pool import SequencePool

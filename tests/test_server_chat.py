@@ -4,8 +4,8 @@ import contextlib
 
 import openai
 import pytest
-from live_server import MODEL, live
-from scripted import HELLO, ScriptedEngine
+from support.live_server import MODEL, live
+from support.scripted import HELLO, ScriptedEngine
 
 from localoss.chat import harmony
 

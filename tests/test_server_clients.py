@@ -10,8 +10,8 @@ from pathlib import Path
 
 import openai
 import pytest
-from live_server import MODEL, live
-from scripted import HELLO, ScriptedEngine
+from support.live_server import MODEL, live
+from support.scripted import HELLO, ScriptedEngine
 
 import localoss
 from localoss.chat import harmony

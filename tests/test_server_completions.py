@@ -3,8 +3,8 @@
 import numpy as np
 import openai
 import pytest
-from live_server import MODEL, live
-from scripted import ScriptedEngine
+from support.live_server import MODEL, live
+from support.scripted import ScriptedEngine
 
 import localoss
 from localoss.chat import harmony

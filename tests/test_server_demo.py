@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import openai
 import pydantic
 import pytest
-from live_server import live
+from support.live_server import live
 
 import localoss
 from localoss.hub.bundled import install

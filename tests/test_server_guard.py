@@ -13,8 +13,8 @@ from pathlib import Path
 import httpx2
 import openai
 import pytest
-from live_server import MODEL, live
-from scripted import HELLO, ScriptedEngine
+from support.live_server import MODEL, live
+from support.scripted import HELLO, ScriptedEngine
 
 from localoss import cli
 from localoss.server.core.guard import MAX_BODY_BYTES

@@ -9,8 +9,8 @@ import sys
 
 import numpy as np
 import pytest
-from live_server import live
-from scripted import ScriptedEngine
+from support.live_server import live
+from support.scripted import ScriptedEngine
 
 import localoss
 from localoss.chat import harmony

@@ -7,8 +7,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from live_server import live
-from scripted import HELLO, ScriptedEngine
+from support.live_server import live
+from support.scripted import HELLO, ScriptedEngine
 
 from localoss.cli import serve
 

@@ -9,9 +9,9 @@ import time
 import openai
 import pydantic
 import pytest
-from live_server import MODEL, live
 from openai.types.responses import Response, ResponseStreamEvent
-from scripted import HELLO, ScriptedEngine
+from support.live_server import MODEL, live
+from support.scripted import HELLO, ScriptedEngine
 
 from localoss.chat import harmony
 from localoss.chat.harmony import Message

@@ -10,8 +10,8 @@ from pathlib import Path
 import httpx2
 import psutil
 import pytest
-from malformed import check_generations
-from unruly import Unruly
+from support.malformed import check_generations
+from support.unruly import Unruly
 
 import localoss
 from localoss.hub.bundled import install

@@ -7,8 +7,8 @@ import jsonschema
 import openai
 import pydantic
 import pytest
-from live_server import MODEL, live
-from scripted import HELLO, ScriptedEngine
+from support.live_server import MODEL, live
+from support.scripted import HELLO, ScriptedEngine
 
 import localoss
 from localoss.chat import harmony

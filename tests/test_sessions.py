@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("pexpect")  # not on Windows
 
-from pseudo_terminal import TESTS, scripted_chat
+from support.pseudo_terminal import TESTS, scripted_chat
 
 from localoss.chat import harmony
 from localoss.chat.conversation import Conversation

@@ -5,12 +5,10 @@ import os
 import shutil
 import time
 
-import checkpoints
-import layouts
-import naive
 import numpy as np
 import pytest
-from golden_files import read_golden
+from support import checkpoints, layouts, naive
+from support.golden_files import read_golden
 from test_convert import files_of, published_of, tensors_of
 
 import localoss

@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from scripted import HELLO, ScriptedEngine
+from support.scripted import HELLO, ScriptedEngine
 
 import localoss
 from localoss import cli

@@ -52,7 +52,7 @@ def _norm_token(out, x, weight, t, tokens, columns, eps):
 def rms_norm(out, x, weight, tokens, columns, eps):
     """Write x / rms(x) * weight to `out` (columns/32, tokens, 32) f32; x (tokens, columns) f32.
 
-    weight (columns,) f32. Sums in f32. Oracle: tests/naive.py.
+    weight (columns,) f32. Sums in f32. Oracle: tests/support/naive.py.
     """
     if tokens <= SERIAL_TOKENS:
         for t in range(tokens):
@@ -130,7 +130,7 @@ def route(expert_ids, expert_weights, logits, bias):
     """Choose each token's experts: the A largest of logits + bias, in falling order, and their softmax.
 
     Arrays: expert_ids (T, A) i32 and expert_weights (T, A) f32, overwritten; bias (E,) f32; logits (≥ T, ≥ E)
-    f32, to which the bias is added. Of equals, the lower expert comes first. Oracle: tests/naive.py.
+    f32, to which the bias is added. Of equals, the lower expert comes first. Oracle: tests/support/naive.py.
     """
     tokens, active = expert_ids.shape
     experts = len(bias)

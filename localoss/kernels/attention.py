@@ -364,7 +364,7 @@ def attention(out, out_first, qkv, cache, sinks, position, window, scratch, coun
     qkv (T, (H + 2K) * head_dim) f32 with rotated queries, of positions `position`, position + 1, …, already
     in the cache; cache: the layer's four arrays; sinks (H,) f32; scratch (threads,
     attention_scratch_floats()) f32; counter: the address of an i64. window: 0 for full attention. Sums in
-    f32. Oracle: tests/naive.py.
+    f32. Oracle: tests/support/naive.py.
     """
     kv_heads = cache[1].shape[0]
     tokens = len(qkv)

@@ -97,7 +97,7 @@ def gate_up(h, tiles, runs, inputs, starts, active, alpha, limit, workers):
 
     tiles, inputs, workers: as matmul has them, but with codes, scales and bias as byte offsets in a run.
     Arrays: runs (E,) i64; starts (E + 1,) i64; active (n,) i32, the experts that have places.
-    alpha, limit: SwiGLU's. Oracle: tests/naive.py.
+    alpha, limit: SwiGLU's. Oracle: tests/support/naive.py.
     """
     threads, scratch, counter = workers
     store_i64(counter, 0)
@@ -127,7 +127,7 @@ def _take_down(y, tiles, runs, inputs, starts, active, threads, scratch, counter
 def down(y, tiles, runs, inputs, starts, active, workers):
     """Write W_e @ h + bias_e of each place to y (P, 8 * groups) f32; inputs: the h that gate_up wrote.
 
-    All else as gate_up has it. Oracle: tests/naive.py.
+    All else as gate_up has it. Oracle: tests/support/naive.py.
     """
     threads, scratch, counter = workers
     store_i64(counter, 0)

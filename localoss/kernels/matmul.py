@@ -100,7 +100,7 @@ def _take_panels(out, tiles, inputs, tokens, adding, threads, scratch, counter):
 def matmul(out, tiles, inputs, tokens, adding, workers):
     """Write W @ x + bias to `out` (tokens, 8 * groups) f32, or add it if `adding`.
 
-    tiles, inputs, workers: see the module. Oracle: tests/naive.py.
+    tiles, inputs, workers: see the module. Oracle: tests/support/naive.py.
     """
     threads, scratch, counter = workers
     store_i64(counter, 0)

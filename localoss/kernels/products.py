@@ -216,7 +216,7 @@ def add_row_group(kind, exact, sums, codes, scales, x, x_scales, tokens, stride,
     first block, x (blocks, stride, 32) f32 if exact, else int8 (with the offset that isa.py names), x_scales
     (blocks, stride) f32. scratch: TILE_SCRATCH_BYTES, for exact. Accumulates in int32 within a block, then in
     f32.
-    Oracle: tests/naive.py. Source: OCP Microscaling Formats v1.0.
+    Oracle: tests/support/naive.py. Source: OCP Microscaling Formats v1.0.
     """
     if kind == BF16 and tokens == 1:
         _add_one_token_bf16(sums, codes, x, stride, blocks)

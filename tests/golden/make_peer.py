@@ -19,9 +19,9 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-import checkpoints  # noqa: E402
 import numpy as np  # noqa: E402
-from golden_files import NAMES, kl_divergence, read_golden  # noqa: E402
+from support import checkpoints
+from support.golden_files import NAMES, kl_divergence, read_golden  # noqa: E402
 
 from quant.convert import convert  # noqa: E402
 from quant.export_gguf import export_gguf  # noqa: E402

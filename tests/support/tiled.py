@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-import naive
 import numpy as np
 
 from localoss.kernels.products import BF16, KINDS, OFFSETS
 from quant.format.tiles import scales_to_tiles, to_tiles
+from support import naive
 
 CODES = {"mxfp4": (0, 16), "int4": (-8, 8), "int8": (-127, 128), "bf16": (0, 1 << 16)}
 # Every way to multiply: by int8 activations, or exactly; bf16 only exactly.

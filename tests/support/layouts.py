@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import checkpoints
-import naive
 import numpy as np
+
+from support import checkpoints, naive
 
 Tensors = dict[str, np.ndarray]
 EXPERTS = ("gate_up_proj", "down_proj")

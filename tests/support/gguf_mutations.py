@@ -3,7 +3,7 @@
 import struct
 from dataclasses import dataclass, field
 
-from mutations import HUGE, WORDS, mutate_bytes
+from support.mutations import HUGE, WORDS, mutate_bytes
 
 SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 STRING, ARRAY = 8, 9

@@ -5,10 +5,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import checkpoints
-import layouts
-import naive
 import numpy as np
+
+from support import checkpoints, layouts, naive
 
 VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
 KNOWN = 3000  # token ids with a row of their own

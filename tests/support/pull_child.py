@@ -7,11 +7,11 @@ quant.format.disk, after a line that names it.
 import sys
 
 import pytest
-from faults import KILL, Faults
 
 from localoss.hub import transfer
 from localoss.hub.progress import Progress
 from localoss.hub.pull import Order, pull
+from support.faults import KILL, Faults
 
 
 class Telling(Progress):

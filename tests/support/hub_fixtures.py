@@ -3,15 +3,15 @@
 import json
 import shutil
 
-import checkpoints
 import pytest
-from hub_server import HubServer
 
 from localoss import settings
 from localoss.hub import registry
 from localoss.hub.progress import Progress
 from localoss.hub.pull import Order, pull
 from localoss.hub.retry import Patience
+from support import checkpoints
+from support.hub_server import HubServer
 
 SMALL = dict(
     layers=5, hidden=128, intermediate=96, heads=4, kv_heads=2, head_dim=24, experts=5, active=2, vocab=400,

@@ -1,0 +1,1 @@
+"""What test files share: checkpoints, oracles, a scripted engine, servers and terminals."""

@@ -1,6 +1,6 @@
 """What the search for scales brings: error and divergence with the rule's scales alone, and with the search.
 
-python benchmarks/rounding.py        # on normal weights, and on the checkpoints of tests/support/checkpoints.py
+python benchmarks/rounding.py        # on normal weights, and on tests/support/checkpoints.py
 python benchmarks/rounding.py --calibrate    # int4 searched without and with a calibration text
 python benchmarks/rounding.py --demo    # the same on the demo model, with dialogues of its training
 """

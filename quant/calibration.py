@@ -1,7 +1,7 @@
 """Second moments of what each matrix is multiplied with, measured on a text: they weigh int4's rounding.
 
 Whoever runs the model measures them (localoss/measure/calibration.py); here is what the converter asks for,
-and the file in the model directory that keeps them: an interrupted conversion goes on with the very same numbers.
+and the file in the model directory that keeps them: an interrupted conversion goes on with the same numbers.
 """
 
 from collections.abc import Callable, Iterator

@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Give the folder of a checkpoint of tests/support/checkpoints.py, by name; written once, to be read only."""
+    """Give the folder of a checkpoint of support/checkpoints.py, by name; written once, to be read only."""
     root = tmp_path_factory.mktemp("checkpoints")
 
     def folder_of(name: str) -> Path:

@@ -29,7 +29,7 @@ def terminal(tmp_path):
         environment.pop("NO_COLOR", None) if "NO_COLOR" not in dict(variables) else None
         child = pexpect.spawn(
             sys.executable,
-            [str(TESTS / "scripted.py"), str(path), *arguments],
+            [str(TESTS / "support" / "scripted.py"), str(path), *arguments],
             env=environment,
             encoding="utf-8",
             timeout=15,

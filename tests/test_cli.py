@@ -279,7 +279,12 @@ def test_chat_stops_at_a_prompt_that_is_too_long(engine, localoss_cli):
 
 def start(tmp_path, *arguments, **script):
     (tmp_path / "script.json").write_text(json.dumps(script))
-    command = [sys.executable, str(TESTS / "scripted.py"), str(tmp_path / "script.json"), *arguments]
+    command = [
+        sys.executable,
+        str(TESTS / "support" / "scripted.py"),
+        str(tmp_path / "script.json"),
+        *arguments,
+    ]
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     environment = os.environ | {"PYTHONPATH": str(TESTS.parent)}
     return subprocess.Popen(command, text=True, env=environment, **pipes)

@@ -54,8 +54,13 @@ class Victim:
 
     def run(self, step=None, after_s=None):
         """One pull, killed at `step`, or `after_s` seconds after it began; gives it, and when it began."""
-        command = [sys.executable, str(TESTS / "pull_child.py"), "gpt-oss-20b", str(self.piece_bytes)]
-        environment = {**os.environ, "PYTHONPATH": str(TESTS.parent)}
+        command = [
+            sys.executable,
+            str(TESTS / "support" / "pull_child.py"),
+            "gpt-oss-20b",
+            str(self.piece_bytes),
+        ]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)])}
         started_s = time.monotonic()
         with subprocess.Popen(
             [*command, *([str(step)] if step else [])],

@@ -209,7 +209,13 @@ def command_line(tmp_path, *arguments, **script):
     """`localoss serve` on a scripted engine, as a process."""
     (tmp_path / "models" / MODEL).mkdir(parents=True, exist_ok=True)
     (tmp_path / "script.json").write_text(json.dumps(script))
-    command = [sys.executable, str(TESTS / "scripted.py"), str(tmp_path / "script.json"), "serve", MODEL]
+    command = [
+        sys.executable,
+        str(TESTS / "support" / "scripted.py"),
+        str(tmp_path / "script.json"),
+        "serve",
+        MODEL,
+    ]
     environment = os.environ | {"PYTHONPATH": str(TESTS.parent), "LOCALOSS_HOME": str(tmp_path)}
     process = subprocess.Popen(
         [*command, "--port", "0", *arguments], env=environment, stderr=subprocess.PIPE, text=True

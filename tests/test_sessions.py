@@ -33,7 +33,7 @@ def chat(tmp_path):
         path = tmp_path / f"script{time.monotonic_ns()}.json"
         path.write_text(json.dumps({"answers": ANSWERS, "log": str(tmp_path / "log")} | script))
         process = subprocess.Popen(
-            [sys.executable, str(TESTS / "scripted.py"), str(path), "chat", "tiny", *arguments],
+            [sys.executable, str(TESTS / "support" / "scripted.py"), str(path), "chat", "tiny", *arguments],
             env=os.environ | {"PYTHONPATH": str(TESTS.parent), "LOCALOSS_HOME": str(tmp_path)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

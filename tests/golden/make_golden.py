@@ -1,4 +1,4 @@
-"""Make the stored logits: `transformers` on the checkpoints of tests/support/checkpoints.py, in float32, eager.
+"""Make the stored logits: `transformers` on tests/support/checkpoints.py, in float32, eager.
 
     make golden                                   # all of them, into tests/golden/
     python tests/golden/make_golden.py short      # one of them
@@ -25,7 +25,7 @@ from transformers.models.gpt_oss import modeling_gpt_oss
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from support import checkpoints, naive, reduced
+from support import checkpoints, naive, reduced  # noqa: E402
 from support.golden_files import NAMES, read_golden  # noqa: E402
 
 from localoss.chat import harmony  # noqa: E402

@@ -20,7 +20,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 import numpy as np  # noqa: E402
-from support import checkpoints
+from support import checkpoints  # noqa: E402
 from support.golden_files import NAMES, kl_divergence, read_golden  # noqa: E402
 
 from quant.convert import convert  # noqa: E402

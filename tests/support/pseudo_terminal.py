@@ -11,7 +11,7 @@ from pathlib import Path
 import pexpect
 import pyte
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parent.parent
 _QUIET_S = 0.15
 
 
@@ -137,5 +137,5 @@ def scripted_chat(folder, *arguments, columns=100, lines=30, variables=(), **scr
     (folder / "models" / "tiny" / "localoss.json").touch()
     path = folder / "script.json"
     path.write_text(json.dumps(script))
-    command = [sys.executable, str(TESTS / "scripted.py"), str(path), "chat", "tiny", *arguments]
+    command = [sys.executable, str(TESTS / "support" / "scripted.py"), str(path), "chat", "tiny", *arguments]
     return Terminal(command, columns, lines, {"LOCALOSS_HOME": str(folder)} | dict(variables))

@@ -9,7 +9,7 @@ from localoss.errors import GpuError
 from localoss.gpu import adapters
 from localoss.gpu.adapters import Adapter
 from localoss.measure.gpu_split import Split
-from localoss.plan import gpu_memory as memory
+from localoss.gpu import memory
 
 LIMITS = {name: 1 << 31 for name in adapters._NEEDED}
 CARDS = [

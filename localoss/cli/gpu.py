@@ -27,7 +27,7 @@ def gpu(
     It then says how many layers to run there: --gpu-layers of run, chat, serve and bench.
     """
     from localoss.gpu.adapters import all_adapters
-    from localoss.plan.gpu_memory import memory_bytes
+    from localoss.gpu.memory import memory_bytes
 
     found = all_adapters()
     report: dict[str, Any] = {"adapters": [_described(a, memory_bytes(a)) for a in found]}
@@ -57,7 +57,7 @@ def _measured(model: str, gpu_memory: int | None, threads: int | None) -> dict[s
     """Both times of a layer, and the best split. Raises: GpuError without a GPU."""
     from localoss.cli.loading import load_model
     from localoss.measure.gpu_split import measure_split
-    from localoss.plan.gpu_memory import memory_bytes
+    from localoss.gpu.memory import memory_bytes
     from localoss.plan.memory import Plan, gpu_layers
 
     _, engine = load_model(model, context_tokens=_CONTEXT_TOKENS, threads=threads, gpu_layers=1)

@@ -5,7 +5,7 @@ from dataclasses import replace
 from localoss.errors import GpuError, UsageError
 from localoss.gpu.adapters import Adapter, choose_adapter
 from localoss.gpu.device import Device
-from localoss.plan.gpu_memory import memory_bytes
+from localoss.gpu.memory import memory_bytes
 from localoss.plan.memory import Plan, gigabytes, gpu_layers, gpu_reserve_bytes
 from quant.format.config import ModelConfig
 

@@ -22,10 +22,10 @@ from localoss.chat import harmony
 from localoss.demo.dialogues import SKILLS, Case, held_out, training
 from localoss.engine.loader import start_calibration
 from localoss.hub.bundled import WEIGHTS
-from quant import jit_loops as fast
-from quant import jit_scales as fast_scales
 from quant.calibration import Calibration
 from quant.convert import convert
+from quant.format import jit_loops as fast
+from quant.format import jit_scales as fast_scales
 from quant.format.manifest import Dtypes
 from quant.format.numbers import INT4, INT8, decode_int, decode_mxfp4, unpack_blocks
 from quant.format.tiles import from_tiles, scales_from_tiles

@@ -25,9 +25,9 @@ from quant.format.layout import (
     vocabulary_specs,
 )
 from quant.format.manifest import Dtypes, Manifest, Origin
+from quant.format.writer import Writer, file_bytes
 from quant.output_folder import Target
 from quant.sources import Source, open_source
-from quant.writer import Writer, file_bytes
 
 Progress = Callable[[int, int], None]
 

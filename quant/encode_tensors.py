@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quant import jit_loops as fast
 from quant.calibration import Moments
 from quant.errors import QuantError
+from quant.format import jit_loops as fast
 from quant.format.hf_names import (
     EMBEDDING,
     EXPERT_MATRICES,

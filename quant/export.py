@@ -25,9 +25,9 @@ from quant.format.hf_names import (
 from quant.format.layout import TensorSpec
 from quant.format.numbers import Weights, f32_to_bf16
 from quant.format.safetensors import INDEX_FILE
+from quant.format.writer import PART, Writer, header_of, spec_bytes
 from quant.sources import Blocks, Source
 from quant.sources.model import ModelSource
-from quant.writer import PART, Writer, header_of, spec_bytes
 
 ROWS = 4096  # of a matrix, decoded at once
 Progress = Callable[[int, int], None]

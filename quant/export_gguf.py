@@ -17,11 +17,11 @@ from quant.format import disk
 from quant.format.config import ModelConfig
 from quant.format.hf_names import EMBEDDING, EXPERT_MATRICES, FINAL_NORM, UNEMBEDDING, layer_prefix
 from quant.format.numbers import GROUP, bf16_to_f32
+from quant.format.writer import PART
 from quant.gguf_vocabulary import VOCABULARY_TOKENS, add_placeholder, add_vocabulary
 from quant.sources.gguf import LAYER_NAMES
 from quant.sources.gguf_file import FORMATS, ggml_mxfp4
 from quant.sources.model import Coded, ModelSource
-from quant.writer import PART
 
 ROWS = 4096  # of a matrix, coded at once
 GGML_NAMES = {"mxfp4": "MXFP4", "int4": "Q4_0", "int8": "Q8_0", "bf16": "BF16"}

@@ -11,7 +11,7 @@ from quant.format import disk
 from quant.format.json_file import read_json
 from quant.format.layout import CALIBRATION_FILE, CONFIG_FILES, JOURNAL, MANIFEST, VOCABULARY_FILE
 from quant.format.manifest import FileEntry, Manifest, parse_manifest
-from quant.writer import PART
+from quant.format.writer import PART
 
 NEW_JOURNAL = f"{JOURNAL}.new"
 

@@ -15,10 +15,10 @@ from test_convert import files_of
 from localoss import cli
 from localoss.errors import UsageError
 from localoss.measure.calibration import calibration_of
-from quant import jit_loops as fast
 from quant.calibration import Calibration, Moments, calibration_specs
 from quant.convert import convert
 from quant.errors import QuantError
+from quant.format import jit_loops as fast
 from quant.format.layout import CALIBRATION_FILE
 from quant.format.manifest import Dtypes, Text, parse_manifest, read_manifest
 from quant.format.numbers import decode_int, encode_int4, f32_to_bf16

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from support import checkpoints, layouts
 from test_convert import files_of, published_of
 
-from quant import jit_loops as fast
 from quant.convert import convert
 from quant.errors import QuantError
 from quant.export import export
 from quant.export_gguf import export_gguf
+from quant.format import jit_loops as fast
 from quant.format.config import read_config
 from quant.format.manifest import Dtypes
 from quant.format.numbers import f32_to_bf16

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from quant import jit_loops as fast
 from quant.errors import QuantError
+from quant.format import jit_loops as fast
 from quant.format.numbers import (
     FP4_VALUES,
     INT4,

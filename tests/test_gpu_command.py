@@ -6,10 +6,9 @@ import pytest
 
 from localoss import cli
 from localoss.errors import GpuError
-from localoss.gpu import adapters
+from localoss.gpu import adapters, memory
 from localoss.gpu.adapters import Adapter
 from localoss.measure.gpu_split import Split
-from localoss.gpu import memory
 
 LIMITS = {name: 1 << 31 for name in adapters._NEEDED}
 CARDS = [

@@ -12,8 +12,8 @@ from quant import pipeline
 from quant.convert import convert
 from quant.format.layout import TensorSpec
 from quant.format.manifest import Dtypes
+from quant.format.writer import Writer
 from quant.pipeline import in_order
-from quant.writer import Writer
 
 
 def test_results_come_in_the_order_of_the_work():

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quant import jit_loops as fast
 from quant.export_gguf import _ggml
+from quant.format import jit_loops as fast
 from quant.format.numbers import (
     bf16_to_f32,
     decode_int,

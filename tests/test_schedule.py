@@ -10,7 +10,7 @@ from localoss.hub.registry import known_models
 from localoss.hub.schedule import Step, peak_bytes, schedule, tensors_of_outputs
 from quant.format.hf_names import block_shapes, float_shapes
 from quant.format.layout import VOCABULARY_FILE, layer_file, layer_specs, vocabulary_specs
-from quant.writer import file_bytes
+from quant.format.writer import file_bytes
 
 
 def published(name, shard_count):

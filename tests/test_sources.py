@@ -12,9 +12,9 @@ from support.golden_files import read_golden
 from test_convert import files_of, published_of, tensors_of
 
 import localoss
-from quant import jit_loops as fast
 from quant.convert import convert
 from quant.errors import QuantError
+from quant.format import jit_loops as fast
 from quant.format.config import read_config
 from quant.format.layout import expert_run
 from quant.format.manifest import Dtypes, read_manifest

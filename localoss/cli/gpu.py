@@ -56,8 +56,8 @@ def _described(adapter: "Adapter", memory: int | None) -> dict[str, Any]:
 def _measured(model: str, gpu_memory: int | None, threads: int | None) -> dict[str, Any]:
     """Both times of a layer, and the best split. Raises: GpuError without a GPU."""
     from localoss.cli.loading import load_model
-    from localoss.measure.gpu_split import measure_split
     from localoss.gpu.memory import memory_bytes
+    from localoss.measure.gpu_split import measure_split
     from localoss.plan.memory import Plan, gpu_layers
 
     _, engine = load_model(model, context_tokens=_CONTEXT_TOKENS, threads=threads, gpu_layers=1)

@@ -24,9 +24,9 @@ from quant.format.safetensors import (
     parse_weight_map,
     read_header,
 )
+from quant.format.writer import Writer
 from quant.sources import Source
 from quant.sources.huggingface import HuggingFaceSource
-from quant.writer import Writer
 
 REST = ".rest.safetensors"  # what is still needed of a shard that is gone
 

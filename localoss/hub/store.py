@@ -25,7 +25,7 @@ from quant.format.config import ModelConfig
 from quant.format.hf_names import block_shapes, float_shapes
 from quant.format.layout import JOURNAL, MANIFEST, layer_specs, vocabulary_specs
 from quant.format.manifest import Dtypes, FileEntry, Manifest, parse_manifest, read_manifest
-from quant.writer import file_bytes, spec_bytes
+from quant.format.writer import file_bytes, spec_bytes
 
 COMPLETE, UNFINISHED, DAMAGED = "complete", "unfinished", "damaged"
 OK, MISSING, UNREADABLE = "ok", "missing", "unreadable"

@@ -18,7 +18,7 @@ from localoss.hub.errors import WrongFileError
 from localoss.hub.retry import TIMES
 from localoss.hub.store import HASH_BYTES, sha256_of
 from quant.format import disk
-from quant.writer import PART
+from quant.format.writer import PART
 
 PIECE_BYTES = 3 << 20
 IN_FLIGHT = 5  # pieces, each on a connection of its own: 15.7 MB in all

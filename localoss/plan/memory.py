@@ -22,7 +22,7 @@ from localoss.plan.sizes import (
 from quant.format.config import ModelConfig
 from quant.format.layout import layer_specs
 from quant.format.manifest import Dtypes
-from quant.writer import file_bytes
+from quant.format.writer import file_bytes
 
 # Python, its libraries, the vocabulary and the compiled kernels, as benchmarks/memory.py measures them:
 # what is resident at the end of `localoss run` with next to no model, on Linux x86-64 with Python 3.11.

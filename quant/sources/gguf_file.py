@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quant import jit_loops as fast
 from quant.errors import QuantError
+from quant.format import jit_loops as fast
 from quant.format.layout import TILE_COLUMNS, round_up
 from quant.format.numbers import F32, U8
 from quant.format.safetensors import DAMAGED, TensorFiles, TensorInfo

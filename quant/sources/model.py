@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from quant import jit_loops as fast
+from quant.format import jit_loops as fast
 from quant.format.config import read_config
 from quant.format.hf_names import (
     EMBEDDING,

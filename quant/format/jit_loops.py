@@ -12,6 +12,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from quant.format.jit import bits_of, jit, words_of
+from quant.format.jit_scales import best_int_scales, best_mxfp4_scales
 from quant.format.layout import TILE_BYTES, TILE_ROWS
 from quant.format.numbers import (
     F16,
@@ -29,8 +31,6 @@ from quant.format.numbers import (
     int8_scales,
 )
 from quant.format.tiles import scales_to_tiles, tile_counts
-from quant.jit import bits_of, jit, words_of
-from quant.jit_scales import best_int_scales, best_mxfp4_scales
 
 
 def tile_bf16(weights: Weights) -> U8:

@@ -11,6 +11,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from quant.format.jit import bits_of, jit
 from quant.format.numbers import (
     F16,
     F32,
@@ -23,7 +24,6 @@ from quant.format.numbers import (
     in_groups,
     mxfp4_scales,
 )
-from quant.jit import bits_of, jit
 
 _FIRST_F16, _LAST_F16 = SEARCHED_F16
 _WHOLE = np.float32(1.5 * 2**23)  # added and taken away, it rounds as np.rint does, and in vectors

@@ -20,8 +20,8 @@ from support.golden_files import NAMES, kl_divergence, read_golden
 import localoss
 from localoss.chat import harmony
 from localoss.demo.dialogues import SKILLS, Case, held_out, training
-from localoss.engine.loader import start_calibration
 from localoss.hub.bundled import WEIGHTS
+from localoss.measure.start_calibration import start_calibration
 from quant.calibration import Calibration
 from quant.convert import convert
 from quant.format import jit_loops as fast

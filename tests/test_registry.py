@@ -5,8 +5,9 @@ from math import prod
 import pytest
 
 from localoss.errors import ModelError, UsageError
-from localoss.hub import registry, store
+from localoss.hub import registry
 from quant.format.hf_names import block_shapes, float_shapes
+from quant.format.sizes import expected_sizes
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +43,7 @@ def test_parameters_follow_from_the_architecture(name):
 
 def test_sizes_follow_from_the_architecture():
     """13.76 GB is what the published 20b has (its shards' total_size), without their headers."""
-    sizes = store.expected_sizes(registry.known_models()["gpt-oss-20b"].config)
+    sizes = expected_sizes(registry.known_models()["gpt-oss-20b"].config)
     assert sizes.download_bytes == 13_761_264_768
     assert 12.0e9 < sizes.model_bytes < 12.2e9
 

@@ -18,7 +18,7 @@ FEWEST_TOKENS = 256
 def read_calibration(path: Path, threads: int | None = None) -> "Calibration":
     """What quant.convert measures with the text in file `path`. Raises: UsageError for a text of no use."""
     from localoss.chat.harmony import encode_raw
-    from localoss.engine.loader import start_calibration
+    from localoss.measure.start_calibration import start_calibration
 
     text, sha256 = _read(path)
     tokens = encode_raw(text)

@@ -159,20 +159,20 @@ def _model_json(model: "Installed") -> dict[str, Any]:
 
 
 def _known_json(known: "KnownModel") -> dict[str, Any]:
-    from localoss.hub import store
+    from quant.format.sizes import expected_sizes
 
     told = {key: value for key, value in asdict(known).items() if value is not None}
     if known.config is None:
         return told
-    return told | asdict(store.expected_sizes(known.config)) | {"memory": _fit(known.config)}
+    return told | asdict(expected_sizes(known.config)) | {"memory": _fit(known.config)}
 
 
 def _known_row(known: "KnownModel") -> tuple[str, ...]:
-    from localoss.hub import store
+    from quant.format.sizes import expected_sizes
 
     if known.config is None:
         return f"  {known.name}", "", "", known.description
-    size = size_text(store.expected_sizes(known.config).download_bytes)
+    size = size_text(expected_sizes(known.config).download_bytes)
     return f"  {known.name}", size, _fit(known.config)["verdict"], known.description
 
 
@@ -216,13 +216,13 @@ def _fit_rows(fit: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _details(model: "Installed") -> dict[str, Any]:
-    from localoss.hub import store
     from quant.format.config import read_config
+    from quant.format.sizes import class_bytes
 
     if model.manifest is None:
         return {}
     config = read_config(model.folder / "config.json")
-    return {"architecture": asdict(config), "class_bytes": store.class_bytes(config, model.manifest.dtypes)}
+    return {"architecture": asdict(config), "class_bytes": class_bytes(config, model.manifest.dtypes)}
 
 
 def _weights(model: "Installed") -> str:
@@ -236,9 +236,9 @@ def _weights(model: "Installed") -> str:
 
 
 def _show_model(model: "Installed") -> None:
-    from localoss.hub import store
     from localoss.hub.registry import known_models
     from quant.format.config import read_config
+    from quant.format.sizes import class_bytes
 
     known = known_models().get(model.name)
     rows = [("name", model.name), *([("what", known.description)] if known and known.description else [])]
@@ -252,7 +252,7 @@ def _show_model(model: "Installed") -> None:
     rows += [*_architecture(config), *_fit_rows(_fit(config, model.manifest.dtypes))]
     _print_table(rows)
     dtypes = asdict(model.manifest.dtypes)
-    sizes = store.class_bytes(config, model.manifest.dtypes)
+    sizes = class_bytes(config, model.manifest.dtypes)
     typer.echo("")
     _print_table(
         [
@@ -263,7 +263,7 @@ def _show_model(model: "Installed") -> None:
 
 
 def _show_known(known: "KnownModel") -> None:
-    from localoss.hub import store
+    from quant.format.sizes import expected_sizes
 
     rows = [("name", known.name), ("state", "not installed")]
     rows += [("what", known.description)] if known.description else []
@@ -271,7 +271,7 @@ def _show_known(known: "KnownModel") -> None:
     rows += [("licence", known.licence)] if known.licence else []
     rows += [("parameters", f"{known.parameters / 1e9:.1f} billion")] if known.parameters else []
     if known.config:
-        sizes = store.expected_sizes(known.config)
+        sizes = expected_sizes(known.config)
         rows += [("to download", size_text(sizes.download_bytes)), ("on disk", size_text(sizes.model_bytes))]
         rows += [*_architecture(known.config), *_fit_rows(_fit(known.config))]
     rows += [("sampling", f"temperature {known.temperature:g}, top-p {known.top_p:g}")]

@@ -1,7 +1,7 @@
 """From a model's name to a loaded engine: compiled kernels are found or made, options checked."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +21,6 @@ from quant.format.manifest import read_manifest
 
 if TYPE_CHECKING:
     from localoss.engine.engine import Engine
-    from quant.calibration import Calibration
 
 _TINY = 1 << 20  # weights of a matrix: with fewer, threads take longer to meet than to multiply
 
@@ -63,7 +62,7 @@ def start_engine(
 ) -> "Engine":
     """See localoss.load."""
     folder = find_model(str(model))
-    _prepare_kernels()
+    prepare_kernels()
     from localoss.engine.engine import Engine  # only now: Numba reads its cache folder when it sees a kernel
     from localoss.engine.warmup import warm_up
 
@@ -121,7 +120,7 @@ def start_engine(
     return engine
 
 
-def _prepare_kernels() -> None:
+def prepare_kernels() -> None:
     settings.let_threads_sleep()
     kernels.keep_compiled_in(settings.kernel_cache(), settings.simd() or "best")
 
@@ -137,17 +136,3 @@ def _check_options(
         raise UsageError(f"chunk_tokens is {chunk_tokens}; use 1 or more")
     if context_tokens is not None and not 0 < context_tokens <= config.context:
         raise UsageError(f"context_tokens is {context_tokens:,}; this model takes 1 to {config.context:,}")
-
-
-def start_calibration(
-    tokens: Sequence[int], sha256: str, threads: int | None, compiling: Callable[[str], None]
-) -> "Calibration":
-    """calibration.calibration_of, once the kernels are there. Raises: UsageError for `threads`."""
-    _prepare_kernels()
-    from localoss.engine.warmup import warm_up
-    from localoss.measure.calibration import calibration_of
-
-    usable = usable_threads(threads)
-    with kernels.telling_compiled(compiling):
-        warm_up("f32", True, usable)
-    return calibration_of(tokens, sha256, usable)

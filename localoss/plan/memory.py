@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from localoss.errors import UsageError
-from localoss.hub.store import class_bytes, expected_sizes
 from localoss.plan.gpu_sizes import gpu_buffer_sizes
 from localoss.plan.sizes import (
     MOST_SNAPSHOTS,
@@ -22,6 +21,7 @@ from localoss.plan.sizes import (
 from quant.format.config import ModelConfig
 from quant.format.layout import layer_specs
 from quant.format.manifest import Dtypes
+from quant.format.sizes import class_bytes, expected_sizes
 from quant.format.writer import file_bytes
 
 # Python, its libraries, the vocabulary and the compiled kernels, as benchmarks/memory.py measures them:

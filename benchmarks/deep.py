@@ -35,7 +35,7 @@ def main() -> None:
     if args.gen < _GROUP:
         parser.error(f"--gen is {args.gen}; use {_GROUP} or more")
     room = args.deep + args.gen + _GROUP
-    engine = localoss.load(args.model, context_tokens=room, conversations=2, threads=args.threads)
+    engine = localoss.load(args.model, context_tokens=room, slots=2, threads=args.threads)
     from localoss.measure.bench import touch
 
     touch(engine.weights)

@@ -187,15 +187,16 @@ class Bench:
 
     def sampler(self) -> None:
         """One token of the whole vocabulary, on the calling thread."""
-        from localoss.engine.sampler import Sampler, SamplingOptions
+        from localoss.engine.sampler import Sampler
+        from localoss.options import SamplingParams
 
         sampler, random = Sampler(VOCAB), np.random.default_rng(0)
         logits = [2 * random.standard_normal(VOCAB).astype(np.float32) for _ in range(8)]
         for name, options in [
-            ("greedy", SamplingOptions(temperature=0)),
-            ("temperature 1", SamplingOptions()),
-            ("top-p 0.9", SamplingOptions(top_p=0.9)),
-            ("top-k 50", SamplingOptions(top_k=50)),
+            ("greedy", SamplingParams(temperature=0)),
+            ("temperature 1", SamplingParams()),
+            ("top-p 0.9", SamplingParams(top_p=0.9)),
+            ("top-k 50", SamplingParams(top_k=50)),
         ]:
             calls = [partial(sampler.choose, row, options, random) for row in logits]
             self.add(f"sampler, {name}", 1, 1, self.time(calls, 1)[0])

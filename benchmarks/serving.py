@@ -16,14 +16,17 @@ import sys
 import threading
 import time
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 
 import httpx2
 
 import localoss
 from localoss.chat import harmony
+from localoss.chat.generate import generate
 from localoss.chat.grammar import Grammar
 from localoss.chat.rules import AnswerRules
-from localoss.chat.turn import Sampling, Turn
+from localoss.chat.turn import Turn
+from localoss.options import SamplingParams
 
 SCHEMA = {
     "type": "array",
@@ -69,9 +72,9 @@ def decode_ms(model: str, tokens: int, pairs: int) -> tuple[list[float], list[fl
     times: tuple[list[float], list[float]] = ([], [])
     for pair in range(pairs + 1):
         for its_rules, its_times in zip(rules, times, strict=True):
-            sampling = Sampling(seed=pair, max_tokens=tokens, think_budget=0)
-            turn = Turn(engine, prompt, setup, sampling, engine.sequence(), rules=its_rules)
-            for _ in turn.events():
+            params = SamplingParams(seed=pair, max_tokens=tokens)
+            turn = Turn(prompt, setup, params, replace(its_rules, think_budget=0))
+            for _ in generate(engine, turn, engine.sequence()):
                 pass
             if pair:
                 its_times.append(1e3 / turn.decode_tokens_per_s)

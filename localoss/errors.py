@@ -23,8 +23,16 @@ class ContextFullError(LocalossError):
     """More tokens than the context holds."""
 
 
-class GpuError(LocalossError):
-    """The GPU can't be used, or was lost; what it did can be done on the CPU."""
+class DeviceLost(LocalossError):
+    """What ran some of the layers can't be used any more; the CPU can do what it did."""
+
+    device = "a device"
+
+
+class GpuError(DeviceLost):
+    """The GPU can't be used, or was lost."""
+
+    device = "the GPU"
 
 
 class Cancelled(LocalossError):

@@ -155,7 +155,7 @@ def test_going_back_to_a_snapshot(common, kept):
     for first in range(0, 1000, 25):
         write(sequence, tokens[first : first + 25])
         if first + 25 == 200:
-            sequence.mark(200)
+            sequence.checkpoint(200)
     assert sequence.reuse([*tokens[:common], 0, 0]) == kept
     assert sequence.tokens == tokens[:kept]
     if kept:
@@ -168,7 +168,7 @@ def test_snapshots_are_few_and_the_newest_stay():
     positions = [*range(40, 1200, 30), 1210]
     for position in positions:
         write(sequence, [1] * (position - len(sequence.tokens)))
-        sequence.mark(position)
+        sequence.checkpoint(position)
     kept = [snapshot.position for snapshot in sequence.snapshots]
     assert len(kept) == MOST_SNAPSHOTS and kept[-4:] == positions[-4:]
     gaps = [after - before for before, after in zip([0, *kept[:-1]], kept, strict=True)]
@@ -180,9 +180,9 @@ def test_no_snapshot_of_what_the_ring_has_lost():
     for _ in range(5):
         write(sequence, [1] * 32)
     for position in (0, 100, 115, 161):
-        sequence.mark(position)
+        sequence.checkpoint(position)
     assert not sequence.snapshots
-    sequence.mark(116)
+    sequence.checkpoint(116)
     assert sequence.snapshots
 
 
@@ -211,7 +211,7 @@ def test_what_is_reused_is_still_there(seed):
                 del sequence.tokens[first:]  # cancelled, with the rings written already
                 break
             if rng.random_sample() < 0.5:
-                sequence.mark(rng.randint(first, len(sequence.tokens)) + 1)
+                sequence.checkpoint(rng.randint(first, len(sequence.tokens)) + 1)
     assert reused > 150 and restored > 5
 
 

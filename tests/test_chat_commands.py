@@ -38,7 +38,7 @@ def chat(monkeypatch, capsys):
 
     def run(*lines, arguments=(), code=0, **script):
         engine = ScriptedEngine(**{"answers": ANSWERS} | script)
-        monkeypatch.setattr(localoss, "load", lambda folder, **options: engine)
+        monkeypatch.setattr(localoss, "load", lambda folder, options, listener: engine)
         monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines) + "\n"))
         assert cli.main(["chat", "tiny", *arguments]) == code
         out, err = capsys.readouterr()
@@ -101,7 +101,7 @@ def test_lines_that_only_look_like_commands_are_messages(chat):
 def test_sampling_is_set_and_shown(chat):
     lines = ["/set parameter temperature 0.7", "/set top-p=0.9", "/set --top_k 5", "/set seed 3", "Hi"]
     _, err, _ = chat(*lines, "/set seed", "/set seed none", "/set max_tokens 50", "/set")
-    assert chat.engine.options["temperature"] == 0.7 and chat.engine.options["top_p"] == 0.9
+    assert chat.engine.params.temperature == 0.7 and chat.engine.params.top_p == 0.9
     assert "(temperature 0.7)" in err and err.count("(seed 3)") == 2 and "(max_tokens 50)" in err
     assert err.endswith(
         "temperature 0.7\ntop_p 0.9\ntop_k 5\nmin_p 0.0\nseed none\nmax_tokens 50\nthink_budget none\n"
@@ -127,9 +127,9 @@ def test_with_a_seed_every_attempt_differs_and_comes_again(chat, monkeypatch):
     seeds = []
     generate = ScriptedEngine.generate
 
-    def note(self, *arguments, **options):
-        seeds.append(options["seed"])
-        return generate(self, *arguments, **options)
+    def note(self, tokens, params, **options):
+        seeds.append(params.seed)
+        return generate(self, tokens, params, **options)
 
     monkeypatch.setattr(ScriptedEngine, "generate", note)
     chat("One", "/regen", "/regen", arguments=["--seed", "7"])
@@ -203,7 +203,7 @@ def test_another_model(chat, tmp_path):
 
 
 def test_a_model_that_cannot_be_loaded_leaves_the_one_in_use(monkeypatch, capsys):
-    def load(folder, **options):
+    def load(folder, options, listener):
         if folder.name == "other":
             raise ModelError("other: damaged")
         return ScriptedEngine(ANSWERS)

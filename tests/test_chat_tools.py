@@ -100,7 +100,7 @@ def test_a_conversation_with_a_call(file, tmp_path, monkeypatch, capsys):
     )
     (tmp_path / "models" / "tiny").mkdir(parents=True)
     monkeypatch.setenv("LOCALOSS_HOME", str(tmp_path))
-    monkeypatch.setattr(localoss, "load", lambda folder, **options: engine)
+    monkeypatch.setattr(localoss, "load", lambda folder, options, listener: engine)
     monkeypatch.setattr(sys, "stdin", io.StringIO("Hi\n"))
     assert cli.main(["chat", "tiny", "--tools", str(file(tool("echo", command=ECHO)))]) == 0
     said = capsys.readouterr()

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import localoss
 from localoss import cli, settings
 from localoss.chat import harmony
 from localoss.errors import UsageError
+from localoss.options import LoadOptions, SamplingParams
 
 TESTS = Path(__file__).parent
 
@@ -31,7 +33,7 @@ def home(tmp_path, monkeypatch):
 def engine(monkeypatch):
     """The engine that `localoss.load` will give."""
     scripted = ScriptedEngine()
-    monkeypatch.setattr(localoss, "load", lambda folder, **options: scripted, raising=False)
+    monkeypatch.setattr(localoss, "load", lambda folder, options, listener: scripted, raising=False)
     return scripted
 
 
@@ -85,29 +87,36 @@ def test_run_passes_its_options_on(engine, localoss_cli, tmp_path):
     system = str(tmp_path / "system.txt")
     code, *_ = localoss_cli("run", "tiny", "Hi", "--effort", "high", "--system-file", system, *drawing)
     assert code == 0
-    sampling = {"temperature": 0.3, "top_p": 0.9, "top_k": 17, "min_p": 0.05, "seed": 11}
-    assert engine.options == sampling | {"top_logprobs": 0}
+    stops = (harmony.RETURN, harmony.CALL)
+    assert engine.params == SamplingParams(0.3, top_p=0.9, top_k=17, min_p=0.05, seed=11, stop_ids=stops)
     assert "Reasoning: high" in prompt_text(engine)
     assert "# Instructions\n\nSpeak Latin.<|end|>" in prompt_text(engine)
 
 
 def test_run_passes_what_the_engine_is_made_with_to_load(monkeypatch, localoss_cli, home):
-    asked = {}
+    asked = []
 
-    def load(folder, **options):
-        asked.update(options, folder=folder)
+    def load(folder, options, listener):
+        asked[:] = [folder, options]
         return ScriptedEngine()
 
     monkeypatch.setattr(localoss, "load", load, raising=False)
     memory = ["--context", "512", "--kv-dtype", "int8", "--memory-limit", "12.5GB", "--must-fit", "--lookup"]
     gpu = ["--gpu-layers", "7", "--gpu-memory", "8GB"]
     localoss_cli("run", "tiny", "Hi", "--threads", "3", *memory, *gpu)
-    asked.pop("compiling"), asked.pop("uploading"), asked.pop("notice")
-    assert 4096 < asked.pop("prompt_tokens") < 4296
-    folder, limit = home / "models" / "tiny", 12_500_000_000
-    expected = dict(context_tokens=512, threads=3, kv_dtype="int8", memory_limit=limit, must_fit=True)
-    expected |= dict(lookup=True)
-    assert asked == expected | {"folder": folder, "gpu_layers": 7, "gpu_memory": 8_000_000_000}
+    folder, options = asked
+    assert folder == home / "models" / "tiny"
+    assert 4096 < options.prompt_tokens < 4296
+    assert replace(options, prompt_tokens=0) == LoadOptions(
+        context_tokens=512,
+        threads=3,
+        kv_dtype="int8",
+        memory_limit=12_500_000_000,
+        must_fit=True,
+        lookup=True,
+        gpu_layers=7,
+        gpu_memory=8_000_000_000,
+    )
 
 
 @pytest.mark.parametrize("command", ["run", "bench", "serve"])

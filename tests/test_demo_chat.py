@@ -19,7 +19,7 @@ from support.pseudo_terminal import Terminal
 CHAT = """
 import pathlib, sys
 from localoss import cli
-from localoss.demo import install
+from localoss.hub import bundled as install
 install.WEIGHTS = pathlib.Path(sys.argv[1])
 sys.exit(cli.main(sys.argv[2:]))
 """
@@ -88,7 +88,7 @@ def test_other_models_are_not_introduced(home, monkeypatch, capsys):
     from support.scripted import ScriptedEngine
 
     make_installed(home, "mine")
-    monkeypatch.setattr(localoss, "load", lambda folder, **options: ScriptedEngine())
+    monkeypatch.setattr(localoss, "load", lambda folder, options, listener: ScriptedEngine())
     monkeypatch.setattr(installing, "WEIGHTS", home / "nothing")
     read, write = os.pipe()
     os.write(write, b"Hi\n")

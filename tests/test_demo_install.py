@@ -189,7 +189,7 @@ def test_weights_that_are_not_there(home, monkeypatch, tmp_path):
 
 AT_ONCE = """
 import json, pathlib, sys
-from localoss.demo import install
+from localoss.hub import bundled as install
 from localoss.hub.registry import find_model
 from quant.format.manifest import read_manifest
 install.WEIGHTS = pathlib.Path(sys.argv[1])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from support import checkpoints, layouts
 from support.golden_files import read_golden
+from support.gpu_fixtures import gpu_of
 
 import localoss
 from localoss.chat import harmony
@@ -29,7 +30,7 @@ def load(model):
         engine = localoss.load(
             model(name, **dtypes), gpu_layers=layers, **{"context_tokens": 512, **EXACT, **options}
         )
-        on_gpu = engine.model.gpu.layers if engine.model.gpu else 0
+        on_gpu = gpu_of(engine).count if gpu_of(engine) else 0
         assert on_gpu == (engine.config.layers if layers == "all" else layers)
         return engine
 
@@ -77,7 +78,7 @@ def test_a_token_is_one_submit_and_one_read_back(load):
     for layers in (1, "all"):
         engine = load("short", layers)
         made = list(engine.generate([1, 2, 3], 9, temperature=0, stop_ids=()))
-        decoded = engine.model.gpu.decoded
+        decoded = gpu_of(engine).decoded
         assert len(made) == 9
         assert (decoded.tokens, decoded.submits, decoded.read_backs) == (8, 8, 8)
 
@@ -109,9 +110,9 @@ def test_weights_beyond_the_binding_limit(load, monkeypatch):
     for name in ("max-storage-buffer-binding-size", "max-buffer-size"):
         monkeypatch.setitem(device._BASELINE, name, 32_768)
     engine = load("short", "all", chunk_tokens=16, context_tokens=64)
-    if not engine.model.gpu.device.adapter.is_software:
+    if not gpu_of(engine).device.adapter.is_software:
         pytest.skip("a real GPU is asked for all that it has")
-    gpu = engine.model.gpu
+    gpu = gpu_of(engine)
     assert [len(layer.experts) for layer in gpu._weights] == [10, 10, 10]
     assert len(gpu._unembedding.parts) == 2
     golden = read_golden("short")
@@ -175,15 +176,15 @@ def test_going_back_to_a_snapshot(load):
     golden = read_golden("window")
     engine = load("window", 3, chunk_tokens=32)
     sequence = engine.sequence()
-    engine.prefill(sequence, golden.tokens[:150], marks=[40])
-    ran = engine.model.gpu.device.submits
+    engine.prefill(sequence, golden.tokens[:150], checkpoints=[40])
+    ran = gpu_of(engine).device.submits
     logits = engine.prefill(sequence, golden.tokens[:44])
-    assert engine.model.gpu.device.submits == ran + 1  # 4 tokens, not 44
+    assert gpu_of(engine).device.submits == ran + 1  # 4 tokens, not 44
     assert np.abs(logits - golden.logits[43]).max() <= CLOSE
 
 
 def layers_of(sequence):
-    return [*sequence.cache.layers, *sequence.cache.gpu_layers]
+    return sequence.cache.layers
 
 
 @pytest.mark.parametrize(
@@ -194,7 +195,7 @@ def test_the_demo_answers_alike(layers, question, tokens, demo):
     """In the number formats and with the activations that it is shipped with. 201,088 logits take lavapipe
     half a second: so with the unembedding only a few tokens."""
     on_cpu, on_gpu = (localoss.load(demo, context_tokens=512, gpu_layers=n) for n in (0, layers))
-    assert on_gpu.model.gpu.layers == (4 if layers == "all" else 2)
+    assert gpu_of(on_gpu).count == (4 if layers == "all" else 2)
     prompt = harmony.render(harmony.ChatSetup("low"), [harmony.Message("user", question)])
     answers = [
         [token.id for token in engine.generate(prompt, tokens, temperature=0)] for engine in (on_cpu, on_gpu)

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from support.gpu_fixtures import gpu_of
 
 import localoss
 from localoss.errors import UsageError
@@ -35,7 +36,7 @@ def answer(engine, tokens=12, sequence=None, between=lambda made: None):
 
 
 def is_on_cpu(engine, told, reason):
-    assert engine.model.gpu is None
+    assert gpu_of(engine) is None
     assert len(told) == 1 and reason in told[0] and "\n" not in told[0] and "CPU" in told[0]
     return True
 
@@ -120,7 +121,7 @@ def test_lost_in_the_middle_of_an_answer(load, gpu_adapter, layers):
 
     def lose(made):
         if len(made) == 4:
-            engine.model.gpu.device._device.destroy()
+            gpu_of(engine).device._device.destroy()
 
     assert answer(engine, between=lose) == expected
     assert is_on_cpu(engine, told, "the GPU is left: writing to it failed (Parent device is lost)")
@@ -129,17 +130,17 @@ def test_lost_in_the_middle_of_an_answer(load, gpu_adapter, layers):
 
 def test_lost_between_turns_and_conversations(load, gpu_adapter):
     """Whatever touches the cache next: another prefill, a snapshot that is written back, a mark."""
-    engine, told = load("all", conversations=2)
+    engine, told = load("all", slots=2)
     plain = load(0)[0]
     random = np.random.RandomState(1)
     first, other = (random.randint(0, 200, 90).tolist() for _ in range(2))
     sequences = [engine.sequence(), engine.sequence()]
     for sequence, tokens in zip(sequences, (first, other), strict=True):
-        engine.prefill(sequence, tokens, marks=[40])
-    engine.model.gpu.device._device.destroy()
+        engine.prefill(sequence, tokens, checkpoints=[40])
+    gpu_of(engine).device._device.destroy()
     again = [*first[:44], *other[:20]]  # beyond what the rings hold: goes back to the mark
     for sequence, tokens in zip(sequences, (again, [*other, 7]), strict=True):
-        logits = engine.prefill(sequence, tokens, marks=[len(tokens)])
+        logits = engine.prefill(sequence, tokens, checkpoints=[len(tokens)])
         assert np.abs(logits - plain.logits(tokens, [len(tokens) - 1])[0]).max() <= 1e-3
     assert is_on_cpu(engine, told, "Parent device is lost")
 

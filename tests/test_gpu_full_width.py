@@ -10,7 +10,7 @@ import pytest
 
 from localoss.engine.loader import usable_threads
 from localoss.gpu.device import Device
-from localoss.gpu.span import GpuSpan
+from localoss.gpu.layers import GpuLayers
 from localoss.hub.registry import known_models
 from localoss.model.forward import Chunk, Model
 from localoss.model.kv_cache import KVCache
@@ -76,13 +76,13 @@ def test_a_layer(name, experts, parts, chunk, gpu_adapter):
     weights = _weights([layer], vocabulary, config, dtypes)
 
     device = Device(gpu_adapter)
-    span = GpuSpan(device, config, dtypes, weights.tensors, 1, "f32", chunk)
+    on_gpu = GpuLayers(device, config, dtypes, weights.tensors, 1, "f32", chunk)
     if gpu_adapter.is_software:
-        assert len(span._weights[0].experts) == parts
+        assert len(on_gpu._weights[0].experts) == parts
     results = []
-    for gpu in (None, span):
-        model = Model(config, weights, usable_threads(None), True, chunk, gpu)
-        cache = KVCache(config, 192, chunk, "f32", gpu)
+    for others in ([], [on_gpu]):
+        model = Model(config, weights, usable_threads(None), True, chunk, others)
+        cache = KVCache(config, 192, chunk, "f32", model.stacks)
         prompt = model.forward([Chunk(list(range(7, 7 + chunk)), 0, cache)]).copy()
         token = model.next_logits(Chunk([5], chunk, cache)).copy()
         results.append((prompt, token))

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 # A module imports only from its own line and the lines above it; a name stands for all that it contains.
 LAYERS = [
     {"localoss.errors"},
+    {"localoss.options"},
     {"localoss.settings"},
     {"quant.errors"},
     {"quant.format"},
@@ -21,8 +22,8 @@ LAYERS = [
     {"localoss.plan"},
     {"localoss.kernels"},
     {"localoss.hub"},
-    {"localoss.gpu"},
     {"localoss.model"},
+    {"localoss.gpu"},
     {"localoss.engine"},
     {"localoss.measure"},
     {"localoss"},

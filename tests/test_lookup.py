@@ -8,10 +8,10 @@ import pytest
 
 import localoss
 from localoss.engine.loader import usable_threads
-from localoss.engine.prompt_lookup import Guesses
+from localoss.engine.prompt_lookup import PromptLookup
 from localoss.errors import ContextFullError
 from localoss.plan.memory import Plan
-from localoss.plan.sizes import GUESS_BYTES
+from localoss.plan.sizes import DRAFT_BYTES
 
 VOCAB = 203
 
@@ -106,10 +106,10 @@ def test_a_stop_token_ends_it_however_much_was_guessed(engine, monkeypatch):
 def test_the_plan_has_what_guessing_takes(engine):
     tokens = random_tokens(30_000)
     tracemalloc.start()
-    guesses = Guesses(tokens)
+    guesses = PromptLookup(tokens)
     taken, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert guesses.next(1) is not None and taken <= 1.05 * GUESS_BYTES * len(tokens)
+    assert guesses.next(1) is not None and taken <= 1.05 * DRAFT_BYTES * len(tokens)
     plan = Plan(engine.config, context_tokens=1000)
     more = replace(plan, lookup=True).own["scratch"] - plan.own["scratch"]
-    assert more == 16 * 4 * 208 + 1000 * GUESS_BYTES
+    assert more == 16 * 4 * 208 + 1000 * DRAFT_BYTES

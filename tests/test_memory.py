@@ -61,7 +61,7 @@ def plan_20b():
     ("options", "dtypes"),
     [
         ({}, {}),
-        (dict(kv_dtype="int8", conversations=2), dict(attention="int4")),
+        (dict(kv_dtype="int8", slots=2), dict(attention="int4")),
         (EXACT | dict(chunk_tokens=300), dict(embedding="bf16", unembedding="bf16")),
     ],
     ids=str,
@@ -74,15 +74,15 @@ def test_a_plan_is_what_the_engine_takes(options, dtypes, model):
         Dtypes(**dtypes),
         256,
         kv_dtype=options.get("kv_dtype", "f16"),
-        conversations=options.get("conversations", 1),
+        slots=options.get("slots", 1),
         chunk_tokens=options.get("chunk_tokens", 32),
         exact="activations" in options,
     )
     assert plan.weights_bytes == sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    caches = [engine.sequence() for _ in range(plan.conversations)]
+    caches = [engine.sequence() for _ in range(plan.slots)]
     arrays = [array for one in caches for layer in one.cache.layers for array in layer.arrays]
     assert plan.kv_cache_bytes == sum(array.nbytes for array in arrays)
-    rows = [engine._row, engine._sampler._logits, engine._sampler._weights]
+    rows = [engine._rows, engine._sampler._logits, engine._sampler._weights]
     buffers = [array for array in vars(engine.model.buffers).values() if isinstance(array, np.ndarray)]
     assert plan.own["scratch"] == sum(array.nbytes for array in [*buffers, *rows])
     assert plan.own_bytes == sum(
@@ -274,7 +274,7 @@ def test_the_context_is_chosen_where_none_is_given(load):
 
 
 def test_a_conversation_takes_the_cache_of_one_that_is_gone(load):
-    engine = load(conversations=2)
+    engine = load(slots=2)
     first, second = engine.sequence(), engine.sequence()
     taken = [id(sequence.cache) for sequence in (first, second)]
     assert taken[0] != taken[1] and id(engine.sequence().cache) not in taken

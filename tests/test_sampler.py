@@ -10,17 +10,18 @@ import numpy as np
 import pytest
 from support.golden_files import log_softmax
 
-from localoss.engine.sampler import Sampler, SamplingOptions
+from localoss.engine.sampler import Sampler
 from localoss.errors import LocalossError, UsageError
 from localoss.kernels import sampling as kernels
+from localoss.options import SamplingParams
 
-GREEDY = SamplingOptions(temperature=0)
+GREEDY = SamplingParams(temperature=0)
 EVERY_WAY = [
     GREEDY,
-    SamplingOptions(),
-    SamplingOptions(temperature=0.4, top_k=3),
-    SamplingOptions(top_p=0.7),
-    SamplingOptions(min_p=0.1),
+    SamplingParams(),
+    SamplingParams(temperature=0.4, top_k=3),
+    SamplingParams(top_p=0.7),
+    SamplingParams(min_p=0.1),
 ]
 
 
@@ -75,19 +76,19 @@ def assert_drawn(logits, options, mask=None, draws=2000):
 @pytest.mark.parametrize(
     "options",
     [
-        SamplingOptions(),
-        SamplingOptions(temperature=0.3),
-        SamplingOptions(temperature=2.5),
-        SamplingOptions(temperature=100),
-        SamplingOptions(top_k=1),
-        SamplingOptions(top_k=4),
-        SamplingOptions(top_k=10_000),
-        SamplingOptions(top_p=0.5),
-        SamplingOptions(top_p=0.95),
-        SamplingOptions(top_p=1e-9),
-        SamplingOptions(min_p=0.05),
-        SamplingOptions(min_p=1),
-        SamplingOptions(temperature=1.5, top_k=40, top_p=0.8, min_p=0.02),
+        SamplingParams(),
+        SamplingParams(temperature=0.3),
+        SamplingParams(temperature=2.5),
+        SamplingParams(temperature=100),
+        SamplingParams(top_k=1),
+        SamplingParams(top_k=4),
+        SamplingParams(top_k=10_000),
+        SamplingParams(top_p=0.5),
+        SamplingParams(top_p=0.95),
+        SamplingParams(top_p=1e-9),
+        SamplingParams(min_p=0.05),
+        SamplingParams(min_p=1),
+        SamplingParams(temperature=1.5, top_k=40, top_p=0.8, min_p=0.02),
         GREEDY,
     ],
     ids=str,
@@ -125,20 +126,20 @@ def test_minus_infinity_is_never_drawn(options):
 def test_a_tiny_temperature_is_greedy_but_for_ties():
     logits = random_logits(50)
     logits[[7, 31]] = logits.max() + 1
-    assert_drawn(logits, SamplingOptions(temperature=1e-30))
+    assert_drawn(logits, SamplingParams(temperature=1e-30))
     assert {Sampler(50).choose(logits, GREEDY, Uniforms([])).id} == {7}
 
 
 def test_far_apart_logits():
-    assert_drawn(np.array([-3e38, 0, 80, -90, 79, 3e4, 3e4], np.float32), SamplingOptions())
-    assert_drawn(np.array([3e38, -3e38, 0], np.float32), SamplingOptions(temperature=0.01, top_k=2))
+    assert_drawn(np.array([-3e38, 0, 80, -90, 79, 3e4, 3e4], np.float32), SamplingParams())
+    assert_drawn(np.array([3e38, -3e38, 0], np.float32), SamplingParams(temperature=0.01, top_k=2))
 
 
 @pytest.mark.parametrize("uniform", [0.0, 0.5, 1 - 2**-53])
 def test_the_ends_of_the_uniform_draw_possible_tokens(uniform):
     logits = random_logits(600)
     logits[:300] = logits[500:] = -np.inf
-    token = Sampler(600).choose(logits, SamplingOptions(top_k=5), Uniforms([uniform]))
+    token = Sampler(600).choose(logits, SamplingParams(top_k=5), Uniforms([uniform]))
     assert token.id in np.argsort(-logits)[:5]
 
 
@@ -146,8 +147,8 @@ def test_the_ends_of_the_uniform_draw_possible_tokens(uniform):
 def test_what_is_kept_of_the_full_vocabulary(top_k, top_p):
     logits = random_logits(201_088)
     sampler = Sampler(len(logits))
-    sampler.choose(logits, SamplingOptions(top_k=top_k, top_p=top_p), Uniforms([0.5]))
-    expected = probabilities(logits, SamplingOptions(top_k=top_k, top_p=top_p))
+    sampler.choose(logits, SamplingParams(top_k=top_k, top_p=top_p), Uniforms([0.5]))
+    expected = probabilities(logits, SamplingParams(top_k=top_k, top_p=top_p))
     kept = np.flatnonzero(sampler._weights[: len(logits)])
     if top_k == 300_000:  # a long sum of float32 weights may move the cut by a few of the least likely
         assert len(np.setxor1d(kept, np.flatnonzero(expected))) <= 3
@@ -223,7 +224,7 @@ def test_seeds():
 
     def draw(seed):
         random = np.random.default_rng(seed)
-        return [sampler.choose(logits, SamplingOptions(), random).id for _ in range(20)]
+        return [sampler.choose(logits, SamplingParams(), random).id for _ in range(20)]
 
     assert draw(1) == draw(1) != draw(2)
 
@@ -244,7 +245,7 @@ def test_one_bad_logit_is_an_error(where, bad, options):
 @pytest.mark.parametrize("value", [np.nan, -np.inf])
 def test_no_finite_logit_is_an_error(value):
     with pytest.raises(LocalossError, match="not finite"):
-        Sampler(19).choose(np.full(19, value, np.float32), SamplingOptions(), Uniforms([0.5]))
+        Sampler(19).choose(np.full(19, value, np.float32), SamplingParams(), Uniforms([0.5]))
 
 
 @pytest.mark.parametrize("options", EVERY_WAY, ids=str)
@@ -273,4 +274,4 @@ def test_a_mask_that_allows_nothing_is_an_error(options):
 )
 def test_options_out_of_range(option, value):
     with pytest.raises(UsageError, match=f"^{option} is {value}; use [^\n]*$"):
-        SamplingOptions(**{option: value})
+        SamplingParams(**{option: value})

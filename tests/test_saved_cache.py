@@ -25,7 +25,7 @@ def extend(sequence, tokens):
     kept = sequence.reuse([*tokens, 0])
     for first in range(kept, len(tokens), 32):
         run(sequence, tokens[first : first + 32])
-    sequence.mark(len(tokens))
+    sequence.checkpoint(len(tokens))
 
 
 def tokens_of(count, seed=0):
@@ -57,7 +57,7 @@ def test_other_kinds_of_cache(tmp_path, kv_dtype):
     for layer in sequence.cache.layers:
         for array in layer.arrays:
             array[:] = rng.randint(-100, 100, array.shape)
-    sequence.mark(300)
+    sequence.checkpoint(300)
     SavedCache(tmp_path, whose).save(sequence, 300)
     back = loaded(tmp_path, whose)
     assert back.reuse([*tokens_of(300), 5]) == 300

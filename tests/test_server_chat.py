@@ -8,6 +8,7 @@ from support.live_server import MODEL, live
 from support.scripted import HELLO, ScriptedEngine
 
 from localoss.chat import harmony
+from localoss.options import SamplingParams
 
 ASK = [{"role": "user", "content": "Hi"}]
 START = "<|start|>assistant"
@@ -83,8 +84,8 @@ def test_the_prompt_holds_what_was_asked(served):
 def test_options_reach_the_engine(served):
     server, engine = served()
     complete(server, temperature=0.25, top_p=0.5, seed=7, extra_body={"top_k": 3, "min_p": 0.125})
-    expected = {"temperature": 0.25, "top_p": 0.5, "seed": 7, "top_k": 3, "min_p": 0.125, "top_logprobs": 0}
-    assert engine.options == expected
+    stops = (harmony.RETURN, harmony.CALL)
+    assert engine.params == SamplingParams(0.25, 0.5, 3, 0.125, 7, stop_ids=stops)
 
 
 def test_several_choices(served):
@@ -93,7 +94,7 @@ def test_several_choices(served):
     assert [(c.index, c.message.content) for c in done.choices] == [(0, "One"), (1, "Two")]
     assert done.usage.completion_tokens == 2 * len(harmony.encode_raw(FINAL + "One<|return|>"))
     assert done.usage.prompt_tokens == len(engine.prompts[0])
-    assert engine.options["seed"] == 5  # the second choice's
+    assert engine.params.seed == 5  # the second choice's
     streamed = list(complete(server, n=2, stream=True))
     assert {chunk.choices[0].index for chunk in streamed} == {0, 1}
 

@@ -8,7 +8,9 @@ from support.scripted import ScriptedEngine
 
 import localoss
 from localoss.chat import harmony
-from localoss.chat.turn import Sampling, Turn
+from localoss.chat.generate import generate
+from localoss.chat.turn import Turn
+from localoss.options import SamplingParams
 
 TEXT = "The sky is grün 🎉"
 
@@ -42,7 +44,7 @@ def test_text_goes_on():
     with live(engine) as server:
         done = complete(server, prompt="The sky is", max_tokens=50, temperature=0.5)
         assert (done.choices[0].text, done.choices[0].finish_reason) == (" blue, and wide.", "stop")
-        assert engine.prompts[-1] == harmony.encode_raw("The sky is") and engine.options["temperature"] == 0.5
+        assert engine.prompts[-1] == harmony.encode_raw("The sky is") and engine.params.temperature == 0.5
         assert done.choices[0].logprobs is None
         assert complete(server, prompt="The sky is").usage.completion_tokens == 6  # of 16 at most
         assert complete(server, stop=[" and", "x"]).choices[0].text == " blue,"
@@ -109,8 +111,8 @@ def test_echo_goes_on_with_the_answer(noisy, engine):
     logprobs = done.choices[0].logprobs
     assert done.choices[0].text == TEXT + alone.choices[0].text
     assert logprobs.tokens[len(tokens) :] == alone.choices[0].logprobs.tokens
-    greedy = Turn(engine, tokens, None, Sampling(temperature=0, max_tokens=3))
-    list(greedy.events())
+    greedy = Turn(tokens, None, SamplingParams(temperature=0, max_tokens=3))
+    list(generate(engine, greedy))
     assert greedy.answer == alone.choices[0].text
     starts = [TEXT.encode().decode()[offset:] for offset in logprobs.text_offset[:4]]
     assert [start.startswith(token) for start, token in zip(starts, logprobs.tokens, strict=False)] == [

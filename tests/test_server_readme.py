@@ -77,7 +77,7 @@ def test_command_lines(monkeypatch, tmp_path):
     from localoss.server import run
 
     started = []
-    monkeypatch.setattr(loading, "load_model", lambda name, **more: (tmp_path / name, ScriptedEngine()))
+    monkeypatch.setattr(loading, "load_model", lambda name, options: (tmp_path / name, ScriptedEngine()))
     monkeypatch.setattr(run, "serve", lambda engine, name, bound, **more: started.append((name, more)))
     for line in lines("localoss"):
         command = shlex.split(line.replace('"$(openssl rand -hex 16)"', "k"))

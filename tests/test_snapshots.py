@@ -23,10 +23,10 @@ def random_tokens(count, seed=0):
     return np.random.RandomState(seed).randint(0, VOCAB, count).tolist()
 
 
-def prefill(engine, sequence, tokens, marks=()):
+def prefill(engine, sequence, tokens, checkpoints=()):
     """The logits, and how many tokens were run."""
     done = []
-    logits = engine.prefill(sequence, tokens, lambda now, total: done.append(now), marks=marks)
+    logits = engine.prefill(sequence, tokens, lambda now, total: done.append(now), checkpoints=checkpoints)
     return logits.copy(), len(tokens) - done[0]
 
 
@@ -34,8 +34,10 @@ def fresh(engine, tokens):
     return engine.prefill(engine.sequence(), tokens)
 
 
-def generate(engine, sequence, prompt, count, marks=()):
-    made = engine.generate(prompt, count, temperature=0, sequence=sequence, stop_ids=(), marks=marks)
+def generate(engine, sequence, prompt, count, checkpoints=()):
+    made = engine.generate(
+        prompt, count, temperature=0, sequence=sequence, stop_ids=(), checkpoints=checkpoints
+    )
     return [token.id for token in made]
 
 
@@ -60,13 +62,13 @@ def test_once_more_and_undone(engine):
     sequence = engine.sequence()
     first, second = random_tokens(150), random_tokens(40, seed=1)
     prompt = [*first, *second]
-    generate(engine, sequence, prompt, 120, marks=[150, 190])
-    logits, ran = prefill(engine, sequence, prompt, marks=[150, 190])
+    generate(engine, sequence, prompt, 120, checkpoints=[150, 190])
+    logits, ran = prefill(engine, sequence, prompt, checkpoints=[150, 190])
     assert ran == 1, "its logits"
     np.testing.assert_array_equal(logits, fresh(engine, prompt))
-    generate(engine, sequence, prompt, 120, marks=[150, 190])
+    generate(engine, sequence, prompt, 120, checkpoints=[150, 190])
     other = [*first, *random_tokens(30, seed=2)]
-    logits, ran = prefill(engine, sequence, other, marks=[150, 180])
+    logits, ran = prefill(engine, sequence, other, checkpoints=[150, 180])
     assert ran == 30
     np.testing.assert_array_equal(logits, fresh(engine, other))
     logits, ran = prefill(engine, sequence, [*first[:100], 1, 2])
@@ -75,7 +77,7 @@ def test_once_more_and_undone(engine):
 
 def test_a_snapshot_survives_what_was_cancelled(engine):
     sequence, prompt = engine.sequence(), random_tokens(200)
-    prefill(engine, sequence, prompt, marks=[200])
+    prefill(engine, sequence, prompt, checkpoints=[200])
     left = iter(range(14))
     with pytest.raises(Cancelled):
         engine.prefill(sequence, random_tokens(400), cancelled=lambda: next(left, None) is None)
@@ -91,7 +93,9 @@ def test_any_way_with_marks_gives_the_same_bits(engine, seed):
     for _ in range(25):
         keep = int(rng.choice([len(tokens), rng.randint(len(tokens) + 1)]))
         tokens = [*tokens[:keep], *rng.randint(0, VOCAB, rng.randint(1, 90)).tolist()][:900]
-        logits, ran = prefill(engine, sequence, tokens, marks=rng.randint(1, len(tokens) + 1, 3).tolist())
+        logits, ran = prefill(
+            engine, sequence, tokens, checkpoints=rng.randint(1, len(tokens) + 1, 3).tolist()
+        )
         np.testing.assert_array_equal(logits, fresh(engine, tokens))
         ran_in_all += ran
     assert ran_in_all < 25 * 900 / 2

@@ -11,23 +11,26 @@ import localoss
 from localoss import cli
 from localoss.chat import harmony
 from localoss.chat.conversation import Conversation
+from localoss.chat.generate import generate
 from localoss.chat.harmony import ChatSetup, Function, Message
 from localoss.chat.parser import MessageEnd, TextDelta
-from localoss.chat.turn import Sampling, Turn
+from localoss.chat.rules import AnswerRules
+from localoss.chat.turn import Turn
 from localoss.errors import ContextFullError, ModelError, UsageError
+from localoss.options import SamplingParams
 
 SETUP = ChatSetup(functions=(Function("lookup"),), date="2026-03-07")
 PROMPT = harmony.render(SETUP, [Message("user", "Hi")])
 CALL = "<|channel|>commentary to=functions.lookup <|constrain|>json<|message|>{}<|call|>"
 
 
-def finished(turn, **callbacks):
-    return list(turn.events(**callbacks))
+def finished(engine, turn, sequence=None, **callbacks):
+    return list(generate(engine, turn, sequence, **callbacks))
 
 
 def test_a_turn_ends_with_an_answer():
-    turn = Turn(ScriptedEngine(), PROMPT, SETUP)
-    events = finished(turn)
+    engine, turn = ScriptedEngine(), Turn(PROMPT, SETUP)
+    events = finished(engine, turn)
     assert (turn.finish, turn.answer, turn.thinking) == ("return", "Hello!", "A greeting.")
     assert [event.message for event in events if isinstance(event, MessageEnd)] == turn.messages
     assert turn.generated_tokens == len(harmony.encode_raw(HELLO))
@@ -36,15 +39,15 @@ def test_a_turn_ends_with_an_answer():
 
 
 def test_a_turn_ends_with_a_call():
-    turn = Turn(ScriptedEngine([CALL]), PROMPT, SETUP)
-    finished(turn)
+    engine, turn = ScriptedEngine([CALL]), Turn(PROMPT, SETUP)
+    finished(engine, turn)
     assert (turn.finish, turn.answer) == ("call", "")
     assert turn.messages == [Message("assistant", "{}", "commentary", "functions.lookup", "json")]
 
 
 def test_a_turn_that_is_stopped_keeps_what_was_said():
-    turn = Turn(ScriptedEngine(["<|channel|>final<|message|>" + "on " * 50]), PROMPT, SETUP)
-    finished(turn, cancelled=lambda: turn.generated_tokens == 9)
+    engine, turn = ScriptedEngine(["<|channel|>final<|message|>" + "on " * 50]), Turn(PROMPT, SETUP)
+    finished(engine, turn, cancelled=lambda: turn.generated_tokens == 9)
     assert turn.finish == "cancelled" and turn.answer.startswith("on on on") and len(turn.answer) < 30
 
 
@@ -57,36 +60,37 @@ def test_a_thinking_budget(budget):
         answer = opener.removeprefix("<|end|><|start|>assistant")
     else:
         answer = "<|channel|>analysis<|message|>" + harmony.encoding().decode(thought[:budget]) + opener
-    turn = Turn(ScriptedEngine([answer + "Done.<|return|>"]), PROMPT, SETUP, Sampling(think_budget=budget))
-    finished(turn)
+    engine = ScriptedEngine([answer + "Done.<|return|>"])
+    turn = Turn(PROMPT, SETUP, rules=AnswerRules(think_budget=budget))
+    finished(engine, turn)
     assert (turn.answer, turn.thinking_tokens) == ("Done.", min(budget, len(thought)))
     beyond = "<|channel|>analysis<|message|>" + "one " * (budget + 1)
     if budget < len(thought):
         with pytest.raises(AssertionError, match="is masked"):
-            finished(Turn(ScriptedEngine([beyond]), PROMPT, SETUP, Sampling(think_budget=budget)))
+            finished(ScriptedEngine([beyond]), Turn(PROMPT, SETUP, rules=AnswerRules(think_budget=budget)))
 
 
 def test_prefill_counts_what_the_cache_did_not_hold():
     class Reusing(ScriptedEngine):
-        def generate(self, tokens, *arguments, progress, **options):
+        def generate(self, tokens, params, *, progress, **options):
             for done in (7, 20, len(tokens)):
                 progress(done, len(tokens))
-            return super().generate(tokens, *arguments, progress=lambda *_: None, **options)
+            return super().generate(tokens, params, progress=lambda *_: None, **options)
 
     seen = []
-    turn = Turn(Reusing(), PROMPT, SETUP)
-    finished(turn, progress=lambda *counts: seen.append(counts))
+    engine, turn = Reusing(), Turn(PROMPT, SETUP)
+    finished(engine, turn, progress=lambda *counts: seen.append(counts))
     assert turn.prefilled_tokens == len(PROMPT) - 7
     assert seen == [(7, len(PROMPT)), (20, len(PROMPT)), (len(PROMPT), len(PROMPT))]
 
 
 def test_what_a_turn_refuses():
     with pytest.raises(ContextFullError, match=f"{len(PROMPT)} tokens and the context holds 40"):
-        finished(Turn(ScriptedEngine(context_tokens=40), PROMPT, SETUP))
+        finished(ScriptedEngine(context_tokens=40), Turn(PROMPT, SETUP))
     with pytest.raises(ModelError, match="cannot chat"):
-        finished(Turn(ScriptedEngine(vocab=2056), PROMPT, SETUP))
+        finished(ScriptedEngine(vocab=2056), Turn(PROMPT, SETUP))
     with pytest.raises(UsageError, match="empty"):
-        finished(Turn(ScriptedEngine(), [], None))
+        finished(ScriptedEngine(), Turn([], None))
 
 
 @pytest.fixture(scope="module")
@@ -99,8 +103,8 @@ def test_noise_goes_through_cleanly(noise):
     """Sampling freely from random weights: known channels, no control token, calls only to what exists."""
     names = [harmony.encoding().decode([i]) for i in range(harmony.TEXT_TOKENS, harmony.VOCABULARY_TOKENS)]
     for seed in range(4):
-        turn = Turn(noise, PROMPT, SETUP, Sampling(seed=seed, max_tokens=40))
-        shown = "".join(event.text for event in finished(turn) if isinstance(event, TextDelta))
+        turn = Turn(PROMPT, SETUP, SamplingParams(seed=seed, max_tokens=40))
+        shown = "".join(event.text for event in finished(noise, turn) if isinstance(event, TextDelta))
         assert turn.finish in ("length", "return", "call") and shown
         assert not any(name in shown for name in names)
         assert {message.channel for message in turn.messages} <= set(harmony.CHANNELS)
@@ -110,20 +114,20 @@ def test_noise_goes_through_cleanly(noise):
 def test_the_same_seed_gives_the_same_answer(noise):
     texts = []
     for seed in (5, 5, 6):
-        turn = Turn(noise, PROMPT, SETUP, Sampling(seed=seed, max_tokens=12))
-        finished(turn)
+        turn = Turn(PROMPT, SETUP, SamplingParams(seed=seed, max_tokens=12))
+        finished(noise, turn)
         texts.append(turn.messages)
     assert texts[0] == texts[1] != texts[2]
 
 
 def test_a_conversation_prefills_only_what_is_new(noise):
     sequence = noise.sequence(seed=1)
-    first = Turn(noise, PROMPT, SETUP, Sampling(seed=1, max_tokens=3), sequence)
-    finished(first)
+    first = Turn(PROMPT, SETUP, SamplingParams(seed=1, max_tokens=3))
+    finished(noise, first, sequence)
     longer = harmony.render(SETUP, [Message("user", "Hi"), Message("user", "there")])
     shared = int(np.argmin([a == b for a, b in zip(PROMPT, longer, strict=False)]))
-    second = Turn(noise, longer, SETUP, Sampling(seed=1, max_tokens=3), sequence)
-    finished(second)
+    second = Turn(longer, SETUP, SamplingParams(seed=1, max_tokens=3))
+    finished(noise, second, sequence)
     assert first.prefilled_tokens == len(PROMPT)
     assert second.prefilled_tokens <= len(longer) - shared + 1 < len(longer) / 2
 
@@ -137,14 +141,14 @@ class Thinker:
     def __getattr__(self, name):
         return getattr(self._engine, name)
 
-    def generate(self, tokens, *, mask, **options):
+    def generate(self, tokens, params, *, mask, **options):
         opener = iter(harmony.encode_raw("<|channel|>analysis<|message|>"))
 
         def forced():
             allowed, token = mask(), next(opener, None)
             return allowed if token is None else np.arange(harmony.VOCABULARY_TOKENS) == token
 
-        return self._engine.generate(tokens, mask=forced, **options)
+        return self._engine.generate(tokens, params, mask=forced, **options)
 
 
 def test_ten_turns_with_thinking(model):
@@ -153,15 +157,16 @@ def test_ten_turns_with_thinking(model):
     """
     engine = Thinker(localoss.load(model("harmony"), context_tokens=1024, threads=1, chunk_tokens=32))
     conversation, sequence = Conversation(ChatSetup(date="2026-03-07")), engine.sequence()
-    sampling = Sampling(temperature=0, max_tokens=115, think_budget=100)  # more than the rings hold back
+    params = SamplingParams(temperature=0, max_tokens=115)  # more than the rings hold back
+    budget = AnswerRules(think_budget=100)
     before = 0
     for number in range(10):
         conversation.ask(f"Question {number}")
         prompt = conversation.tokens()
-        turn = Turn(engine, prompt, conversation.setup, sampling, sequence)
-        finished(turn)
-        fresh = Turn(engine, prompt, conversation.setup, sampling)
-        finished(fresh)
+        turn = Turn(prompt, conversation.setup, params, budget)
+        finished(engine, turn, sequence)
+        fresh = Turn(prompt, conversation.setup, params, budget)
+        finished(engine, fresh)
         assert turn.messages == fresh.messages and turn.thinking and turn.answer
         assert turn.thinking_tokens == 100
         # After the first turn the ring still holds the <|channel|> that the dropped thought began with, too.

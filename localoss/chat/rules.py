@@ -14,7 +14,8 @@ class AnswerRules:
 
     functions: names of those that may be called; None: all of the setup. must_call: the answer ends in a
     call. preambles: whether it may speak before a call. final: what the final message is held to.
-    arguments: what a call's arguments are held to, by the function's name.
+    arguments: what a call's arguments are held to, by the function's name. think_budget: after so many
+    tokens of thinking the final answer must begin; None for no limit.
     """
 
     functions: tuple[str, ...] | None = None
@@ -22,6 +23,7 @@ class AnswerRules:
     preambles: bool = True
     final: Grammar | None = None
     arguments: Mapping[str, Grammar] = field(default_factory=dict)
+    think_budget: int | None = None
 
     def grammar_of(self, body: str) -> Grammar | None:
         """The grammar of a message's body: "final", or the recipient of a call."""

@@ -2,7 +2,7 @@
 
 import json
 import statistics
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,6 +11,7 @@ from localoss.cli import options
 from localoss.cli.loading import load_model
 from localoss.cli.terminal import say
 from localoss.errors import UsageError
+from localoss.options import LoadOptions
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _PROFILED_TOKENS = 32
 
 
+@options.takes_load_options
 def bench(
     model: options.ModelName,
     prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the prompt.")] = 512,
@@ -29,14 +31,10 @@ def bench(
     context: Annotated[
         int | None, typer.Option(metavar="TOKENS", help="Context to take memory for; default: what is used.")
     ] = None,
-    kv_dtype: options.KVDtypeOption = options.KVDtype.f16,
-    memory_limit: options.MemoryLimit = None,
-    must_fit: options.MustFit = False,
-    threads: options.Threads = None,
-    gpu_layers: options.GpuLayers = 0,
-    gpu_memory: options.GpuMemory = None,
     profile: Annotated[bool, typer.Option("--profile", help="Show where the time goes.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
+    *,
+    loading: LoadOptions,
 ) -> None:
     """Measure prefill and decode speed, beside the bandwidth at which this machine reads the weights.
 
@@ -53,16 +51,7 @@ def bench(
     if needed > most:
         raise UsageError(f"{needed:,} tokens in all; the model's context is {most:,}: ask for fewer")
     start = time.perf_counter()
-    folder, engine = load_model(
-        model,
-        context_tokens=max(needed, context or 0),
-        threads=threads,
-        kv_dtype=kv_dtype.value,
-        memory_limit=memory_limit,
-        must_fit=must_fit,
-        gpu_layers=gpu_layers,
-        gpu_memory=gpu_memory,
-    )
+    folder, engine = load_model(model, replace(loading, context_tokens=max(needed, context or 0)))
     load_s = time.perf_counter() - start
 
     from localoss.measure import profile as profiling

@@ -12,6 +12,7 @@ from localoss.cli.loading import load_model
 from localoss.cli.options import AsJson, KVDtype, ModelName, Threads
 from localoss.cli.terminal import StatusLine, interrupts, say
 from localoss.errors import UsageError
+from localoss.options import LoadOptions
 
 if TYPE_CHECKING:
     from localoss.measure.evaluate import Scores
@@ -63,7 +64,7 @@ def evaluate(
     context = min(context, len(tokens), *_longest_contexts(names, max(tokens)))
     stride = stride or context // 2
     engines = [
-        load_model(name, context_tokens=context, threads=threads, kv_dtype=cache.value)[1]
+        load_model(name, LoadOptions(context_tokens=context, threads=threads, kv_dtype=cache.value))[1]
         for name, cache in zip(names, (kv_dtype, KVDtype.f16), strict=False)
     ]
     line = _ScoresLine(len(tokens) - 1)

@@ -56,15 +56,18 @@ def _described(adapter: "Adapter", memory: int | None) -> dict[str, Any]:
 def _measured(model: str, gpu_memory: int | None, threads: int | None) -> dict[str, Any]:
     """Both times of a layer, and the best split. Raises: GpuError without a GPU."""
     from localoss.cli.loading import load_model
+    from localoss.gpu.layers import GpuLayers
     from localoss.gpu.memory import memory_bytes
     from localoss.measure.gpu_split import measure_split
+    from localoss.options import LoadOptions
     from localoss.plan.memory import Plan, gpu_layers
 
-    _, engine = load_model(model, context_tokens=_CONTEXT_TOKENS, threads=threads, gpu_layers=1)
-    if engine.model.gpu is None:
+    _, engine = load_model(model, LoadOptions(context_tokens=_CONTEXT_TOKENS, threads=threads, gpu_layers=1))
+    gpu = engine.model.stacks[-1]
+    if not isinstance(gpu, GpuLayers):
         raise GpuError("nothing to compare: see above")
     split = measure_split(engine)
-    adapter = engine.model.gpu.device.adapter
+    adapter = gpu.device.adapter
     room = memory_bytes(adapter) if gpu_memory is None else gpu_memory
     plan = Plan(engine.config, engine.dtypes, kv_dtype=engine.kv_dtype, threads=engine.threads)
     most = split.layers if room is None else gpu_layers(plan, room)

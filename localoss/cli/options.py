@@ -1,6 +1,9 @@
 """Options that several commands share."""
 
+import functools
+import inspect
 import re
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from localoss.errors import LocalossError, UsageError
+from localoss.options import LoadOptions, SamplingParams
 
 
 class Effort(StrEnum):
@@ -172,3 +176,67 @@ def instructions(text: str | None, path: Path | None) -> str | None:
         raise UsageError(f"--system-file {path}: {error.strerror or error}") from None
     except UnicodeDecodeError:
         raise UsageError(f"--system-file {path}: not UTF-8 text") from None
+
+
+# What every command that loads a model takes, and every one that draws tokens: the parameters' names, what
+# Typer makes of them, and their defaults.
+_LOADING: dict[str, tuple[Any, Any]] = {
+    "context": (Context, None),
+    "kv_dtype": (KVDtypeOption, KVDtype.f16),
+    "memory_limit": (MemoryLimit, None),
+    "must_fit": (MustFit, False),
+    "lookup": (Lookup, False),
+    "threads": (Threads, None),
+    "gpu_layers": (GpuLayers, 0),
+    "gpu_memory": (GpuMemory, None),
+}
+_SAMPLING: dict[str, tuple[Any, Any]] = {
+    "max_tokens": (MaxTokens, None),
+    "temperature": (Temperature, 1.0),
+    "top_p": (TopP, 1.0),
+    "top_k": (TopK, 0),
+    "min_p": (MinP, 0.0),
+    "seed": (Seed, None),
+}
+_Command = Callable[..., Any]
+
+
+def takes_load_options(command: _Command) -> _Command:
+    """Give `command` the options that say how a model is loaded: its parameter `loading` is a LoadOptions."""
+
+    def loading(context: int | None, kv_dtype: KVDtype, **others: Any) -> LoadOptions:
+        return LoadOptions(context_tokens=context, kv_dtype=kv_dtype.value, **others)
+
+    return _taking(command, "loading", _LOADING, loading)
+
+
+def takes_sampling_params(command: _Command) -> _Command:
+    """Give `command` the options that say how tokens are drawn: its parameter `sampling` is the result."""
+    return _taking(command, "sampling", _SAMPLING, SamplingParams)
+
+
+def _taking(
+    command: _Command, name: str, group: dict[str, tuple[Any, Any]], build: Callable[..., Any]
+) -> _Command:
+    """`command` with the options of `group` instead of its parameter `name`, which `build` makes of them.
+
+    A parameter of its own that has the name of one of the group's stays the command's, and goes to both.
+    """
+    own = dict(inspect.signature(command).parameters)
+    del own[name]
+    added = {
+        option: inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+        for option, (kind, default) in group.items()
+        if option not in own
+    }
+
+    @functools.wraps(command)
+    def called(**given: Any) -> Any:
+        options = {option: given[option] if option in own else given.pop(option) for option in group}
+        return command(**given, **{name: build(**options)})
+
+    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own.values()]
+    called.__signature__ = inspect.Signature([*parameters, *added.values()])  # type: ignore[attr-defined]
+    kinds = {option: parameter.annotation for option, parameter in added.items()}
+    called.__annotations__ = {n: a for n, a in command.__annotations__.items() if n != name} | kinds
+    return called

@@ -60,9 +60,7 @@ def plan(
         raise UsageError(f"--context is {context:,}; this model takes 1 to {config.context:,}")
     machine = this_machine() if memory is None else Machine(memory, memory)
     cores = psutil.cpu_count(logical=False) or 1
-    made = Plan(
-        config, dtypes, kv_dtype=kv_dtype.value, conversations=conversations, threads=threads or cores
-    )
+    made = Plan(config, dtypes, kv_dtype=kv_dtype.value, slots=conversations, threads=threads or cores)
     if context is None:
         made = choose_context(made, machine.limit_bytes)
     else:
@@ -103,7 +101,7 @@ def _report(
         "model": label,
         "context_tokens": plan.context_tokens,
         "kv_dtype": plan.kv_dtype,
-        "conversations": plan.conversations,
+        "conversations": plan.slots,
         "dtypes": asdict(plan.dtypes),
         "weights_bytes": plan.weights,
         "own_bytes": plan.own,
@@ -138,7 +136,7 @@ def _print(
     from localoss.plan.memory import gigabytes, gpu_layers
 
     console = Console(highlight=False, soft_wrap=True)
-    several = f", {plan.conversations} conversations" if plan.conversations > 1 else ""
+    several = f", {plan.slots} conversations" if plan.slots > 1 else ""
     head = f"{label} · context {plan.context_tokens:,} tokens{several} · KV cache {plan.kv_dtype}"
     console.print(f"{head}\n", markup=False)
     limit = machine.limit_bytes

@@ -5,6 +5,7 @@ import os
 import stat
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,9 +14,11 @@ import typer
 from localoss.cli import options
 from localoss.cli.terminal import AnswerPrinter, PrefillProgress, interrupts, say
 from localoss.errors import ContextFullError, UsageError
+from localoss.options import LoadOptions, SamplingParams
 
 if TYPE_CHECKING:
     from localoss.chat.turn import Turn
+    from localoss.engine.engine import Engine
 
 Prompt = Annotated[
     str | None, typer.Argument(metavar="PROMPT", help="What to ask; text on stdin is added below it.")
@@ -31,6 +34,8 @@ Raw = Annotated[
 ANSWER_TOKENS = 4_096  # room that a context chosen for a long prompt leaves
 
 
+@options.takes_load_options
+@options.takes_sampling_params
 def run(
     model: options.ModelName,
     prompt: Prompt = None,
@@ -40,32 +45,21 @@ def run(
     hide_thinking: options.HideThinking = False,
     as_json: AsJson = False,
     raw: Raw = False,
-    max_tokens: options.MaxTokens = None,
     think_budget: options.ThinkBudget = None,
-    temperature: options.Temperature = 1.0,
-    top_p: options.TopP = 1.0,
-    top_k: options.TopK = 0,
-    min_p: options.MinP = 0.0,
-    seed: options.Seed = None,
-    context: options.Context = None,
-    kv_dtype: options.KVDtypeOption = options.KVDtype.f16,
-    memory_limit: options.MemoryLimit = None,
-    must_fit: options.MustFit = False,
-    lookup: options.Lookup = False,
-    threads: options.Threads = None,
-    gpu_layers: options.GpuLayers = 0,
-    gpu_memory: options.GpuMemory = None,
+    *,
+    sampling: SamplingParams,
+    loading: LoadOptions,
 ) -> None:
     """Answer one prompt.
 
     The answer alone goes to stdout; thinking is shown on stderr when that is a terminal.
     """
     from localoss.chat import harmony
-    from localoss.chat.turn import Sampling, Turn
+    from localoss.chat.rules import AnswerRules
+    from localoss.chat.turn import Turn
     from localoss.cli.loading import load_model
 
     text = _prompt_text(prompt)
-    sampling = Sampling(temperature, top_p, top_k, min_p, seed, max_tokens, think_budget=think_budget)
     instructions = options.instructions(system, system_file)
     if raw and instructions is not None:
         raise UsageError("--raw has no system message; leave out --system or --raw")
@@ -76,28 +70,18 @@ def run(
         harmony.encode_raw(text) if setup is None else harmony.render(setup, [harmony.Message("user", text)])
     )
     started = time.perf_counter()
-    folder, engine = load_model(
-        model,
-        context_tokens=context,
-        prompt_tokens=len(tokens) + ANSWER_TOKENS,
-        threads=threads,
-        kv_dtype=kv_dtype.value,
-        memory_limit=memory_limit,
-        must_fit=must_fit,
-        lookup=lookup,
-        gpu_layers=gpu_layers,
-        gpu_memory=gpu_memory,
-    )
+    loading = replace(loading, prompt_tokens=len(tokens) + ANSWER_TOKENS)
+    folder, engine = load_model(model, loading)
     load_s = time.perf_counter() - started
 
-    turn = Turn(engine, tokens, setup, sampling)
+    turn = Turn(tokens, setup, sampling, AnswerRules(think_budget=think_budget))
     if as_json:
-        _generate(turn, None)
-        print(json.dumps(_report(turn, folder, load_s), ensure_ascii=False, indent=2), flush=True)
+        _generate(engine, turn, None)
+        print(json.dumps(_report(engine, turn, folder, load_s), ensure_ascii=False, indent=2), flush=True)
     else:
         aside = sys.stderr if sys.stderr.isatty() and not hide_thinking else None
-        _generate(turn, AnswerPrinter(sys.stdout, aside))
-    _finish(turn)
+        _generate(engine, turn, AnswerPrinter(sys.stdout, aside))
+    _finish(engine, turn)
 
 
 def _prompt_text(prompt: str | None) -> str:
@@ -123,11 +107,13 @@ def _piped_text() -> str:
         raise UsageError("stdin is not UTF-8 text") from None
 
 
-def _generate(turn: "Turn", printer: AnswerPrinter | None) -> None:
+def _generate(engine: "Engine", turn: "Turn", printer: AnswerPrinter | None) -> None:
+    from localoss.chat.generate import generate
+
     progress = PrefillProgress()
     with interrupts() as cancelled:
         try:
-            for event in turn.events(progress, cancelled):
+            for event in generate(engine, turn, None, progress, cancelled):
                 progress.clear()
                 if printer:
                     printer.show(event)
@@ -137,20 +123,20 @@ def _generate(turn: "Turn", printer: AnswerPrinter | None) -> None:
                 printer.close()
 
 
-def _finish(turn: "Turn") -> None:
+def _finish(engine: "Engine", turn: "Turn") -> None:
     """Say what an unusual end means. Raises: ContextFullError, or typer.Exit after Ctrl-C."""
     if turn.finish == "cancelled":
         raise typer.Exit(130)
     if turn.finish == "context":
         raise ContextFullError(
             f"the answer broke off: {len(turn.prompt):,} tokens of prompt and {turn.generated_tokens:,} of "
-            f"answer fill the context of {turn.engine.context_tokens:,}; give a larger --context"
+            f"answer fill the context of {engine.context_tokens:,}; give a larger --context"
         )
     if turn.finish == "length" and not turn.answer:
-        say(f"note: --max-tokens {turn.sampling.max_tokens} ended the answer before its final message")
+        say(f"note: --max-tokens {turn.params.max_tokens} ended the answer before its final message")
 
 
-def _report(turn: "Turn", folder: Path, load_s: float) -> dict[str, Any]:
+def _report(engine: "Engine", turn: "Turn", folder: Path, load_s: float) -> dict[str, Any]:
     return {
         "model": str(folder),
         "answer": turn.answer,
@@ -168,5 +154,5 @@ def _report(turn: "Turn", folder: Path, load_s: float) -> dict[str, Any]:
         "decode_s": round(turn.decode_s, 3),
         "prefill_tokens_per_s": round(turn.prefill_tokens_per_s, 2),
         "decode_tokens_per_s": round(turn.decode_tokens_per_s, 2),
-        "gpu": turn.engine.gpu_figures(),
+        "gpu": engine.device_figures(),
     }

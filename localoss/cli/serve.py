@@ -1,5 +1,6 @@
 """`localoss serve`: OpenAI's API on a local model."""
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -7,6 +8,7 @@ import typer
 from localoss.cli import options
 from localoss.cli.terminal import say
 from localoss.errors import UsageError
+from localoss.options import LoadOptions
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -27,6 +29,7 @@ CorsOrigin = Annotated[
 ]
 
 
+@options.takes_load_options
 def serve(
     model: options.OptionalModelName = None,
     host: Host = "127.0.0.1",
@@ -36,14 +39,8 @@ def serve(
     queue: Queue = 64,
     cors_origin: CorsOrigin = None,
     think_budget: options.ThinkBudget = None,
-    context: options.Context = None,
-    threads: options.Threads = None,
-    kv_dtype: options.KVDtypeOption = options.KVDtype.f16,
-    memory_limit: options.MemoryLimit = None,
-    must_fit: options.MustFit = False,
-    lookup: options.Lookup = False,
-    gpu_layers: options.GpuLayers = 0,
-    gpu_memory: options.GpuMemory = None,
+    *,
+    loading: LoadOptions,
 ) -> None:
     """Serve a model over HTTP to whatever speaks OpenAI's API.
 
@@ -69,18 +66,7 @@ def serve(
 
     model = model or default_model()
     with open_socket(host, port) as bound:
-        folder, engine = load_model(
-            model,
-            context_tokens=context,
-            conversations=conversations,
-            threads=threads,
-            kv_dtype=kv_dtype.value,
-            memory_limit=memory_limit,
-            must_fit=must_fit,
-            lookup=lookup,
-            gpu_layers=gpu_layers,
-            gpu_memory=gpu_memory,
-        )
+        folder, engine = load_model(model, replace(loading, slots=conversations))
         check_vocabulary(engine.config.vocab)
         name = folder.absolute().name.replace("--", "/", 1)  # as the store writes a repository's name
         run_server(

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 
 import localoss
 from localoss.chat import harmony
+from localoss.chat.generate import generate
 from localoss.chat.harmony import EFFORTS, ChatSetup, Message
-from localoss.chat.turn import Sampling, Turn
+from localoss.chat.turn import Turn
 from localoss.demo.dialogues import SKILLS, Case, held_out
 from localoss.hub.bundled import WEIGHTS
 from localoss.measure.evaluate import Scores, joined, score
+from localoss.options import SamplingParams
 from quant.convert import convert
 from quant.format.manifest import Dtypes
 
@@ -115,9 +117,9 @@ def _answer_all(engine: "Engine", drawn: Cases, result: FormatScore, tell: Tell)
 
 def _turn(engine: "Engine", case: Case, temperature: float, seed: int, sequence: "Sequence") -> Turn:
     """The model's turn after the case's messages, over: its events are all that happened."""
-    sampling = Sampling(temperature=temperature, seed=seed, max_tokens=_MOST_TOKENS)
-    turn = Turn(engine, harmony.render(case.setup, case.messages), case.setup, sampling, sequence)
-    for _ in turn.events():
+    params = SamplingParams(temperature=temperature, seed=seed, max_tokens=_MOST_TOKENS)
+    turn = Turn(harmony.render(case.setup, case.messages), case.setup, params)
+    for _ in generate(engine, turn, sequence):
         pass
     return turn
 

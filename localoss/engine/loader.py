@@ -1,8 +1,7 @@
 """From a model's name to a loaded engine: compiled kernels are found or made, options checked."""
 
 import os
-from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,16 +10,19 @@ import psutil
 from localoss import kernels, settings
 from localoss.errors import GpuError, UsageError
 from localoss.gpu.choice import fit_gpu, layer_number, open_gpu
-from localoss.gpu.device import Device
 from localoss.hub.registry import find_model
+from localoss.options import Listener, LoadOptions
 from localoss.plan.machine import this_machine
 from localoss.plan.memory import Plan, check, choose_context
-from localoss.plan.sizes import KV_DTYPES
 from quant.format.config import ModelConfig, read_config
-from quant.format.manifest import read_manifest
+from quant.format.manifest import Dtypes, read_manifest
 
 if TYPE_CHECKING:
     from localoss.engine.engine import Engine
+    from localoss.gpu.device import Device
+    from localoss.gpu.layers import GpuLayers
+    from localoss.model.stack import LayerStack
+    from localoss.model.weights import Weights
 
 _TINY = 1 << 20  # weights of a matrix: with fewer, threads take longer to meet than to multiply
 
@@ -41,98 +43,84 @@ def usable_threads(asked: int | None, config: ModelConfig | None = None) -> int:
     return asked
 
 
-def start_engine(
-    model: str | Path,
-    *,
-    context_tokens: int | None,
-    prompt_tokens: int,
-    conversations: int,
-    threads: int | None,
-    kv_dtype: str,
-    activations: str,
-    memory_limit: int | None,
-    must_fit: bool,
-    lookup: bool,
-    gpu_layers: int | str,
-    gpu_memory: int | None,
-    chunk_tokens: int,
-    compiling: Callable[[str], None] | None,
-    uploading: Callable[[int, int], None] | None,
-    notice: Callable[[str], None] | None,
-) -> "Engine":
+def load_engine(model: str | Path, options: LoadOptions, listener: Listener) -> "Engine":
     """See localoss.load."""
     folder = find_model(str(model))
     prepare_kernels()
-    from localoss.engine.engine import Engine  # only now: Numba reads its cache folder when it sees a kernel
     from localoss.engine.warmup import warm_up
 
-    dtypes, config = read_manifest(folder).dtypes, read_config(folder / "config.json")
-    _check_options(config, context_tokens, kv_dtype, activations, chunk_tokens)
-    on_gpu = layer_number(gpu_layers, config)
-    exact, threads = activations == "f32", usable_threads(threads, config)
-    plan = Plan(
-        config,
-        dtypes,
-        kv_dtype=kv_dtype,
-        conversations=conversations,
-        threads=threads,
-        chunk_tokens=chunk_tokens,
-        exact=exact,
-        lookup=lookup,
-    )
-    limit_bytes = this_machine().limit_bytes if memory_limit is None else memory_limit
-    tell = notice or (lambda line: None)
+    config, dtypes = read_config(folder / "config.json"), read_manifest(folder).dtypes
+    asked = options.context_tokens
+    if asked is not None and not 0 < asked <= config.context:
+        raise UsageError(f"context_tokens is {asked:,}; this model takes 1 to {config.context:,}")
+    options = replace(options, threads=usable_threads(options.threads, config))
+    gpu_layers = layer_number(options.gpu_layers, config)
+    limit_bytes = this_machine().limit_bytes if options.memory_limit is None else options.memory_limit
+    loading = _Loading(folder, config, dtypes, limit_bytes, options, listener)
+    engine = loading.on_gpu(gpu_layers) if options.gpu_layers else None
+    engine = engine or loading.engine(loading.sized(Plan.of(config, dtypes, options)))
+    with kernels.telling_compiled(listener.compiling):
+        warm_up(options.kv_dtype, options.is_exact, engine.threads)
+    return engine
 
-    def sized(plan: Plan) -> Plan:
-        if context_tokens is not None:
-            return replace(plan, context_tokens=context_tokens)
-        return choose_context(plan, limit_bytes, prompt_tokens, must_fit)
 
-    def start(plan: Plan, device: Device | None = None) -> "Engine":
-        slow = check(plan, limit_bytes, must_fit)
+@dataclass(frozen=True)
+class _Loading:
+    """What is known of a model once its folder was read."""
+
+    folder: Path
+    config: ModelConfig
+    dtypes: Dtypes
+    limit_bytes: int
+    options: LoadOptions
+    listener: Listener
+
+    def sized(self, plan: Plan) -> Plan:
+        """`plan` with the context that was asked for, or the one to choose."""
+        if self.options.context_tokens is not None:
+            return replace(plan, context_tokens=self.options.context_tokens)
+        return choose_context(plan, self.limit_bytes, self.options.prompt_tokens, self.options.must_fit)
+
+    def engine(self, plan: Plan, device: "Device | None" = None) -> "Engine":
+        """Take the memory of `plan`. Raises: UsageError if it can't be had, GpuError."""
+        from localoss.engine.engine import Engine
+        from localoss.model.weights import load_weights
+
+        slow = check(plan, self.limit_bytes, self.options.must_fit)
         if slow:
-            tell(slow)
-        return Engine(
-            folder,
-            context_tokens=plan.context_tokens,
-            threads=threads,
-            kv_dtype=kv_dtype,
-            activations=activations,
-            chunk_tokens=chunk_tokens,
-            conversations=conversations,
-            gpu=(device, plan.gpu_layers) if device else None,
-            uploaded=uploading or (lambda done, total: None),
-            notice=tell,
+            self.listener.notice(slow)
+        options = replace(self.options, context_tokens=plan.context_tokens)
+        weights = load_weights(self.folder, self.config, self.dtypes)
+        others: list[LayerStack] = [self._layers(device, plan, weights)] if device else []
+        return Engine(self.config, self.dtypes, weights, options, others, self.listener)
+
+    def _layers(self, device: "Device", plan: Plan, weights: "Weights") -> "GpuLayers":
+        from localoss.gpu.layers import GpuLayers
+
+        return GpuLayers(
+            device,
+            self.config,
+            self.dtypes,
+            weights.tensors,
+            plan.gpu_layers,
+            self.options.kv_dtype,
+            min(self.options.chunk_tokens, plan.context_tokens),
+            self.listener.uploading,
         )
 
-    engine = None
-    if gpu_layers:
+    def on_gpu(self, layers: int) -> "Engine | None":
+        """An engine with the last `layers` on a GPU; None, and a line that says so, if there is none."""
         try:
             device = open_gpu()
-            wanted = sized(replace(plan, gpu_layers=on_gpu))
-            engine = start(fit_gpu(wanted, gpu_layers, gpu_memory, device.adapter), device)
+            plan = self.sized(replace(Plan.of(self.config, self.dtypes, self.options), gpu_layers=layers))
+            options = self.options
+            fitted = fit_gpu(plan, options.gpu_layers, options.gpu_memory, device.adapter)
+            return self.engine(fitted, device)
         except GpuError as error:
-            tell(f"no layers on a GPU: {error}; the CPU runs them all")
-    engine = engine or start(sized(plan))
-    engine.lookup = lookup
-    with kernels.telling_compiled(compiling or (lambda name: None)):
-        warm_up(kv_dtype, exact, engine.threads)
-    return engine
+            self.listener.notice(f"no layers on a GPU: {error}; the CPU runs them all")
+            return None
 
 
 def prepare_kernels() -> None:
     settings.let_threads_sleep()
     kernels.keep_compiled_in(settings.kernel_cache(), settings.simd() or "best")
-
-
-def _check_options(
-    config: ModelConfig, context_tokens: int | None, kv_dtype: str, activations: str, chunk_tokens: int
-) -> None:
-    if activations not in ("int8", "f32"):
-        raise UsageError(f"activations is {activations!r}; use int8 (fast) or f32 (exact, slower)")
-    if kv_dtype not in KV_DTYPES:
-        raise UsageError(f"kv_dtype is {kv_dtype!r}; use {', '.join(KV_DTYPES)}")
-    if chunk_tokens < 1:
-        raise UsageError(f"chunk_tokens is {chunk_tokens}; use 1 or more")
-    if context_tokens is not None and not 0 < context_tokens <= config.context:
-        raise UsageError(f"context_tokens is {context_tokens:,}; this model takes 1 to {config.context:,}")

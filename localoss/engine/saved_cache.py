@@ -12,6 +12,7 @@ import math
 import os
 import zlib
 from collections.abc import Iterator
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,11 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from localoss.engine.sequence import Sequence, Snapshot, common_prefix
-from localoss.gpu.cache import GpuLayerCache
-from localoss.model.kv_cache import Array, KVCache, LayerCache
+from localoss.model.kv_cache import KVCache
+from localoss.model.stack import Array, LayerCaching
 from quant.format.config import ModelConfig
 
-_Layer = LayerCache | GpuLayerCache
 _FORMAT = 1
 _BLOCK = 256  # positions that share a checksum, and are in memory twice while they are saved or loaded
 _NEAR = 16  # tokens: one snapshot serves for positions that lie as close
@@ -93,7 +93,7 @@ class SavedCache:
         """
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not any(count - _NEAR < snapshot.position <= count for snapshot in sequence.snapshots):
-            sequence.mark(count)
+            sequence.checkpoint(count)
         common = common_prefix(self._index.tokens, sequence.tokens[:count])
         if common < len(self._index.tokens) or not (self.folder / _INDEX).exists():
             self._cut(common, _record_bytes(sequence.cache.full))
@@ -184,16 +184,16 @@ class SavedCache:
                 path.unlink(missing_ok=True)
 
 
-def _record_bytes(layers: list[_Layer]) -> int:
+def _record_bytes(layers: Seq[LayerCaching]) -> int:
     return sum(array.nbytes for layer in layers for array in layer.read(0, 1))
 
 
-def _pack(layers: list[_Layer], first: int, end: int) -> bytes:
+def _pack(layers: Seq[LayerCaching], first: int, end: int) -> bytes:
     """Records of positions first to end - 1: for each layer keys, values and, for int8, their scales."""
     return np.concatenate([_bytes(array) for array in _arrays(layers, first, end)], axis=1).tobytes()
 
 
-def _unpack(layers: list[_Layer], first: int, data: bytes) -> None:
+def _unpack(layers: Seq[LayerCaching], first: int, data: bytes) -> None:
     count = len(data) // _record_bytes(layers)
     records = np.frombuffer(data, np.uint8).reshape(count, -1)
     start = 0
@@ -209,7 +209,7 @@ def _unpack(layers: list[_Layer], first: int, data: bytes) -> None:
         layer.write(first, arrays)
 
 
-def _arrays(layers: list[_Layer], first: int, end: int) -> Iterator[Array]:
+def _arrays(layers: Seq[LayerCaching], first: int, end: int) -> Iterator[Array]:
     for layer in layers:
         yield from (array for array in layer.read(first, end) if array.size)
 

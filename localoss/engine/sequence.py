@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from localoss.model.kv_cache import Array, KVCache
+from localoss.model.kv_cache import KVCache
+from localoss.model.stack import Array, LayerStack
 from localoss.plan.sizes import MOST_SNAPSHOTS
 
 _NEWEST_KEPT = 4  # those of the last two exchanges are never thinned out
@@ -46,9 +47,9 @@ class Sequence:
         self.snapshots = [snapshot for snapshot in self.snapshots if snapshot.position <= kept]
         return kept
 
-    def leave_gpu(self) -> None:
-        """Begin anew on the CPU: the GPU is gone that kept a part of the cache."""
-        self.cache.leave_gpu()
+    def restart(self, stacks: Seq[LayerStack]) -> None:
+        """Begin anew, empty, on these stacks: one is gone that kept a part of the cache."""
+        self.cache.renew(stacks)
         self.tokens, self.snapshots, self._oldest = [], [], 0
 
     def begin(self, tokens: int) -> None:
@@ -57,7 +58,7 @@ class Sequence:
         """
         self._oldest = max(self._oldest, len(self.tokens) + tokens - self.cache.ring_slots)
 
-    def mark(self, position: int) -> None:
+    def checkpoint(self, position: int) -> None:
         """Take a snapshot at `position`, as far as the rings still hold its window."""
         first = max(position - self.cache.window, 0)
         if not 0 < position <= len(self.tokens) or first < self._oldest:

@@ -2,10 +2,11 @@
 
 import numpy as np
 
-from localoss.engine.sampler import Sampler, SamplingOptions
+from localoss.engine.sampler import Sampler
 from localoss.model.forward import Chunk, Model
 from localoss.model.kv_cache import KVCache
 from localoss.model.weights import blank_weights
+from localoss.options import SamplingParams
 from quant.format.config import ModelConfig, RopeConfig
 from quant.format.manifest import Dtypes
 
@@ -32,6 +33,6 @@ def warm_up(kv_dtype: str, exact: bool, threads: int) -> None:
     """Compile the kernels for these options, or load them from Numba's cache."""
     model = Model(_TINY, blank_weights(_TINY, Dtypes()), threads, exact, max_tokens=1)
     x = model.forward([Chunk([0], 0, KVCache(_TINY, 64, 1, kv_dtype))])
-    greedy, all_cuts = SamplingOptions(temperature=0), SamplingOptions(1.0, top_k=1, top_p=0.5, min_p=0.5)
-    for options in (greedy, all_cuts):
-        Sampler(_TINY.vocab).choose(model.logits(x)[0], options, np.random.default_rng(0))
+    greedy, all_cuts = SamplingParams(temperature=0), SamplingParams(top_k=1, top_p=0.5, min_p=0.5)
+    for params in (greedy, all_cuts):
+        Sampler(_TINY.vocab).choose(model.logits(x)[0], params, np.random.default_rng(0))

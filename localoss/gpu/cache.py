@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from localoss.gpu.device import Device
-from localoss.plan.sizes import KV_DTYPES
+from localoss.plan.sizes import KV_NUMPY_DTYPES
 from quant.format.config import ModelConfig
 
 Array = NDArray[np.generic]
@@ -20,7 +20,7 @@ class GpuLayerCache:
 
     def __init__(self, device: Device, config: ModelConfig, slots: int, kv_dtype: str):
         self._device, self.slots = device, slots
-        numbers, heads = np.dtype(KV_DTYPES[kv_dtype]), config.kv_heads
+        numbers, heads = np.dtype(KV_NUMPY_DTYPES[kv_dtype]), config.kv_heads
         scales = 4 * heads if kv_dtype == "int8" else 0
         row = heads * config.head_dim * numbers.itemsize
         self._row_bytes = (row, row, scales, scales)

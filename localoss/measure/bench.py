@@ -50,7 +50,7 @@ class Benchmark:
     kv_cache_bytes: int
     scratch_bytes: int
     dtypes: dict[str, str]
-    gpu: dict[str, Any] | None  # Engine.gpu_figures
+    gpu: dict[str, Any] | None  # Engine.device_figures
 
 
 def run_benchmark(
@@ -92,7 +92,7 @@ def run_benchmark(
         ),
         scratch_bytes=engine.model.buffers.nbytes,
         dtypes=vars(engine.dtypes),
-        gpu=engine.gpu_figures(),
+        gpu=engine.device_figures(),
     )
 
 

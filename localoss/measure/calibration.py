@@ -12,9 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from localoss.errors import UsageError
+from localoss.model.buffers import Buffers
+from localoss.model.cpu_layers import CpuLayers
 from localoss.model.forward import Chunk, Model
 from localoss.model.kv_cache import KVCache
-from localoss.model.weights import Layer, blank_weights
+from localoss.model.stack import Rows
+from localoss.model.weights import Weights, blank_weights
 from quant.calibration import Calibration, Measured
 from quant.encode_tensors import Part, layer_parts
 from quant.format.config import ModelConfig
@@ -74,8 +77,6 @@ class _OneLayer(Model):
         super().__init__(one, blank_weights(one, _DTYPES), threads, exact=True, max_tokens=max_tokens)
         self._tensors = self.weights.tensors[0]
         self._residual = np.empty(0, np.float32)
-        self._sums: dict[str, NDArray[np.float64]] = {}
-        self._counts: dict[str, NDArray[np.int64]] = {}
 
     def load(self, parts: Iterator[Part]) -> None:
         """Take the layer's weights from `parts`, where the kernels know them already."""
@@ -90,17 +91,9 @@ class _OneLayer(Model):
 
     def run(self, residual: F32Array, sliding: bool) -> None:
         """Run all tokens, whose residual stream (T, D) f32 is brought from before the layer to after it."""
-        config = self.config = replace(self.config, is_sliding=(sliding,))
-        experts = (config.experts,)
-        shapes = {
-            "qkv": ((), config.hidden),
-            "output": ((), config.q_rows),
-            "gate_up_proj": (experts, config.hidden),
-            "down_proj": (experts, config.intermediate),
-        }
-        self._sums = {name: np.zeros((*first, columns)) for name, (first, columns) in shapes.items()}
-        self._counts = {name: np.zeros((*first, 1), np.int64) for name, (first, _) in shapes.items()}
-        self._residual = residual
+        config = replace(self.config, is_sliding=(sliding,))
+        self._measured = _MeasuredLayer(config, self.weights, self.buffers, 0, 1)
+        self.stacks, self._residual = (self._measured,), residual
         cache = KVCache(config, len(residual), self.buffers.tokens, "f32")
         for first in range(0, len(residual), self.buffers.tokens):
             places = range(first, min(first + self.buffers.tokens, len(residual)))
@@ -108,28 +101,49 @@ class _OneLayer(Model):
 
     def moments(self, name: str) -> F32Array:
         """(C,) f32 of "qkv" and "output"; (E, C) of "gate_up_proj" and "down_proj": 0 without tokens."""
-        return (self._sums[name] / np.maximum(self._counts[name], 1)).astype(np.float32)
+        measured = self._measured
+        return (measured.sums[name] / np.maximum(measured.counts[name], 1)).astype(np.float32)
 
     def _embed(self, x: F32Array, tokens: list[int]) -> None:
         x[:] = self._residual[tokens]
 
-    def _attention(self, tokens: int, layer: Layer, index: int, parts: list[Any]) -> None:
-        normed = _norm(self.buffers.x[:tokens], self._tensors["attention_norm"], self.config.rms_norm_eps)
-        self._sums["qkv"] += np.square(normed).sum(axis=0)
-        super()._attention(tokens, layer, index, parts)
-        self._sums["output"] += _squares(self.buffers.blocks, tokens, self.config.q_rows)
-        for name in ("qkv", "output"):
-            self._counts[name] += tokens
 
-    def _experts(self, tokens: int, layer: Layer) -> None:
-        super()._experts(tokens, layer)
+class _MeasuredLayer(CpuLayers):
+    """A layer that adds up the squares of what its matrices are given.
+
+    sums, counts: by the matrix's name, (C,) f64 and () i64, for experts (E, C) and (E, 1).
+    """
+
+    def __init__(self, config: ModelConfig, weights: Weights, buffers: Buffers, first: int, count: int):
+        super().__init__(config, weights, buffers, first, count)
+        experts = (config.experts,)
+        shapes = {
+            "qkv": ((), config.hidden),
+            "output": ((), config.q_rows),
+            "gate_up_proj": (experts, config.hidden),
+            "down_proj": (experts, config.intermediate),
+        }
+        self.sums = {name: np.zeros((*first, columns)) for name, (first, columns) in shapes.items()}
+        self.counts = {name: np.zeros((*first, 1), np.int64) for name, (first, _) in shapes.items()}
+
+    def _attention(self, index: int, rows: Sequence[Rows], qkv: list[F32Array], out: NDArray[Any]) -> None:
+        tokens, norm = out.shape[1], self.weights.tensors[0]["attention_norm"]
+        normed = _norm(self.buffers.x[:tokens], norm, self.config.rms_norm_eps)
+        self.sums["qkv"] += np.square(normed).sum(axis=0)
+        super()._attention(index, rows, qkv, out)
+        self.sums["output"] += _squares(self.buffers.blocks, tokens, self.config.q_rows)
+        for name in ("qkv", "output"):
+            self.counts[name] += tokens
+
+    def _experts(self, index: int, tokens: int) -> None:
+        super()._experts(index, tokens)
         b, pairs = self.buffers, tokens * self.config.active_experts
         for name, inputs in (("gate_up_proj", b.gathered), ("down_proj", b.h)):
-            columns = self._sums[name].shape[1]
+            columns = self.sums[name].shape[1]
             for expert in range(self.config.experts):
                 places = slice(int(b.starts[expert]), int(b.starts[expert + 1]))
-                self._sums[name][expert] += _squares(inputs, pairs, columns, places)
-                self._counts[name][expert] += places.stop - places.start
+                self.sums[name][expert] += _squares(inputs, pairs, columns, places)
+                self.counts[name][expert] += places.stop - places.start
 
 
 def _squares(

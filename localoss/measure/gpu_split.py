@@ -9,8 +9,10 @@ import numpy as np
 
 from localoss.engine.engine import Engine
 from localoss.errors import GpuError
+from localoss.gpu.layers import GpuLayers
 from localoss.measure.bench import touch
 from localoss.model.forward import Chunk
+from localoss.model.stack import Rows
 
 _RUNS = 5  # of each; medians count
 _LAYERS_IN_A_ROW = 9  # on the GPU, so that what a submit takes can be told from what a layer takes
@@ -52,20 +54,21 @@ def measure_split(engine: Engine) -> Split:
 
     Raises: GpuError if none is there, or it fails.
     """
-    model, gpu, config = engine.model, engine.model.gpu, engine.config
-    if gpu is None or not gpu.first:
+    model, config, gpu = engine.model, engine.config, engine.model.stacks[-1]
+    if not isinstance(gpu, GpuLayers) or not gpu.first:
         raise GpuError("there is no layer on a GPU and one on the CPU to compare")
     touch(engine.weights)
     cache = engine.sequence().cache
-    angles = model.rope.at(0, 1)
+    rows = Rows(0, 1, 0, *model.rope.at(0, 1), cache)
+    its_caches = cache.layers[gpu.first :]
     x = np.full((1, config.hidden), 0.1, np.float32)
 
     def on_gpu() -> None:
-        gpu.forward(x, 0, cache.gpu_layers, angles, lambda: False)
+        gpu.forward(x, [rows], lambda: False)
 
     one = _median_s(on_gpu)
-    several = _median_s(lambda: gpu.repeat(cache.gpu_layers, _LAYERS_IN_A_ROW))
-    once = _median_s(lambda: gpu.repeat(cache.gpu_layers, 1))
+    several = _median_s(lambda: gpu.repeat(its_caches, _LAYERS_IN_A_ROW))
+    once = _median_s(lambda: gpu.repeat(its_caches, 1))
     layer_s = max((several - once) / (_LAYERS_IN_A_ROW - 1), 1e-7)
     both = _median_s(lambda: model.forward([Chunk([0], 0, cache)]))
     layer, weights = engine.weights.layers[0], engine.weights

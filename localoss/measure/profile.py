@@ -11,14 +11,15 @@ import numpy as np
 
 from localoss.engine import sampler as sampler_module
 from localoss.engine.engine import Engine
-from localoss.engine.sampler import Sampler, SamplingOptions
-from localoss.model import forward as model_module
+from localoss.engine.sampler import Sampler
+from localoss.model import cpu_layers, forward
 from localoss.model.forward import Chunk, Model
 from localoss.model.kv_cache import KVCache
 from localoss.model.weights import Matrix, Weights, blank_weights
+from localoss.options import SamplingParams
 
 PYTHON = "python"  # a profile's name for what is left over
-_GREEDY = SamplingOptions(temperature=0)
+_GREEDY = SamplingParams(temperature=0)
 
 
 def profile_decode(engine: Engine, tokens: int, depth: int) -> dict[str, float]:
@@ -127,7 +128,7 @@ def profiled(weights: Weights) -> Iterator[Clock]:
 
 def _homes() -> list[ModuleType]:
     """The modules through whose names Python calls kernels."""
-    callers = [model_module, sampler_module]
+    callers = [cpu_layers, forward, sampler_module]
     reached = [
         value for caller in callers for value in vars(caller).values() if isinstance(value, ModuleType)
     ]

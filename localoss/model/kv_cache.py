@@ -1,14 +1,12 @@
-"""The KV cache of one conversation, preallocated. kernels/attention.py says how a layer's arrays lie."""
+"""The KV cache of one sequence, preallocated. kernels/attention.py says how a layer's arrays lie."""
+
+from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-from localoss.gpu.cache import GpuLayerCache
-from localoss.gpu.span import GpuSpan
+from localoss.model.stack import Array, LayerCaching, LayerStack
 from localoss.plan.sizes import KEY_LANES, layer_cache_sizes, layer_slots
 from quant.format.config import ModelConfig
-
-Array = NDArray[np.generic]
 
 
 class LayerCache:
@@ -49,7 +47,7 @@ class LayerCache:
 class KVCache:
     """One cache per layer: rings for the sliding layers, the whole context for the others.
 
-    `layers` are on the CPU; `gpu_layers`, those after them, on `gpu`.
+    `layers` has them all, in order; each stack of the model made those of its own layers.
     """
 
     def __init__(
@@ -58,29 +56,37 @@ class KVCache:
         context_tokens: int,
         chunk_tokens: int,
         kv_dtype: str,
-        gpu: GpuSpan | None = None,
+        stacks: Sequence[LayerStack] = (),
     ):
+        """stacks: the model's; none for a cache that lies in this machine's memory. Raises: DeviceLost."""
         self._config, self._kv_dtype = config, kv_dtype
         self._slots = layer_slots(config, context_tokens, chunk_tokens)
-        first = gpu.first if gpu else config.layers
-        self.layers = [LayerCache(config, count, kv_dtype) for count in self._slots[:first]]
-        self.gpu_layers = [gpu.layer_cache(count) for count in self._slots[first:]] if gpu else []
         self.window = config.sliding_window
         self.ring_slots = min(self._slots)
+        self.stacks = tuple(stacks)
+        self.layers: list[LayerCaching] = []
+        for stack in stacks:
+            self.layers += self._of(stack)
+        if not stacks:
+            self.layers += [LayerCache(config, count, kv_dtype) for count in self._slots]
 
     @property
-    def rings(self) -> list[LayerCache | GpuLayerCache]:
+    def rings(self) -> list[LayerCaching]:
         return self._of_kind(True)
 
     @property
-    def full(self) -> list[LayerCache | GpuLayerCache]:
+    def full(self) -> list[LayerCaching]:
         return self._of_kind(False)
 
-    def leave_gpu(self) -> None:
-        """Have empty caches on the CPU instead of those on the GPU, which is gone."""
-        lost = self._slots[len(self.layers) :]
-        self.gpu_layers = []
-        self.layers += [LayerCache(self._config, count, self._kv_dtype) for count in lost]
+    def renew(self, stacks: Sequence[LayerStack]) -> None:
+        """Have empty caches for the layers of those of `stacks` that are new. Raises: DeviceLost."""
+        for stack in stacks:
+            if stack not in self.stacks:
+                self.layers[stack.first : stack.first + stack.count] = self._of(stack)
+        self.stacks = tuple(stacks)
+
+    def _of(self, stack: LayerStack) -> Sequence[LayerCaching]:
+        return stack.new_caches(self._slots[stack.first : stack.first + stack.count], self._kv_dtype)
 
     def read_rings(self, first: int, end: int) -> list[list[Array]]:
         """Copies of what the rings keep for positions first to end - 1: LayerCache.read of each."""
@@ -91,6 +97,6 @@ class KVCache:
         for ring, arrays in zip(self.rings, saved, strict=True):
             ring.write(first, arrays)
 
-    def _of_kind(self, sliding: bool) -> list[LayerCache | GpuLayerCache]:
-        layers: list[LayerCache | GpuLayerCache] = [*self.layers, *self.gpu_layers]
-        return [layer for layer, ring in zip(layers, self._config.is_sliding, strict=True) if ring == sliding]
+    def _of_kind(self, sliding: bool) -> list[LayerCaching]:
+        layers = zip(self.layers, self._config.is_sliding, strict=True)
+        return [layer for layer, ring in layers if ring == sliding]

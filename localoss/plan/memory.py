@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from localoss.errors import UsageError
+from localoss.options import LoadOptions
 from localoss.plan.gpu_sizes import gpu_buffer_sizes
 from localoss.plan.sizes import (
     MOST_SNAPSHOTS,
@@ -37,18 +38,36 @@ _STEP_TOKENS = 1_024
 
 @dataclass(frozen=True)
 class Plan:
-    """What a model takes with `conversations` of `context_tokens` each."""
+    """What a model takes with `slots` sequences of `context_tokens` each."""
 
     config: ModelConfig
     dtypes: Dtypes = field(default_factory=Dtypes)
     context_tokens: int = USUAL_CONTEXTS[-1]
     kv_dtype: str = "f16"
-    conversations: int = 1
+    slots: int = 1
     threads: int = 1
     chunk_tokens: int = CHUNK_TOKENS
     exact: bool = False  # activations stay float32
-    lookup: bool = False  # guess that what was said comes again
+    lookup: bool = False  # draft tokens from what was said
     gpu_layers: int = 0  # the last ones, and the unembedding with all of them
+
+    @classmethod
+    def of(cls, config: ModelConfig, dtypes: Dtypes, options: LoadOptions) -> "Plan":
+        """What a model takes that is loaded with `options`, all of its layers on the CPU.
+
+        Without a context in the options it is the usual one: see choose_context.
+        """
+        return cls(
+            config,
+            dtypes,
+            context_tokens=options.context_tokens or USUAL_CONTEXTS[-1],
+            kv_dtype=options.kv_dtype,
+            slots=options.slots,
+            threads=options.threads or 1,
+            chunk_tokens=options.chunk_tokens,
+            exact=options.is_exact,
+            lookup=options.lookup,
+        )
 
     @cached_property
     def weights(self) -> dict[str, int]:
@@ -78,12 +97,13 @@ class Plan:
         sliding = sum(size for size, ring in zip(caches, config.is_sliding, strict=False) if ring)
         exact_experts = self.exact or self.dtypes.experts == "bf16"
         buffers = buffer_sizes(config, chunk, self.threads, exact_experts)
-        guesses = lookup_bytes(config, self.context_tokens) if self.lookup else 0
+        logits = logits_bytes(config, self.slots)
+        drafts = lookup_bytes(config, self.context_tokens) if self.lookup else 0
         return {
-            "KV cache, full layers": self.conversations * (sum(caches) - sliding),
-            "KV cache, sliding layers": self.conversations * sliding,
-            "snapshots": self.conversations * MOST_SNAPSHOTS * snapshot_bytes(config, self.kv_dtype),
-            "scratch": sum(size.nbytes for size in buffers.values()) + logits_bytes(config) + guesses,
+            "KV cache, full layers": self.slots * (sum(caches) - sliding),
+            "KV cache, sliding layers": self.slots * sliding,
+            "snapshots": self.slots * MOST_SNAPSHOTS * snapshot_bytes(config, self.kv_dtype),
+            "scratch": sum(size.nbytes for size in buffers.values()) + logits + drafts,
             "program": PROGRAM_BYTES,
         }
 
@@ -98,7 +118,7 @@ class Plan:
         return {
             "layers": self.gpu_layers * self.layer_bytes,
             "unembedding": unembedding,
-            "KV cache": self.conversations * sum(self._cache_bytes[config.layers - self.gpu_layers :]),
+            "KV cache": self.slots * sum(self._cache_bytes[config.layers - self.gpu_layers :]),
             "scratch": sum(size.nbytes for size in sizes.values()),
         }
 

@@ -18,11 +18,12 @@ PANEL = 8  # row groups that a thread of a matrix product takes at once
 TOKENS_AT_ONCE = 64  # whose sums stay in the first-level cache
 TILE_SCRATCH_BYTES = 32 * 8 * 4  # a tile decoded to float32
 SCRATCH_BYTES = TILE_SCRATCH_BYTES + 32 * PANEL * TOKENS_AT_ONCE  # per thread of a product: a tile, and sums
-MOST_GUESSED = 15  # tokens that are run along with one, where prompt_lookup.py guesses
-GUESS_BYTES = 165  # a token of the conversation takes in prompt_lookup.py, measured with tracemalloc
+MOST_DRAFT_TOKENS = 15  # tokens that are run along with one, where prompt_lookup.py guesses
+DRAFT_BYTES = 165  # a token of the conversation takes in prompt_lookup.py, measured with tracemalloc
 MOST_SNAPSHOTS = 12  # of a conversation: 3 MB each in gpt-oss-20b at f16
 
-KV_DTYPES = {"f16": "uint16", "f32": "float32", "int8": "int8"}  # float16 as its bits: Numba has no half type
+# float16 as its bits: Numba has no half type.
+KV_NUMPY_DTYPES = {"f16": "uint16", "f32": "float32", "int8": "int8"}
 _ITEM_BYTES = {"int8": 1, "uint8": 1, "uint16": 2, "int32": 4, "float32": 4, "int64": 8}
 
 
@@ -84,7 +85,7 @@ def layer_slots(config: ModelConfig, context_tokens: int, chunk_tokens: int) -> 
 
 def layer_cache_sizes(config: ModelConfig, slots: int, kv_dtype: str) -> tuple[ArraySize, ...]:
     """A layer's keys and values, and the scales of each: kernels/attention.py says how they lie."""
-    heads, dim, dtype = config.kv_heads, config.head_dim, KV_DTYPES[kv_dtype]
+    heads, dim, dtype = config.kv_heads, config.head_dim, KV_NUMPY_DTYPES[kv_dtype]
     scales = ArraySize((heads, slots if kv_dtype == "int8" else 0), "float32")
     keys, values = (heads, slots // KEY_LANES, dim, KEY_LANES), (heads, slots, dim)
     return ArraySize(keys, dtype), ArraySize(values, dtype), scales, scales
@@ -108,9 +109,9 @@ def kv_cache_bytes(config: ModelConfig, context_tokens: int, chunk_tokens: int, 
 
 def lookup_bytes(config: ModelConfig, context_tokens: int) -> int:
     """What guessing takes: logits of the guessed tokens, and where each run of tokens came last."""
-    return (1 + MOST_GUESSED) * 4 * round_up(config.vocab, 8) + GUESS_BYTES * context_tokens
+    return (1 + MOST_DRAFT_TOKENS) * 4 * round_up(config.vocab, 8) + DRAFT_BYTES * context_tokens
 
 
-def logits_bytes(config: ModelConfig) -> int:
-    """Of a decoded token's logits, and the sampler's two rows."""
-    return 3 * 4 * round_up(config.vocab, 8)
+def logits_bytes(config: ModelConfig, slots: int) -> int:
+    """Of a decoded token's logits in each slot, and the sampler's two rows."""
+    return (slots + 2) * 4 * round_up(config.vocab, 8)

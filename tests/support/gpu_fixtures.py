@@ -21,6 +21,14 @@ def gpu_adapter():
             pytest.skip(f"no GPU, and no lavapipe (apt-get install mesa-vulkan-drivers): {error}")
 
 
+def gpu_of(engine):
+    """The layers of `engine` that run on a GPU; None if the CPU runs all."""
+    from localoss.gpu.layers import GpuLayers
+
+    last = engine.model.stacks[-1]
+    return last if isinstance(last, GpuLayers) else None
+
+
 def use_software(patch: pytest.MonkeyPatch) -> None:
     """Let an adapter of lavapipe's do: without a screen, and without a look at OpenGL."""
     patch.setenv("LOCALOSS_SOFTWARE_GPU", "1")

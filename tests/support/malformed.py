@@ -11,7 +11,7 @@ from localoss.chat.grammar import Grammar
 from localoss.chat.harmony import ChatSetup, Function, Message
 from localoss.chat.rules import AnswerRules, argument_grammars
 from localoss.chat.tools import Thoughts, ToolCall
-from localoss.chat.turn import Sampling
+from localoss.options import SamplingParams
 from localoss.server.core.answering import Answering, Closed, Done, Question, Text
 from localoss.server.core.pool import SequencePool
 
@@ -78,20 +78,19 @@ def check_generations(engine, count, max_tokens=40, bonus=0.0):
     setup = ChatSetup(functions=FUNCTIONS, date="2026-03-07")
     noting = Ending(engine, bonus)
     pool, thoughts, seen = SequencePool(engine, 2), Thoughts(), {}
-    sampling = Sampling(temperature=1.5, max_tokens=max_tokens)
+    params = SamplingParams(temperature=1.5, max_tokens=max_tokens)
     budgets = [None, 0, 6]  # of thinking
     for seed in range(count):
         prompt = harmony.render(setup, [Message("user", f"Question {seed % 7}")])
-        its_rules = rules(seed)
-        drawn = replace(sampling, seed=seed, think_budget=budgets[seed // 6 % 3])
-        question = Question(prompt, setup, its_rules, drawn)
+        its_rules = replace(rules(seed), think_budget=budgets[seed // 6 % 3])
+        question = Question(prompt, setup, its_rules, replace(params, seed=seed))
         pieces = list(Answering(noting, pool, thoughts, question).work(lambda: False))
-        outcome = check(pieces, its_rules, noting.made, drawn.think_budget)
+        outcome = check(pieces, its_rules, noting.made)
         seen[outcome] = seen.get(outcome, 0) + 1
     return seen
 
 
-def check(pieces, its_rules, made, budget):
+def check(pieces, its_rules, made):
     """Check one answer: by OpenAI's parser, for control tokens, against its schemas. Gives how it ended."""
     done = pieces[-1]
     assert isinstance(done, Done) and done.usage.completion == len(made)
@@ -100,6 +99,7 @@ def check(pieces, its_rules, made, budget):
         parser.process(token)  # raises for anything malformed
     texts = [piece.text for piece in pieces if isinstance(piece, Text)]
     calls = [piece for piece in pieces if isinstance(piece, ToolCall)]
+    budget = its_rules.think_budget
     assert budget is None or done.usage.reasoning <= budget
     shown = "".join(texts) + "".join(call.arguments for call in calls)
     assert not any(name in shown for name in CONTROL)

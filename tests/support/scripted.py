@@ -63,25 +63,23 @@ class ScriptedEngine:
     chunk_tokens: int = CHUNK
     prompts: list[list[int]] = field(default_factory=list)
     sequences: list[Any] = field(default_factory=list)
-    options: dict[str, Any] = field(default_factory=dict)
+    params: Any = None
 
     @property
     def config(self):
         return replace(CONFIG, vocab=self.vocab)
 
-    def gpu_figures(self):
+    def device_figures(self):
         return None
 
     def sequence(self, seed=None):
         return Sequence(KVCache(CONFIG, self.context_tokens, CHUNK, self.kv_dtype), seed)
 
-    def generate(
-        self, tokens, max_tokens=None, *, stop_ids, mask, progress, cancelled, sequence, marks, **options
-    ):
+    def generate(self, tokens, params, *, mask, progress, cancelled, sequence, checkpoints):
         answer = harmony.encode_raw(self.answers[min(len(self.prompts), len(self.answers) - 1)])
         self.prompts.append(list(tokens))
         self.sequences.append(sequence)
-        self.options = options
+        self.params = params
         if self.log:
             with open(self.log, "a", encoding="utf-8") as file:
                 file.write(json.dumps(harmony.encoding().decode(tokens)) + "\n")
@@ -96,10 +94,10 @@ class ScriptedEngine:
             progress(start + (len(tokens) - start) * (step + 1) // 10, len(tokens))
         for first in range(start, len(tokens), CHUNK):
             run(sequence, tokens[first : first + CHUNK])
-            for mark in marks:
-                if first < mark <= first + CHUNK:
-                    sequence.mark(mark)
-        for position, token in enumerate(answer[:max_tokens], len(tokens)):
+            for position in checkpoints:
+                if first < position <= first + CHUNK:
+                    sequence.checkpoint(position)
+        for position, token in enumerate(answer[: params.max_tokens], len(tokens)):
             time.sleep(self.token_s)
             if cancelled and cancelled():
                 raise Cancelled("stopped")
@@ -107,8 +105,8 @@ class ScriptedEngine:
                 raise ContextFullError(f"{position} of {self.context_tokens} tokens")
             allowed = mask() if mask else None
             assert allowed is None or allowed[token], f"token {token} is masked"
-            yield SimpleNamespace(id=token, logprob=-0.5, top=self.top[: options["top_logprobs"]])
-            if token in stop_ids:
+            yield SimpleNamespace(id=token, logprob=-0.5, top=self.top[: params.logprobs])
+            if token in params.stop_ids:
                 return
             run(sequence, [token])
 
@@ -146,15 +144,15 @@ def main():
         script = json.load(file)
     load_s, load_error = script.pop("load_s", 0.0), script.pop("load_error", None)
 
-    def load(folder, compiling, notice, **options):
+    def load(folder, options, listener):
         ends = time.monotonic() + load_s
         while time.monotonic() < ends:
-            compiling("a_kernel")
+            listener.compiling("a_kernel")
             time.sleep(0.05)
         if load_error:
             raise ModelError(load_error)
         if load_s:
-            notice("a notice")
+            listener.notice("a notice")
         return ScriptedEngine(**script)
 
     localoss.load = load

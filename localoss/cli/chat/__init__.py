@@ -9,6 +9,7 @@ import typer
 
 from localoss.cli import options
 from localoss.errors import UsageError
+from localoss.options import LoadOptions, SamplingParams
 
 if TYPE_CHECKING:
     from localoss.chat.conversation import Conversation
@@ -51,37 +52,27 @@ SessionOption = Annotated[
 ContinueOption = Annotated[bool, typer.Option("--continue", help="Go on with the session used last.")]
 
 
+@options.takes_load_options
+@options.takes_sampling_params
 def chat(
     model: options.OptionalModelName = None,
     effort: ChatEffort = None,
     system: options.System = None,
     system_file: options.SystemFile = None,
     hide_thinking: options.HideThinking = False,
-    max_tokens: options.MaxTokens = None,
     think_budget: options.ThinkBudget = None,
-    temperature: options.Temperature = 1.0,
-    top_p: options.TopP = 1.0,
-    top_k: options.TopK = 0,
-    min_p: options.MinP = 0.0,
-    seed: options.Seed = None,
-    context: options.Context = None,
     trim: TrimOption = Trim.none,
     tools: ToolsOption = None,
     session: SessionOption = None,
     continued: ContinueOption = False,
-    kv_dtype: options.KVDtypeOption = options.KVDtype.f16,
-    memory_limit: options.MemoryLimit = None,
-    must_fit: options.MustFit = False,
-    lookup: options.Lookup = False,
-    threads: options.Threads = None,
-    gpu_layers: options.GpuLayers = 0,
-    gpu_memory: options.GpuMemory = None,
+    *,
+    sampling: SamplingParams,
+    loading: LoadOptions,
 ) -> None:
     """Talk with a model; /help lists what can be typed besides text.
 
     Without MODEL, the session's, the one that is installed, or the demo model that comes with localoss.
     """
-    from localoss.chat.sampling import Sampling
     from localoss.cli.chat import commands
     from localoss.cli.chat.start import Start
     from localoss.cli.chat.talk import Chat
@@ -91,25 +82,13 @@ def chat(
     def load(name: str, **tells: Any) -> "tuple[Path, Engine]":
         from localoss.chat.harmony import check_vocabulary
 
-        folder, engine = load_model(
-            name,
-            context_tokens=context,
-            threads=threads,
-            kv_dtype=kv_dtype.value,
-            memory_limit=memory_limit,
-            must_fit=must_fit,
-            lookup=lookup,
-            gpu_layers=gpu_layers,
-            gpu_memory=gpu_memory,
-            **tells,
-        )
+        folder, engine = load_model(name, loading, **tells)
         check_vocabulary(engine.config.vocab)
         return folder, engine
 
     def begin(start: Start) -> None:
         talk.use(*load(name, progress=start.show, notice=start.note), start.note)
 
-    sampling = Sampling(temperature, top_p, top_k, min_p, seed, max_tokens, think_budget=think_budget)
     kept = _open_session(session, continued)
     conversation = _conversation(kept, effort, options.instructions(system, system_file))
     calls = _calls(tools) if tools else None
@@ -125,6 +104,7 @@ def chat(
         sampling,
         load,
         start,
+        think_budget=think_budget,
         show_thinking=not hide_thinking,
         trims=trim == Trim.oldest,
         calls=calls,

@@ -146,9 +146,9 @@ def _read(chat: Chat, name: str) -> None:
 
 def _stats(chat: Chat, _: str) -> None:
     say(turns_table(chat.turns))
-    gpu = chat.engine.gpu_figures()
-    if gpu:
-        say(gpu["summary"])
+    device = chat.engine.device_figures()
+    if device:
+        say(device["summary"])
 
 
 def _context(chat: Chat, _: str) -> None:
@@ -183,7 +183,7 @@ def _set(chat: Chat, argument: str) -> None:
     name, value = name.strip("-").replace("-", "_"), value.strip()
     if not name:
         for option in _NUMBERS:
-            say(f"{option} {_shown(getattr(chat.sampling, option))}")
+            say(f"{option} {_shown(_option(chat, option))}")
         say(f"trim {'oldest' if chat.trims else 'none'}")
     elif name == "trim" and value in ("oldest", "", *_NOTHING):
         chat.trims = value == "oldest" if value else chat.trims
@@ -193,9 +193,16 @@ def _set(chat: Chat, argument: str) -> None:
         hint = f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(_NUMBERS)}, trim"
         raise UsageError(f"there is no option {argument.split()[0]!r}; {hint}")
     else:
-        if value:
+        if value and name == "think_budget":
+            chat.think_budget = _number(name, value)  # type: ignore[assignment]
+        elif value:
             chat.sampling = replace(chat.sampling, **{name: _number(name, value)})  # type: ignore[arg-type]
-        say(f"({name} {_shown(getattr(chat.sampling, name))})")
+        say(f"({name} {_shown(_option(chat, name))})")
+
+
+def _option(chat: Chat, name: str) -> float | None:
+    value: float | None = getattr(chat if name == "think_budget" else chat.sampling, name)
+    return value
 
 
 def _number(name: str, value: str) -> float | None:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, cast
 
 from localoss import settings
 from localoss.chat.conversation import Conversation
-from localoss.chat.sampling import Sampling
 from localoss.cli.chat.figures import TurnFigures
 from localoss.cli.chat.messages import Input, as_command, unquoted
 from localoss.cli.terminal import AnswerPrinter, interrupts, printable, say, typing_waits
 from localoss.errors import ContextFullError, LocalossError
 from localoss.hub.registry import models_folder
+from localoss.options import SamplingParams
 from quant.errors import QuantError
 
 if TYPE_CHECKING:  # what brings NumPy or openai_harmony: the prompt doesn't wait for them
@@ -59,9 +59,10 @@ class Chat:
 
     name: str
     conversation: Conversation
-    sampling: Sampling
+    sampling: SamplingParams
     load: Callable[[str], tuple[Path, "Engine"]]
     start: "Start"
+    think_budget: int | None = None
     show_thinking: bool = True
     trims: bool = False
     calls: "Calls | None" = None
@@ -142,14 +143,15 @@ class Chat:
 
     def _turn(self) -> "Turn":
         """One answer, or what is said up to a call. Raises: ContextFullError if there is no room for it."""
+        from localoss.chat.generate import generate
+        from localoss.chat.rules import AnswerRules
         from localoss.chat.turn import Turn
 
-        prompt = self._fitting_prompt()
-        turn = Turn(self.engine, prompt, self.conversation.setup, self._sampling(), self.sequence)
-        turn.rules = self.calls.rules if self.calls else None
+        rules = replace(self.calls.rules if self.calls else AnswerRules(), think_budget=self.think_budget)
+        turn = Turn(self._fitting_prompt(), self.conversation.setup, self._sampling(), rules)
         self._attempts += 1
         with self._display(turn) as (progress, show, tick), interrupts() as cancelled:
-            for event in turn.events(progress, lambda: tick() or cancelled()):
+            for event in generate(self.engine, turn, self.sequence, progress, lambda: tick() or cancelled()):
                 show(event)
         self.conversation.answer(turn.messages)
         self.turns.append(TurnFigures.of(turn))
@@ -227,7 +229,7 @@ class Chat:
             "larger N holds more if memory allows, --trim oldest leaves the oldest messages out"
         )
 
-    def _sampling(self) -> Sampling:
+    def _sampling(self) -> SamplingParams:
         """The options; with a seed, every attempt at the same answer has one of its own."""
         seed = self.sampling.seed
         return self.sampling if seed is None else replace(self.sampling, seed=seed + self._attempts)
@@ -255,9 +257,9 @@ class Chat:
             from localoss.cli.chat.markdown import make_renderer
             from localoss.cli.chat.screen import TurnScreen
 
-            screen = TurnScreen(
-                sys.stdout, make_renderer(), turn, lambda: self.status(turn), self.show_thinking
-            )
+            pass_size = self.engine.chunk_tokens, self.engine.config.layers
+            renderer, out = make_renderer(), sys.stdout
+            screen = TurnScreen(out, renderer, turn, lambda: self.status(turn), self.show_thinking, pass_size)
             with typing_waits():
                 try:
                     yield screen.prefill, screen.show, screen.tick

@@ -58,6 +58,7 @@ async def _questions(service: Service, body: ChatRequest) -> list[Question]:
     choice = body.tool_choice
     choice_name = choice.function.name if isinstance(choice, NamedTool) else choice
     rules = await aside(rules_for, functions, strict, choice_name, wanted)
+    rules = replace(rules, think_budget=service.think_budget(body.think_budget))
     instructions, messages = split_instructions(convert_messages(body.messages, service.thoughts))
     if wanted:
         instructions.append(wanted.instructions)
@@ -70,11 +71,7 @@ async def _questions(service: Service, body: ChatRequest) -> list[Question]:
             prompt,
             setup,
             rules,
-            replace(
-                sampling_of(body, limit, body.seed, index),
-                top_logprobs=top,
-                think_budget=service.think_budget(body.think_budget),
-            ),
+            replace(sampling_of(body, limit, body.seed, index), logprobs=top),
             stops_of(body.stop),
         )
         for index in range(body.n or 1)

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from localoss.chat import harmony
 from localoss.engine.sampler import Token
+from localoss.options import SamplingParams
 from localoss.server.core.answering import Answering, Done, Question, Text, Usage
 from localoss.server.core.errors import ApiError
 from localoss.server.core.logprobs import raw_token_text
@@ -106,7 +107,7 @@ class _Completion:
         self._service, self._body, self._client = service, body, client
         self._limit = _DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
         self._questions = [
-            Question(prompt, None, sampling=self._sampling(index), stops=stops_of(body.stop))
+            Question(prompt, None, params=self._params(index), stops=stops_of(body.stop))
             for prompt in prompts
             for index in range(body.n or 1)
         ]
@@ -188,13 +189,13 @@ class _Completion:
             yield from (Token(token, float("nan")) for token in prompt[1:])
         else:
             sequence = self._service.pool.take(prompt)
-            yield from self._service.engine.judge(
+            yield from self._service.engine.score(
                 prompt, self._body.logprobs, sequence=sequence, cancelled=cancelled
             )
 
-    def _sampling(self, index: int) -> Any:
-        sampling = sampling_of(self._body, self._limit, self._body.seed, index)
-        return replace(sampling, top_logprobs=self._body.logprobs or 0)
+    def _params(self, index: int) -> SamplingParams:
+        params = sampling_of(self._body, self._limit, self._body.seed, index)
+        return replace(params, logprobs=self._body.logprobs or 0)
 
     def _chunk(self, index: int, text: str, reason: str | None, logprobs: Any) -> dict[str, Any]:
         choice = {"index": index, "text": text, "finish_reason": reason, "logprobs": logprobs}

@@ -9,10 +9,11 @@ from localoss.chat.parser import Event, MessageStart, TextDelta
 from localoss.chat.rules import AnswerRules
 from localoss.chat.stops import StopFinder
 from localoss.chat.tools import Thoughts, ToolCall, call_of
-from localoss.chat.turn import Sampling, Turn
+from localoss.chat.turn import Turn
 from localoss.engine.engine import Engine
 from localoss.engine.sampler import Token
-from localoss.errors import Cancelled
+from localoss.errors import Cancelled, ContextFullError
+from localoss.options import SamplingParams
 from localoss.server.core.pool import SequencePool
 
 Part = Literal["thinking", "preamble", "answer"]
@@ -30,7 +31,7 @@ class Question:
     prompt: list[int]
     setup: ChatSetup | None
     rules: AnswerRules = field(default_factory=AnswerRules)
-    sampling: Sampling = field(default_factory=Sampling)
+    params: SamplingParams = field(default_factory=SamplingParams)
     stops: tuple[str, ...] = ()
 
 
@@ -85,10 +86,11 @@ Piece = Opened | Text | Closed | ToolCall | Done
 
 
 class Answering:
-    """Makes the pieces of one answer."""
+    """Makes the pieces of one answer, out of its tokens."""
 
     def __init__(self, engine: Engine, pool: SequencePool, thoughts: Thoughts, question: Question) -> None:
         self._engine, self._pool, self._thoughts, self._question = engine, pool, thoughts, question
+        self._turn = Turn(question.prompt, question.setup, question.params, question.rules)
         # The open part; None in a header and in a call.
         self._part: Part | None = "answer" if question.setup is None else None
         self._text: list[str] = []
@@ -98,30 +100,48 @@ class Answering:
 
     def work(self, cancelled: Callable[[], bool]) -> Iterator[Piece]:
         """Generate. Raises: Cancelled, LocalossError."""
-        question = self._question
-        turn = Turn(
-            self._engine,
-            question.prompt,
-            question.setup,
-            question.sampling,
-            self._pool.take(question.prompt),
-            rules=question.rules,
-            observe=self._note,
-        )
-        for event in turn.events(cancelled=cancelled):
-            yield from self._pieces(event, turn.messages)
+        turn, error = self._turn, None
+        turn.begin(self._engine.config.vocab, self._engine.context_tokens)
+        try:
+            for token in self._engine.generate(
+                turn.prompt,
+                turn.params,
+                sequence=self._pool.take(turn.prompt),
+                mask=turn.mask if turn.setup else None,
+                checkpoints=turn.checkpoints,
+                progress=turn.note_prefill,
+                cancelled=cancelled,
+            ):
+                yield from self.push(token)
+                if self._stopped:
+                    break
+        except (Cancelled, ContextFullError) as cut:
+            error = cut
+        yield from self.finish(error)
+
+    def push(self, token: Token) -> Iterator[Piece]:
+        """What the next token brings about; after a stop sequence, no more."""
+        self._note(token)
+        for event in self._turn.push(token.id):
+            yield from self._pieces(event)
             if self._stopped:
-                break
-        if turn.finish == "cancelled" and not self._stopped:
-            raise Cancelled("stopped")
-        yield self._done(turn)
+                return
+
+    def finish(self, error: Exception | None) -> Iterator[Piece]:
+        """The last pieces, after the last token or what cut the answer. Raises: Cancelled, or `error`."""
+        if not self._stopped:
+            for event in self._turn.end(error):
+                yield from self._pieces(event)
+            if isinstance(error, Cancelled):
+                raise error
+        yield self._done()
 
     def _note(self, token: Token) -> None:
         is_raw = self._question.setup is None  # where harnesses count every token, the last one too
         if self._part == "answer" and (is_raw or token.id < TEXT_TOKENS):
             self._tokens.append(token)
 
-    def _pieces(self, event: Event, before: list[Message]) -> Iterator[Piece]:
+    def _pieces(self, event: Event) -> Iterator[Piece]:
         if isinstance(event, MessageStart):
             if not event.recipient:
                 self._part = _PARTS[event.channel]
@@ -134,7 +154,7 @@ class Answering:
             yield from self._close(event.ending != "cut")
         elif event.ending == "call":  # a call that was cut is none
             call = call_of(event.message)
-            self._thoughts.keep(call.id, before[:-1])
+            self._thoughts.keep(call.id, self._turn.messages[:-1])
             yield call
 
     def _more(self, text: str) -> Iterator[Piece]:
@@ -164,7 +184,8 @@ class Answering:
             tokens = _tokens_within(text, tokens)
         return Text(self._part, text, is_first, tuple(tokens))
 
-    def _done(self, turn: Turn) -> Done:
+    def _done(self) -> Done:
+        turn = self._turn
         messages = [m for m in turn.messages if m.text or m.recipient]
         reason = "stop" if self._stopped else _REASONS[turn.finish]
         if self._stopped:

@@ -13,8 +13,8 @@ from fastapi.responses import StreamingResponse
 from localoss.chat import harmony
 from localoss.chat.harmony import ChatSetup, Message
 from localoss.chat.tools import Thoughts
-from localoss.chat.turn import Sampling
 from localoss.engine.engine import Engine
+from localoss.options import SamplingParams
 from localoss.server.core.answering import Answering, Done, Piece, Question
 from localoss.server.core.errors import ApiError, as_api_error, context_length_error
 from localoss.server.core.json_text import dumps
@@ -90,10 +90,10 @@ def client_of(request: Request, body: Sampled) -> str:
     return body.user or (request.client.host if request.client else "")
 
 
-def sampling_of(body: Sampled, max_tokens: int | None, seed: int | None, choice: int = 0) -> Sampling:
+def sampling_of(body: Sampled, max_tokens: int | None, seed: int | None, choice: int = 0) -> SamplingParams:
     """How `body` wants tokens drawn, for one of its choices."""
-    defaults = Sampling()
-    return Sampling(
+    defaults = SamplingParams()
+    return SamplingParams(
         temperature=defaults.temperature if body.temperature is None else body.temperature,
         top_p=defaults.top_p if body.top_p is None else body.top_p,
         top_k=defaults.top_k if body.top_k is None else body.top_k,

@@ -108,10 +108,10 @@ async def _question(service: Service, body: ResponseRequest) -> tuple[Question, 
     effort = body.reasoning.effort if body.reasoning and body.reasoning.effort else "medium"
     setup = ChatSetup(effort, "\n\n".join(filter(None, parts)) or None, functions)
     prompt = await service.prompt(setup, messages, "input")
-    sampling = sampling_of(body, body.max_output_tokens, body.seed)
-    budget = service.think_budget(body.think_budget)
-    sampling = replace(sampling, top_logprobs=body.top_logprobs or 0, think_budget=budget)
-    return Question(prompt, setup, rules, sampling), _Said(new, calls)
+    params = sampling_of(body, body.max_output_tokens, body.seed)
+    params = replace(params, logprobs=body.top_logprobs or 0)
+    rules = replace(rules, think_budget=service.think_budget(body.think_budget))
+    return Question(prompt, setup, rules, params), _Said(new, calls)
 
 
 async def _previous(service: Service, response_id: str | None) -> tuple[list[Message], dict[str, str]]:

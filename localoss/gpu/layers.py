@@ -4,6 +4,7 @@ The residual stream comes once and leaves once; routing, the KV cache and everyt
 decoded token is one submit and one read-back. T tokens, D hidden, V vocabulary: localoss/model/forward.py.
 """
 
+import contextlib
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,11 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from localoss.errors import Cancelled
+from localoss.errors import Cancelled, GpuError
 from localoss.gpu.cache import GpuLayerCache
 from localoss.gpu.device import Device, Dispatch, Reading, Recording
 from localoss.gpu.kernels import Kernels
 from localoss.gpu.weights import GpuLayer, GpuMatrix, Tensors, upload_layer, upload_matrix
+from localoss.model.stack import Rows
 from localoss.plan.gpu_sizes import LOGIT_ROWS, gpu_buffer_sizes, most_runs, tokens_at_once
 from quant.format.config import ModelConfig
 from quant.format.layout import round_up
@@ -37,8 +39,10 @@ class Decoded:
     read_backs: int = 0
 
 
-class GpuSpan:
-    """Layers `first` to the last on `device`. Raises: GpuError from every method; the device is lost then."""
+class GpuLayers:
+    """Layers `first` to the last on `device`: a LayerStack. Raises: GpuError from every method; the device is
+    lost then.
+    """
 
     def __init__(
         self,
@@ -55,10 +59,10 @@ class GpuSpan:
 
         max_tokens: of a forward pass. uploaded: told how many layers are there, of how many.
         """
-        self.device, self.config, self.layers = device, config, layers
+        self.device, self.config, self.count = device, config, layers
         self.first = config.layers - layers
         self.decoded = Decoded()
-        self._kv_dtype, self._max_tokens = kv_dtype, max_tokens
+        self._max_tokens = max_tokens
         self._kernels = Kernels(device, config, dtypes, kv_dtype)
         sizes = gpu_buffer_sizes(config, max_tokens, self.unembeds)
         self._at = {name: device.buffer(size.nbytes) for name, size in sizes.items()}
@@ -81,19 +85,19 @@ class GpuSpan:
     @property
     def unembeds(self) -> bool:
         """Whether logits are computed here: with all layers."""
-        return self.layers == self.config.layers
+        return self.count == self.config.layers
 
     def figures(self) -> dict[str, Any]:
         """For reports: the GPU, its layers and memory, and submits and read-backs of a decoded token."""
         name, tokens = self.device.adapter.name, max(self.decoded.tokens, 1)
         submits, read_backs = self.decoded.submits / tokens, self.decoded.read_backs / tokens
-        summary = f"{self.layers} of {self.config.layers} layers on {name}"
+        summary = f"{self.count} of {self.config.layers} layers on {name}"
         if self.decoded.tokens:
             summary += f", {submits:.4g} submits and {read_backs:.4g} read-backs a token"
         return {
             "adapter": name,
             "backend": self.device.adapter.backend,
-            "layers": self.layers,
+            "layers": self.count,
             "unembeds": self.unembeds,
             "bytes": self.device.allocated_bytes,
             "decoded_tokens": self.decoded.tokens,
@@ -102,38 +106,51 @@ class GpuSpan:
             "summary": summary,
         }
 
-    def try_out(self, cache: Sequence[GpuLayerCache]) -> None:
-        """Compile all shaders and run them, on zeros: what a driver can't do must show before an answer.
+    def new_caches(self, slots: Sequence[int], kv_dtype: str) -> list[GpuLayerCache]:
+        return [GpuLayerCache(self.device, self.config, count, kv_dtype) for count in slots]
 
-        cache: of an empty conversation. Raises: GpuError.
-        """
+    def try_out(self, caches: Sequence[Any]) -> None:
+        """Compile all shaders and run them, on zeros: what a driver can't do must show before an answer."""
         for tokens in {1, min(2, self._max_tokens)}:
             x = np.zeros((tokens, self.config.hidden), np.float32)
             angles = np.zeros((tokens, self.config.head_dim // 2), np.float32)
-            self.forward(x, 0, cache, (angles, angles), lambda: False)
+            self._run(x, 0, caches, (angles, angles), lambda: False)
             if self.unembeds:
                 self.logits(x, np.empty((tokens, round_up(self.config.vocab, 8)), np.float32))
         self.decoded = Decoded()
 
-    def repeat(self, cache: Sequence[GpuLayerCache], times: int) -> None:
+    def repeat(self, caches: Sequence[Any], times: int) -> None:
         """Run the token of the last `forward`, whose T was 1, `times` times in one submit: for measuring."""
-        self.device.run(self._decoding_work(cache) * times, [(self._at["x"], 0, 4 * self.config.hidden)])
+        self.device.run(self._decoding_work(caches) * times, [(self._at["x"], 0, 4 * self.config.hidden)])
 
-    def layer_cache(self, slots: int) -> GpuLayerCache:
-        return GpuLayerCache(self.device, self.config, slots, self._kv_dtype)
+    def forward(self, x: F32Array, rows: Sequence[Rows], cancelled: Callable[[], bool]) -> None:
+        for part in rows:
+            its = x[part.first : part.first + part.tokens]
+            its[:] = self._run(its, part.position, self._caches(part), (part.cos, part.sin), cancelled)
 
-    def forward(
+    def next_logits(self, x: F32Array, rows: Rows, cancelled: Callable[[], bool]) -> F32Array:
+        angles = rows.cos, rows.sin
+        return self._run(x, rows.position, self._caches(rows), angles, cancelled, wants_logits=True)
+
+    def _caches(self, rows: Rows) -> Sequence[Any]:
+        return rows.cache.layers[self.first : self.first + self.count]
+
+    def close(self) -> None:
+        with contextlib.suppress(GpuError):
+            self.device.destroy()
+
+    def _run(
         self,
         x: F32Array,
         position: int,
-        cache: Sequence[GpuLayerCache],
+        caches: Sequence[Any],
         angles: tuple[F32Array, F32Array],
         cancelled: Callable[[], bool],
         wants_logits: bool = False,
     ) -> F32Array:
         """Run x (T, D), the residual stream of tokens at `position`, position + 1, …, through the layers.
 
-        cache: one for each layer. angles: rope.Rope.at's. Gives the residual stream (T, D) after the last
+        caches: one for each layer. angles: rope.Rope.at's. Gives the residual stream (T, D) after the last
         layer, or with `wants_logits` the logits (1, V) after the last token. Raises: Cancelled.
         """
         tokens = len(x)
@@ -147,9 +164,9 @@ class GpuSpan:
         else:
             reading = (self._at["x"], 0, x.nbytes)
         if tokens == 1:
-            (data,) = self._decode(cache, wants_logits, reading)
+            (data,) = self._decode(caches, wants_logits, reading)
         else:
-            work = self._layers_work(cache, tokens, cancelled)
+            work = self._layers_work(caches, tokens, cancelled)
             (data,) = self.device.run([*work, *self._next_logits_work] if wants_logits else work, [reading])
         if tokens == 1:
             self.decoded.tokens += 1
@@ -170,12 +187,12 @@ class GpuSpan:
             )
             out[first : first + len(rows), :width] = np.frombuffer(data, np.float32).reshape(-1, width)
 
-    def _decode(self, cache: Sequence[GpuLayerCache], wants_logits: bool, reading: Reading) -> list[bytes]:
+    def _decode(self, caches: Sequence[Any], wants_logits: bool, reading: Reading) -> list[bytes]:
         """Run one token, and record the next one's commands, which are the same, while the GPU computes."""
-        made = self._recorded.setdefault(cache[0], {})
+        made = self._recorded.setdefault(caches[0], {})
 
         def record() -> Recording:
-            work = self._decoding_work(cache)
+            work = self._decoding_work(caches)
             return self.device.record([*work, *self._next_logits_work] if wants_logits else work, [reading])
 
         def record_next() -> None:
@@ -184,23 +201,23 @@ class GpuSpan:
         recording = made.pop(wants_logits) if wants_logits in made else record()
         return self.device.submit(recording, record_next)
 
-    def _decoding_work(self, cache: Sequence[GpuLayerCache]) -> list[Dispatch]:
+    def _decoding_work(self, caches: Sequence[Any]) -> list[Dispatch]:
         """What one token takes: the same for every token of a conversation, so made once."""
-        work = self._decoding.get(cache[0])
+        work = self._decoding.get(caches[0])
         if work is None:
-            work = [d for index in range(self.layers) for d in self._layer_work(index, cache[index], 1)]
-            self._decoding[cache[0]] = work
+            work = [d for index in range(self.count) for d in self._layer_work(index, caches[index], 1)]
+            self._decoding[caches[0]] = work
         return work
 
     def _layers_work(
-        self, cache: Sequence[GpuLayerCache], tokens: int, cancelled: Callable[[], bool]
+        self, caches: Sequence[Any], tokens: int, cancelled: Callable[[], bool]
     ) -> list[Dispatch]:
         """What is left to do after all layers that were submitted on the way."""
         work: list[Dispatch] = []
-        for index in range(self.layers):
+        for index in range(self.count):
             if cancelled():
                 raise Cancelled("stopped")
-            work += self._layer_work(index, cache[index], tokens)
+            work += self._layer_work(index, caches[index], tokens)
             if tokens > _AT_ONE_GO:
                 self.device.run(work)
                 self.device.wait()
@@ -243,7 +260,7 @@ class GpuSpan:
             for part in layer.experts:
                 buffers = [at[source], at[target], at["runs"], at["sources"], part.which]
                 work.append(make(kernel, [part.runs, part.runs, *buffers], groups, runs))
-        last = self.layers - 1  # after it nobody reads the norm
+        last = self.count - 1  # after it nobody reads the norm
         following = self._weights[min(index + 1, last)]
         return [*work, self._norm(following.attention_norm, tokens, adding=True)]
 

@@ -1,0 +1,132 @@
+"""What can be asked of localoss: how a model is loaded, how tokens are drawn, and who hears of what goes on.
+
+One frozen object each, taken whole by everything between the user and the engine. No NumPy: commands and
+plans want these at once.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
+
+from localoss.errors import UsageError
+
+KV_DTYPES = ("f16", "f32", "int8")
+ACTIVATIONS = ("int8", "f32")
+STOP_IDS = (199_999, 200_002, 200_012)  # the end of a text, and harmony's return and call
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How a model is loaded; see localoss.load.
+
+    context_tokens: room of each slot, in tokens; None for the most that is usual and fits.
+    threads: on the CPU; None for one per core.
+    kv_dtype: numbers of the KV cache, one of KV_DTYPES.
+    activations: "int8", fast, or "f32", exact and slower.
+    memory_limit: bytes; None for what the machine or its control group can give.
+    gpu_layers: how many of the last layers run on a GPU, "all" with the unembedding, or "auto".
+    gpu_memory: bytes that these may take; None for what the GPU is known to have.
+    prompt_tokens: room that a context which is chosen leaves in any case.
+    slots: sequences whose memory is taken at once.
+    must_fit: refuse a model whose weights would come from the disk again and again.
+    lookup: draft tokens from what was said before, and run them along with each token.
+    chunk_tokens: tokens of a forward pass at most.
+    """
+
+    context_tokens: int | None = 8192
+    threads: int | None = None
+    kv_dtype: str = "f16"
+    activations: str = "int8"
+    memory_limit: int | None = None
+    gpu_layers: int | str = 0
+    gpu_memory: int | None = None
+    prompt_tokens: int = 0
+    slots: int = 1
+    must_fit: bool = False
+    lookup: bool = False
+    chunk_tokens: int = 512
+
+    def __post_init__(self) -> None:
+        """Raises: UsageError for a value out of range; what depends on the model, the loader checks."""
+        if self.activations not in ACTIVATIONS:
+            raise UsageError(f"activations is {self.activations!r}; use int8 (fast) or f32 (exact, slower)")
+        if self.kv_dtype not in KV_DTYPES:
+            raise UsageError(f"kv_dtype is {self.kv_dtype!r}; use {', '.join(KV_DTYPES)}")
+        if self.chunk_tokens < 1:
+            raise UsageError(f"chunk_tokens is {self.chunk_tokens}; use 1 or more")
+        if self.slots < 1:
+            raise UsageError(f"slots is {self.slots}; use 1 or more")
+
+    @property
+    def is_exact(self) -> bool:
+        return self.activations == "f32"
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How a sequence's tokens are drawn, and when it ends; the cuts apply in this order.
+
+    temperature: 0 takes the likeliest token. top_k: draw from so many of the likeliest; 0 for all.
+    top_p: draw from the likeliest tokens that make up this share. min_p: leave out tokens less likely than
+    this share of the likeliest. seed: None goes on with the sequence's own random state.
+    max_tokens: None for no limit. logprobs: how many of the likeliest tokens each token comes with.
+    stop_ids: tokens that end the sequence; they are given, too.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    max_tokens: int | None = None
+    logprobs: int = 0
+    stop_ids: tuple[int, ...] = STOP_IDS
+
+    def __post_init__(self) -> None:
+        """Raises: UsageError for a value out of range."""
+        if not 0 <= self.temperature <= 100:
+            raise UsageError(f"temperature is {self.temperature}; use 0 (greedy) to 100")
+        if self.top_k < 0:
+            raise UsageError(f"top_k is {self.top_k}; use 0 (all tokens) or more")
+        if not 0 < self.top_p <= 1:
+            raise UsageError(f"top_p is {self.top_p}; use more than 0, at most 1")
+        if not 0 <= self.min_p <= 1:
+            raise UsageError(f"min_p is {self.min_p}; use 0 to 1")
+        if self.max_tokens is not None and self.max_tokens < 0:
+            raise UsageError(f"max_tokens is {self.max_tokens}; use 0 or more, or none for no limit")
+
+
+def _ignore(*news: Any) -> None:
+    """Nobody listens."""
+
+
+@dataclass(frozen=True)
+class Listener:
+    """Who hears of what goes on; each is called on the thread that does the work.
+
+    notice: told a line for the user. compiling: the name of each kernel that is compiled, once on a machine.
+    uploading: how many layers another device has, of how many. prefill: how many tokens of a prompt are
+    done, of how many.
+    """
+
+    notice: Callable[[str], None] = _ignore
+    compiling: Callable[[str], None] = _ignore
+    uploading: Callable[[int, int], None] = _ignore
+    prefill: Callable[[int, int], None] = _ignore
+
+
+_Options = TypeVar("_Options", LoadOptions, SamplingParams, Listener)
+# Names that these options had before.
+_FORMER_NAMES = {"conversations": "slots", "top_logprobs": "logprobs"}
+
+
+def changed(options: _Options, changes: dict[str, Any]) -> _Options:
+    """`options` with `changes`, by name; former names count. Raises: UsageError for a name that is none."""
+    known = [field.name for field in fields(options)]
+    renamed = {_FORMER_NAMES.get(name, name): value for name, value in changes.items()}
+    for name in renamed:
+        if name not in known:
+            raise UsageError(f"there is no option {name}; there are {', '.join(known)}")
+    if "stop_ids" in renamed:
+        renamed["stop_ids"] = tuple(renamed["stop_ids"])
+    return replace(options, **renamed) if renamed else options

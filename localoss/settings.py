@@ -95,14 +95,17 @@ def api_key() -> str | None:
     return os.environ.get("LOCALOSS_API_KEY") or None
 
 
-def color() -> bool:
-    """Whether a terminal may be sent styles: not with NO_COLOR (https://no-color.org), nor to a dumb one."""
-    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+def escape_codes() -> bool:
+    """Whether a terminal may be sent codes: to move its cursor, for bold and dim text.
+
+    NO_COLOR (https://no-color.org) is no reason against them: Rich leaves out colours alone.
+    """
+    return os.environ.get("TERM") != "dumb"
 
 
-def terminal_reflows() -> bool:
-    """Whether lines wrap anew when the terminal becomes narrower: in all but xterm and Linux's console."""
-    return "XTERM_VERSION" not in os.environ and os.environ.get("TERM") != "linux"
+def links() -> bool:
+    """Whether a terminal may be sent addresses as links (OSC 8), which old consoles show as garbage."""
+    return os.environ.get("TERM") not in ("dumb", "linux")
 
 
 def editor() -> list[str] | None:

@@ -43,7 +43,7 @@ def test_what_was_written_is_shown(renderer, text, expected):
 
 def test_long_lines_of_code_are_whole_once_they_stand(renderer):
     text = f"```python\nif True:\n\t{LONG}\n```"
-    assert shown(renderer, text, 40, wraps_code=False) == f"if True:\n    {LONG}"
+    assert shown(renderer, text, 40, wraps_code=False) == f"if True:\n\t{LONG}"
     wrapped = shown(renderer, text, 40).split("\n")
     assert len(wrapped) > 3 and all(len(line) <= 40 for line in wrapped)
     mixed = shown(renderer, f"{'word ' * 30}\n\n{text}", 40, wraps_code=False).split("\n")

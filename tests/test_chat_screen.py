@@ -156,7 +156,7 @@ def test_no_frame_is_cleared_before_it_is_drawn(chat):
     frames = terminal.seen.split(b"\x1b[?2026h")[1:]
     assert len(frames) > 10
     assert all(frame.split(b"\x1b[?2026l")[0].count(b"\x1b[J") == 1 for frame in frames)
-    assert all(frame.split(b"\x1b[?2026l")[0].endswith(b"\x1b[J") for frame in frames)
+    assert all(b"word" not in frame.split(b"\x1b[?2026l")[0].split(b"\x1b[J")[1] for frame in frames)
     assert b"\x1b[2J" not in terminal.seen.split(b"Hi")[-1]
 
 
@@ -189,13 +189,25 @@ def test_the_model_cannot_send_codes(chat):
     )
 
 
-@pytest.mark.parametrize("variables", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
-def test_plain_where_codes_are_not_wanted(chat, variables):
-    terminal = chat(answers=[thinking("Hm.", "**Done.**")], variables=variables, token_s=0.02)
+def test_plain_where_codes_are_not_wanted(chat):
+    terminal = chat(answers=[thinking("Hm.", "**Done.**")], variables={"TERM": "dumb"}, token_s=0.02)
     terminal.type("Hi\r")
     terminal.wait_for("answer:\n**Done.**")
     answer = terminal.seen[terminal.seen.index(b"thinking:") : terminal.seen.index(b"Done.**")]
     assert b"\x1b" not in answer
+
+
+def test_no_color_drops_colours_alone(chat):
+    """https://no-color.org: bold and dim are no colours, and an answer is drawn as ever."""
+    answer = thinking("Hm. " * 30, "**Bold** `code`\n\n```python\ndef f(x): return 'text'\n```\n\nThe end.")
+    terminal = chat(answers=[answer], variables={"NO_COLOR": "1"}, token_s=0.005)
+    terminal.type("Hi\r")
+    terminal.wait_for("The end.")
+    terminal.wait_for_prompt()
+    assert terminal.style_at("Bold").bold and "▸ thought for" in terminal.everything()
+    drawn = terminal.seen[terminal.seen.index(b"\x1b[?2026h") : terminal.seen.rindex(b"\x1b[?2026l")]
+    styles = {code for codes in re.findall(rb"\x1b\[([\d;]*)m", drawn) for code in codes.split(b";")}
+    assert styles <= {b"0", b"1", b"2", b"3", b"4"}, styles
 
 
 # Input
@@ -375,3 +387,31 @@ def test_ctrl_c_clears_and_ctrl_d_leaves(chat):
     terminal.type("\x04")
     assert terminal.wait_for_end() == 0
     assert "Traceback" not in terminal.everything()
+
+
+def test_ctrl_c_keeps_what_was_typed_ahead(chat):
+    terminal = chat(answers=[FINAL + "on " * 300 + "<|return|>"], token_s=0.02)
+    terminal.type("Hi\r")
+    terminal.wait_for("on on on")
+    terminal.type("my next question")
+    terminal.take(0.3)
+    terminal.type("\x03")
+    terminal.wait_for("(stopped)")
+    terminal.wait_for("> my next question", where=terminal.line)
+
+
+def test_recalled_code_is_whole(chat, tmp_path):
+    """A session's last answer is shown again as it was left: a long line of code in one piece, with tabs."""
+    code = "if x:\n\tprint('" + "long " * 30 + "')"
+    answer = f"{FINAL}Code:\n\n```python\n{code}\n```\n\nThe end.<|return|>"
+    terminal = chat("--session", "a", answers=[answer], columns=60)
+    terminal.type("Hi\r")
+    terminal.wait_for("The end.")
+    terminal.wait_for_prompt()
+    first = terminal.seen[terminal.seen.index(b"Hi") :]
+    terminal.type("\x04")
+    terminal.wait_for_end()
+    terminal = chat("--session", "a", answers=[answer], columns=60)
+    terminal.wait_for("The end.")
+    for seen in (first, terminal.seen):
+        assert b"\t" in seen and b"long " * 30 in re.sub(rb"\x1b\[[\d;]*m", b"", seen)

@@ -62,8 +62,8 @@ def test_run_hides_thinking(terminal):
     assert child.before == "Done.\r\n"
 
 
-def test_run_without_color_labels_the_parts(terminal):
-    child = terminal("run", "tiny", "Hi", answers=[SHORT], variables={"NO_COLOR": "1"})
+def test_run_without_codes_labels_the_parts(terminal):
+    child = terminal("run", "tiny", "Hi", answers=[SHORT], variables={"TERM": "dumb"})
     child.expect(pexpect.EOF)
     assert child.before == "thinking:\r\nHm.\r\n\r\nanswer:\r\nDone.\r\n"
 

@@ -15,6 +15,7 @@ from localoss import settings
 if TYPE_CHECKING:
     from localoss.chat.parser import Event
 
+_NO_WRAP, _WRAP, _TO_SCREEN_END = "\x1b[?7l", "\x1b[?7h", "\x1b[J"
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
 _PASTES_MARKED, _PASTES_PLAIN = "\x1b[?2004h", "\x1b[?2004l"  # so that a prompt tells pasted from typed
@@ -36,7 +37,7 @@ class AnswerPrinter:
     def __init__(self, out: TextIO, aside: TextIO | None, dims: bool | None = None) -> None:
         """dims: whether `aside` may be sent styles; None asks the settings."""
         self._out, self._aside = out, aside
-        self._dims = aside is not None and (settings.color() if dims is None else dims)
+        self._dims = aside is not None and (settings.escape_codes() if dims is None else dims)
         self._is_final = True  # a raw answer has no header to say so
         self._last = ""  # what was written last to the open message
 
@@ -93,12 +94,16 @@ class StatusLine:
         self._shown = 0
 
     def show(self, text: str) -> None:
-        if sys.stderr.isatty():
-            text = text[: self._room()]
-            padded = text.ljust(self._shown)
-            self._shown = len(padded)  # before it is written: a Ctrl-C may come meanwhile
-            print(f"\r{padded}", end="", file=sys.stderr, flush=True)
-            self._shown = len(text)
+        if not sys.stderr.isatty():
+            return
+        text = text[: self._room()]
+        before, self._shown = self._shown, len(text)  # before it is written: a Ctrl-C may come meanwhile
+        if settings.escape_codes():
+            # It can't wrap, and the cursor waits at its start, which a narrower window leaves where it is.
+            written = f"\r{_NO_WRAP}{text}{_TO_SCREEN_END}{_WRAP}\r"
+        else:
+            written = f"\r{text.ljust(before)}"
+        print(written, end="", file=sys.stderr, flush=True)
 
     @staticmethod
     def _room() -> int:
@@ -111,7 +116,8 @@ class StatusLine:
     def clear(self) -> None:
         """Take the line away, before anything else is written."""
         if self._shown:
-            print(f"\r{' ' * self._shown}\r", end="", file=sys.stderr, flush=True)
+            blank = f" {_TO_SCREEN_END}\r" if settings.escape_codes() else f"{' ' * self._shown}\r"
+            print(f"\r{blank}", end="", file=sys.stderr, flush=True)
             self._shown = 0
 
 
@@ -164,16 +170,19 @@ else:
 
     @contextmanager
     def typing_waits() -> Iterator[None]:
-        """Inside, what is typed or pasted is not echoed into the answer: it waits for the next prompt."""
+        """Inside, what is typed or pasted is not echoed into the answer: it waits for the next prompt.
+
+        So it does at Ctrl-C, at which a terminal would otherwise forget it.
+        """
         try:
             descriptor = sys.stdin.fileno()
             before = termios.tcgetattr(descriptor)
         except (OSError, ValueError, termios.error):  # no terminal
             yield
             return
-        marks = sys.stdout.isatty() and settings.color()
+        marks = sys.stdout.isatty() and settings.escape_codes()
         quiet = list(before)
-        quiet[3] &= ~(termios.ECHO | termios.ICANON)
+        quiet[3] = quiet[3] & ~(termios.ECHO | termios.ICANON) | termios.NOFLSH
         termios.tcsetattr(descriptor, termios.TCSANOW, quiet)
         sys.stdout.write(_PASTES_MARKED if marks else "")
         sys.stdout.flush()

@@ -31,7 +31,6 @@ class Terminal:
 
     def __init__(self, command, columns=100, lines=30, variables=()):
         environment = os.environ | {"PYTHONPATH": str(TESTS.parent), "TERM": "xterm-256color"}
-        environment |= {"XTERM_VERSION": "XTerm(380)"}  # pyte doesn't reflow lines either
         environment.pop("NO_COLOR", None)
         self.child = pexpect.spawn(
             command[0],
@@ -139,3 +138,49 @@ def scripted_chat(folder, *arguments, columns=100, lines=30, variables=(), **scr
     path.write_text(json.dumps(script))
     command = [sys.executable, str(TESTS / "support" / "scripted.py"), str(path), "chat", "tiny", *arguments]
     return Terminal(command, columns, lines, {"LOCALOSS_HOME": str(folder)} | dict(variables))
+
+
+def reflowed(screen, columns):
+    """Make `screen`, a pyte.HistoryScreen, narrower or wider as VTE, kitty and tmux do: lines wrap anew.
+
+    A row whose last column is written goes on in the next one. The cursor stays at its character.
+    """
+    before, cursor = screen.columns, screen.cursor
+    history = list(screen.history.top)
+    last = max([cursor.y, *(y for y, line in enumerate(screen.display) if line.strip())])
+    rows = [
+        [row[x] for x in range(before)] for row in [*history, *(screen.buffer[y] for y in range(last + 1))]
+    ]
+    lines, at = [[]], (0, 0)
+    for number, row in enumerate(rows):
+        if number == len(history) + cursor.y:
+            at = (len(lines) - 1, len(lines[-1]) + cursor.x)
+        goes_on = row[-1].data not in (" ", "") or (row[-1].data == "" and row[-2].data.strip())
+        end = before if goes_on else max((x + 1 for x, cell in enumerate(row) if cell.data != " "), default=0)
+        lines[-1] += row[:end]
+        if not goes_on:
+            lines.append([])
+    laid_out, place = [], (0, 0)
+    for number, line in enumerate(lines[:-1] if lines[-1] == [] else lines):
+        start, starts = 0, [0]
+        while len(line) - start > columns:
+            start += columns - (line[start + columns].data == "")  # a wide character isn't cut in two
+            starts.append(start)
+        if number == at[0]:
+            row = max(index for index, begin in enumerate(starts) if begin <= at[1])
+            place = (len(laid_out) + row, at[1] - starts[row])
+        laid_out += [line[begin:end] for begin, end in zip(starts, [*starts[1:], len(line)], strict=True)]
+    screen.resize(screen.lines, columns)
+    screen.history.top.clear()
+    above = max(len(laid_out) - screen.lines, 0)
+    blank = screen.default_char
+    for number, row in enumerate(laid_out):
+        cells = pyte.screens.StaticDefaultDict(blank)
+        cells.update(enumerate(row))
+        if number < above:
+            screen.history.top.append(cells)
+        else:
+            screen.buffer[number - above] = cells
+    for y in range(len(laid_out) - above, screen.lines):
+        screen.buffer[y] = pyte.screens.StaticDefaultDict(blank)
+    cursor.y, cursor.x = max(place[0] - above, 0), min(place[1], columns - 1)

@@ -5,13 +5,13 @@ a terminal's scrollback: nothing is centred, boxed or padded, and nothing that a
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from markdown_it import MarkdownIt
 from markdown_it.rules_core import StateCore
+from markdown_it.token import Token
 from rich import box
-from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.markdown import (
     CodeBlock,
@@ -29,6 +29,9 @@ from rich.table import Table
 from rich.text import Text
 from rich.theme import Theme
 
+from localoss import settings
+from localoss.cli.chat.width import most_columns
+
 _CODE_THEME = "ansi_dark"  # the terminal's own colours, which its user chose to be readable
 _LISTS = ("bullet_list_open", "ordered_list_open")
 _MOST_LIST_DIGITS = 2
@@ -40,8 +43,12 @@ _STYLES = {
     "markdown.link_url": "underline",
 }
 _SHOWN_AS = {"html_inline": "text", "softbreak": "hardbreak", "image": "text"}
+_ADDRESS = re.compile(
+    r"https?://[^\s<>\"'`|]*[^\s<>\"'`|.,;:!?)\]}*_]"
+)  # without the mark that ends a sentence
+_LINKED = ("http://", "https://", "mailto:")
 _ESCAPABLE = "*_`#~>+-.|<&$\"'"  # a backslash before anything else is kept: \( begins a formula
-_TAB = 4
+_TAB = 8  # as terminals have it: printed code keeps its tabs
 
 
 class _Heading(Heading):
@@ -113,7 +120,7 @@ class _Document(Markdown):
     }
 
     def __init__(self, text: str) -> None:
-        super().__init__("", code_theme=_CODE_THEME, hyperlinks=False)
+        super().__init__("", code_theme=_CODE_THEME, hyperlinks=True)
         self.markup, self.parsed = text, _PARSER.parse(text)
         for token in self.parsed:
             if token.type == "html_block":
@@ -123,6 +130,46 @@ class _Document(Markdown):
                 if child.tag == "img":
                     child.content = f"{child.content or 'image'} ({child.attrs.get('src', '')})"
                     child.tag, child.children = "", None
+            if token.children:
+                token.children = list(_with_addresses(token.children))
+
+
+def _with_addresses(tokens: Iterable[Token]) -> Iterator[Token]:
+    """`tokens` in which addresses are links, and a link with words of its own is followed by its address."""
+    address, words = None, ""
+    for token in tokens:
+        if token.type == "link_open":
+            address, words = str(token.attrs.get("href", "")), ""
+            yield token
+        elif token.type == "link_close":
+            yield token
+            if address and words not in (address, address.removeprefix("mailto:")):
+                yield _text(" (")
+                yield from _linked(address)
+                yield _text(")")
+            address = None
+        elif address is None and token.type == "text":
+            yield from _split_addresses(token.content)
+        else:
+            words += token.content
+            yield token
+
+
+def _split_addresses(text: str) -> Iterator[Token]:
+    end = 0
+    for match in _ADDRESS.finditer(text):
+        yield _text(text[end : match.start()])
+        yield from _linked(match[0])
+        end = match.end()
+    yield _text(text[end:])
+
+
+def _linked(address: str) -> list[Token]:
+    return [Token("link_open", "a", 1, {"href": address}), _text(address), Token("link_close", "a", -1)]
+
+
+def _text(text: str) -> Token:
+    return Token("text", "", 0, content=text)
 
 
 @dataclass(frozen=True)
@@ -183,39 +230,53 @@ def split_code(piece: Piece, most_lines: int) -> tuple[list[Piece], Piece]:
 
 def make_renderer() -> "Renderer":
     """A renderer for the terminal that stdout is."""
-    return Renderer(Console(force_terminal=True, highlight=False, theme=Theme(_STYLES)))
+    console = Console(force_terminal=True, highlight=False, theme=Theme(_STYLES))
+    return Renderer(console, settings.links())
 
 
 class Renderer:
-    """Lays text out for a terminal of `width` columns, as lines of text with styles in escape codes."""
+    """Lays text out for a terminal of `width` columns, as lines of text with styles in escape codes.
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    links: whether the terminal takes addresses as links, which stay whole where lines are broken.
+    """
+
+    def __init__(self, console: Console, links: bool = True) -> None:
+        self._console, self._links = console, links
 
     def markdown(self, text: str, width: int, wraps_code: bool = True) -> list[str]:
-        """wraps_code False: a fenced block's long lines stay whole, so that they can be copied."""
+        """wraps_code False: a fenced block keeps its tabs and long lines, so that it can be copied."""
         document = _Document(text)
         if not wraps_code and len(document.parsed) == 1 and document.parsed[0].type == "fence":
-            lines = document.parsed[0].content.expandtabs(_TAB).split("\n")
-            width = max(width, *(cell_len(line) + 1 for line in lines))
-        return self._lines(document, width)
+            code = document.parsed[0].content
+            longest = max(most_columns(line.expandtabs(_TAB)) for line in code.split("\n"))
+            return self._lines(document, max(width, longest + 1), code.rstrip().split("\n"))
+        return self._fitting(document, width)
 
     def plain(self, text: str, width: int, style: str = "") -> list[str]:
-        return self._lines(Text(text, style=style, overflow="fold"), width)
+        return self._fitting(Text(text, style=style, overflow="fold"), width)
 
-    def _lines(self, renderable: object, width: int) -> list[str]:
+    def _fitting(self, renderable: object, width: int) -> list[str]:
+        """Lines that fit even where characters are wider than Rich takes them for."""
+        lines = self._lines(renderable, width)
+        columns = width
+        while columns > 2 and (most := max(map(most_columns, lines), default=0)) > width:
+            columns = max(min(columns * width // most, columns - 1), 2)
+            lines = self._lines(renderable, columns)
+        return lines
+
+    def _lines(self, renderable: object, width: int, code: Sequence[str] = ()) -> list[str]:
+        """code: the lines that are shown, if their tabs are to be kept."""
         options = self._console.options.update(width=max(width, 1), height=None)
-        rendered = [
-            self._line(line)
-            for line in self._console.render_lines(renderable, options, pad=False)  # type: ignore[arg-type]
-        ]
+        laid_out = self._console.render_lines(renderable, options, pad=False)  # type: ignore[arg-type]
+        sources = [*code, *[""] * len(laid_out)]
+        rendered = [self._line(line, _tabs(source)) for line, source in zip(laid_out, sources, strict=False)]
         while rendered and not rendered[-1]:
             rendered.pop()
         while rendered and not rendered[0]:
             rendered.pop(0)
         return rendered
 
-    def _line(self, segments: Iterable[Segment]) -> str:
+    def _line(self, segments: Iterable[Segment], tabs: dict[int, int]) -> str:
         """One line; blanks at its end are cut, so that text copied out of the terminal has none."""
         kept = [segment for segment in segments if not segment.control]
         while kept and not kept[-1].text.strip() and not (kept[-1].style and kept[-1].style.underline):
@@ -223,8 +284,40 @@ class Renderer:
         parts = [segment.text for segment in kept]
         if parts:
             parts[-1] = parts[-1].rstrip()
-        system = self._console._color_system
+        if tabs:
+            parts = _with_tabs(parts, tabs)
         return "".join(
-            (segment.style or Style.null()).render(part, color_system=system)
+            self._styled(segment.style or Style.null(), part)
             for segment, part in zip(kept, parts, strict=True)
         )
+
+    def _styled(self, style: Style, text: str) -> str:
+        if style.link and not (self._links and style.link.startswith(_LINKED)):
+            style = style.update_link(None)
+        if self._console.no_color:
+            style = style.without_color
+        return style.render(text, color_system=self._console._color_system)
+
+
+def _tabs(line: str) -> dict[int, int]:
+    """Where the tabs of `line` begin once they are blanks, and where they end."""
+    found, column = {}, 0
+    for before in line.split("\t")[:-1]:
+        column += len(before)
+        found[column] = column = (column // _TAB + 1) * _TAB
+    return found
+
+
+def _with_tabs(parts: Sequence[str], tabs: dict[int, int]) -> list[str]:
+    """`parts` of a line with tabs in place of the blanks that were made of them."""
+    at, tab_ends, kept = 0, 0, []
+    for part in parts:
+        text = ""
+        for character in part:
+            if at in tabs:
+                text, tab_ends = text + "\t", tabs[at]
+            if at >= tab_ends:
+                text += character
+            at += 1
+        kept.append(text)
+    return kept

@@ -51,7 +51,7 @@ def copy(text: str) -> str:
     for command in _CLIPBOARDS[settings.clipboard()]:
         if shutil.which(command[0]) and _copied_by(command, text):
             return command[0]
-    if not sys.stdout.isatty() or not settings.color():
+    if not sys.stdout.isatty() or not settings.escape_codes():
         raise LocalossError("no clipboard program was found: install wl-copy, xclip or xsel")
     coded = base64.b64encode(text.encode("utf-8", "replace")).decode()
     if len(coded) > _MOST_OSC52_BYTES:

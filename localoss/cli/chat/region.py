@@ -5,19 +5,23 @@ import shutil
 from collections.abc import Sequence
 from typing import TextIO
 
-from rich.ansi import AnsiDecoder
-from rich.cells import cell_len
-
-from localoss import settings
+from localoss.cli.chat.width import most_columns
 
 _SYNC, _END_SYNC = "\x1b[?2026h", "\x1b[?2026l"  # a terminal that knows them shows a frame as a whole
 _TO_LINE_END, _TO_SCREEN_END = "\x1b[K", "\x1b[J"
+_CLEAR = (
+    f" {_TO_SCREEN_END}\r"  # without the blank, tmux keeps a copy of what it clears from its first row on
+)
+_NO_WRAP, _WRAP = "\x1b[?7l", "\x1b[?7h"
+_HIDE_CURSOR, _SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
 
 
 class Region:
     """Draws lines at the cursor and replaces them; what is printed appears above them and scrolls away.
 
-    Lines must be narrower than the terminal, `width` columns at most; those that are printed may be longer.
+    Terminals differ in how many columns a text takes, and in what becomes of lines when the window is
+    narrowed. Neither matters here: lines that are drawn again can't wrap, and between two frames the cursor
+    stands at the first of them, where the terminal itself keeps it when it lays its lines out anew.
     """
 
     def __init__(self, out: TextIO) -> None:
@@ -36,39 +40,26 @@ class Region:
 
     def update(self, lines: Sequence[str], printed: Sequence[str] = ()) -> None:
         """Print `printed` for good, and show the last of `lines` that have room below."""
-        shown = list(lines)[-self.height :]
-        if not printed and shown == self._shown:
+        shown, columns = list(lines)[-self.height :], self._size().columns
+        if not printed and shown == self._shown and columns == self._columns:
             return
-        written = [_SYNC, self._to_start()]
-        written += [f"{line}{self._line_end(line)}\n" for line in printed]
-        written.append(f"{_TO_LINE_END}\n".join(shown))
-        written += [_TO_SCREEN_END, _END_SYNC]
-        self._out.write("".join(written))
+        written = [_SYNC, _HIDE_CURSOR, "\r"]
+        if not all(_is_ascii(line) for line in printed):
+            written.append(_CLEAR)  # nobody knows which cells they leave as they were
+        written += [f"{line}{_line_end(line, columns)}\n" for line in printed]
+        if shown:
+            up = f"\x1b[{len(shown) - 1}A" if len(shown) > 1 else ""
+            written += [_NO_WRAP, f"{_TO_LINE_END}\n".join(shown), _TO_SCREEN_END, _WRAP, up, "\r"]
+        else:
+            written += [_CLEAR, _SHOW_CURSOR]
+        self._out.write("".join([*written, _END_SYNC]))
         self._out.flush()
-        self._shown, self._columns = shown, self._size().columns
+        self._shown, self._columns = shown, columns
 
     def clear(self) -> None:
         """Take the lines away."""
-        self.update([])
-
-    def _line_end(self, line: str) -> str:
-        """What clears the rest of a row, unless `line` fills its last row: then its end would be cleared."""
-        if "\x1b" not in line and len(line) < self.width // 2:
-            return _TO_LINE_END
-        cells = _cells(line)
-        return "" if cells and cells % self._size().columns == 0 else _TO_LINE_END
-
-    def _to_start(self) -> str:
-        """Move the cursor from the end of what is shown to its start."""
-        rows = self._rows()
-        return f"\x1b[{rows - 1}A\r" if rows > 1 else "\r"
-
-    def _rows(self) -> int:
-        """How many rows the lines take now: more than they were, if the terminal became narrower."""
-        columns = self._size().columns
-        if columns >= self._columns or not settings.terminal_reflows():
-            return len(self._shown)
-        return sum(max(-(-_cells(line) // columns), 1) for line in self._shown)
+        if self._shown:
+            self.update([])
 
     def _size(self) -> os.terminal_size:
         try:
@@ -77,5 +68,13 @@ class Region:
             return shutil.get_terminal_size()
 
 
-def _cells(line: str) -> int:
-    return sum(cell_len(text.plain) for text in AnsiDecoder().decode(line))
+def _is_ascii(line: str) -> bool:
+    return line.isascii() and "\t" not in line
+
+
+def _line_end(line: str, columns: int) -> str:
+    """What clears the rest of a row, unless `line` may fill its last row: then its end would be cleared."""
+    if not _is_ascii(line):
+        return ""
+    cells = most_columns(line)
+    return "" if cells and cells % columns == 0 else _TO_LINE_END

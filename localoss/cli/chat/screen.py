@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TextIO, cast
 
 from localoss.chat.parser import Event, MessageEnd, MessageStart, TextDelta
-from localoss.cli.chat.markdown import Piece, Renderer, split_code, split_finished
+from localoss.cli.chat.markdown import Piece, Renderer, make_renderer, split_code, split_finished
 from localoss.cli.chat.region import Region
 from localoss.cli.terminal import printable
 
@@ -17,6 +17,17 @@ _FRAME_S = 0.04
 _BAR_CELLS = 24
 _BAR_AFTER_S = 0.3
 _KEPT_CHARACTERS = 4000  # of a thought: more than its shown lines have
+
+
+def print_answer(out: TextIO, text: str) -> None:
+    """Leave a whole answer as a turn leaves it: Markdown in which long lines of code stay whole."""
+    region, renderer = Region(out), make_renderer()
+    finished, last = split_finished(text)
+    lines: list[str] = []
+    for piece in [*finished, last]:
+        drawn = renderer.markdown(piece.text, region.width, wraps_code=False)
+        lines += [""] * bool(lines and drawn and not piece.goes_on) + drawn
+    region.update([], lines)
 
 
 class TurnScreen:

@@ -172,13 +172,10 @@ class Chat:
         print(f"> {shortened(asked[-1], 200)}")
         if not self.conversation.is_answered:
             say("(this message has no answer yet: /regen answers it)")
-        elif settings.color():
-            from localoss.cli.chat.markdown import make_renderer
-            from localoss.cli.chat.region import Region
+        elif settings.escape_codes():
+            from localoss.cli.chat.screen import print_answer
 
-            region = Region(sys.stdout)
-            text = printable(self.conversation.last_answer)
-            region.update([], make_renderer().markdown(text, region.width))
+            print_answer(sys.stdout, printable(self.conversation.last_answer))
         else:
             print(printable(self.conversation.last_answer), flush=True)
 
@@ -253,7 +250,7 @@ class Chat:
 
     @contextmanager
     def _display(self, turn: "Turn") -> Iterator[tuple[Progress, Shows, Callable[[], None]]]:
-        if self.at_terminal and settings.color():
+        if self.at_terminal and settings.escape_codes():
             from localoss.cli.chat.markdown import make_renderer
             from localoss.cli.chat.screen import TurnScreen
 

@@ -1,8 +1,9 @@
 """Fixtures that several test files share."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck
@@ -13,6 +14,9 @@ from support.gpu_fixtures import gpu_adapter  # noqa: F401 - a fixture
 from localoss import kernels, settings
 from quant.convert import convert
 from quant.format.manifest import Dtypes
+
+if TYPE_CHECKING:
+    from support.pseudo_terminal import Terminal
 
 # A busy machine draws slowly: that says nothing about the code.
 hypothesis_settings.register_profile("any machine", suppress_health_check=[HealthCheck.too_slow])
@@ -54,3 +58,21 @@ def model(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFa
         return folder
 
     return folder_of
+
+
+@pytest.fixture
+def chat(tmp_path: Path) -> Iterator[Callable[..., "Terminal"]]:
+    """Start a chat on a scripted engine at a pseudo-terminal, at its first prompt."""
+    from support.pseudo_terminal import scripted_chat  # not on Windows
+
+    started = []
+
+    def start(*arguments: str, **script: Any) -> "Terminal":
+        terminal = scripted_chat(tmp_path, *arguments, **script)
+        started.append(terminal)
+        terminal.wait_for_prompt()
+        return terminal
+
+    yield start
+    for terminal in started:
+        terminal.close()

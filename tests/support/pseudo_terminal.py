@@ -13,6 +13,12 @@ import pyte
 
 TESTS = Path(__file__).parent.parent
 _QUIET_S = 0.15
+FINAL = "<|channel|>final<|message|>"
+TURN = "<|end|><|start|>assistant" + FINAL
+
+
+def thinking(thought, answer, ending="<|return|>"):
+    return "<|channel|>analysis<|message|>" + thought + TURN + answer + ending
 
 
 class _Screen(pyte.HistoryScreen):
@@ -184,3 +190,8 @@ def reflowed(screen, columns):
     for y in range(len(laid_out) - above, screen.lines):
         screen.buffer[y] = pyte.screens.StaticDefaultDict(blank)
     cursor.y, cursor.x = max(place[0] - above, 0), min(place[1], columns - 1)
+
+
+def logged(tmp_path):
+    """What the engine was asked, prompt after prompt."""
+    return [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]

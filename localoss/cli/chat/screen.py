@@ -44,7 +44,7 @@ class TurnScreen:
         turn: "Turn",
         status: Callable[[], str],
         show_thinking: bool,
-        pass_size: tuple[int, int],
+        pass_size: tuple[int, int] = (1, 1),
     ) -> None:
         """pass_size: how many tokens of a prompt a pass takes at most, and through how many layers."""
         self._chunk_tokens, self._layers = pass_size

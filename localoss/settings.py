@@ -103,6 +103,11 @@ def escape_codes() -> bool:
     return os.environ.get("TERM") != "dumb"
 
 
+def encoding_is_given() -> bool:
+    """Whether Python was told how to encode what it writes."""
+    return bool(os.environ.get("PYTHONIOENCODING"))
+
+
 def links() -> bool:
     """Whether a terminal may be sent addresses as links (OSC 8), which old consoles show as garbage."""
     return os.environ.get("TERM") not in ("dumb", "linux")

@@ -68,7 +68,7 @@ def test_every_command_says_something_without_an_argument(chat):
         ("/undo", "there is nothing to take back"),
         ("/copy", "there is no answer to copy yet"),
         ("/read nowhere.txt", "nowhere.txt: No such file"),
-        ("/read /", "Is a directory"),
+        ("/read /", "/: has more than 1,000 files"),
         ("/save", "which file? /save FILE"),
         ("/load", "which file? /load FILE"),
         ("/load nowhere.json", "nowhere.json: No such file"),
@@ -256,3 +256,32 @@ def test_options_are_the_commands(chat, tmp_path):
     _, err, prompts = chat("Hi", "/set", arguments=[*options, "--top-k", "3", "--think-budget", "9"])
     assert "Speak Latin." in prompts[0] and "Reasoning: low" in prompts[0]
     assert "temperature 0.2\n" in err and "top_k 3\n" in err and "think_budget 9\n" in err
+
+
+def test_files_are_parts_of_their_own(chat, tmp_path, monkeypatch):
+    """The same file twice is one; /read - lists, /drop removes; /undo and /edit mean the question."""
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    for name in ("a.txt", "b.txt"):
+        (folder / name).write_text(f"Content of {name}.")
+    (folder / "picture.png").write_bytes(b"\x89PNG\r\n\xff\0")
+    script = tmp_path / "editor.py"
+    script.write_text(EDITOR.format(change="t.replace('these', 'those') if 'Content' not in t else 'wrong'"))
+    monkeypatch.setenv("EDITOR", f"'{sys.executable}' '{script}'")
+    lines = [f"/read {folder}/a.txt", f"/read {folder}", "/read -", "/drop b.txt", "Read these", "/edit"]
+    _, err, prompts = chat(*lines, f"/read {folder}/a.txt", "/undo", "/drop a.txt")
+    assert err.count("(a.txt: ") == 3 and "(1 left out, which are not text: picture.png)" in err
+    assert "<|message|>a.txt:\n\nContent of a.txt.\n\nRead these<|end|>" in prompts[0]
+    assert "<|message|>a.txt:\n\nContent of a.txt.\n\nRead those<|end|>" in prompts[1]
+    assert prompts[1].count("Content of a.txt.") == 1 and "b.txt" not in prompts[1]
+    assert "(a.txt is a part of the conversation already)" in err
+    assert "(taken back: Read those, with a.txt)" in err and "no file waits for your next message" in err
+
+
+def test_drop_names_what_there_is(chat, tmp_path):
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text(name)
+    lines = ["/drop x", f"/read {tmp_path}/*.txt", "/drop", "/drop all", "/read -"]
+    _, err, _ = chat(*lines)
+    assert "which file? /drop NAME, of a.txt, b.txt, or all" in err
+    assert "(a.txt, b.txt does not go" in err and err.endswith("/read FILE adds one)\n")

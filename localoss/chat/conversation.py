@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from localoss.chat import harmony
-from localoss.chat.harmony import ChatSetup, Message
+from localoss.chat.harmony import ChatSetup, File, Message
 
 
 @dataclass
@@ -18,9 +18,9 @@ class Conversation:
     messages: list[Message] = field(default_factory=list)
     left_out: int = 0
 
-    def ask(self, text: str) -> None:
+    def ask(self, text: str, files: Sequence[File] = ()) -> None:
         """Add a user's message."""
-        self.messages.append(Message("user", text))
+        self.messages.append(Message("user", text, files=tuple(files)))
 
     def tokens(self) -> list[int]:
         """The whole conversation as a prompt, up to the `<|start|>assistant` that the model continues."""
@@ -46,15 +46,26 @@ class Conversation:
             kept = [message for message in kept if message.channel != "analysis"]
         self.messages = harmony.drop_finished_analysis([*self.messages, *kept])
 
-    def take_back(self) -> str | None:
-        """Forget the last user's message and everything after it; gives its text, None if there is none."""
+    @property
+    def files(self) -> list[File]:
+        """All files that went with messages."""
+        return [file for message in self.messages for file in message.files]
+
+    @property
+    def last_asked(self) -> Message | None:
+        """The last user's message."""
+        asked = self._asked()
+        return self.messages[asked[-1]] if asked else None
+
+    def take_back(self) -> Message | None:
+        """Forget the last user's message and everything after it; gives it, None if there is none."""
         asked = self._asked()
         if not asked:
             return None
-        text = self.messages[asked[-1]].text
+        message = self.messages[asked[-1]]
         del self.messages[asked[-1] :]
         self.left_out = min(self.left_out, asked[-1])
-        return text
+        return message
 
     def drop_answer(self) -> bool:
         """Forget what came after the last user's message. False if there is no such message."""

@@ -36,9 +36,18 @@ _MAX_FUNCTION_CHARS = 1_000_000
 
 
 @dataclass(frozen=True)
+class File:
+    """A file's text that goes with a user's message."""
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Message:
     """One message of a conversation.
 
+    text: what was typed or answered; files: what goes before it. content: both, as the model reads them.
     role: user, assistant or tool. channel: one of CHANNELS for the assistant's. recipient: the tool that is
     called, such as functions.lookup. content_type: json or code where a call says so. name: the tool that
     answers.
@@ -50,6 +59,11 @@ class Message:
     recipient: str | None = None
     content_type: str | None = None
     name: str | None = None
+    files: tuple[File, ...] = ()
+
+    @property
+    def content(self) -> str:
+        return "\n\n".join([*(f"{file.name}:\n\n{file.text}" for file in self.files), self.text])
 
 
 @dataclass(frozen=True)
@@ -133,7 +147,7 @@ def render(setup: ChatSetup, messages: Sequence[Message]) -> list[int]:
         library.Role.ASSISTANT,
         library.RenderConversationConfig(auto_drop_analysis=False),
     )
-    texts = [""] * len(head) + [message.text for message in messages]
+    texts = [""] * len(head) + [message.content for message in messages]
     if is_long:
         texts[1] = f"# Instructions\n\n{setup.instructions}"
     return _with_long_texts(tokens, texts)
@@ -145,7 +159,8 @@ def render_reply(messages: Sequence[Message]) -> list[tuple[list[int], bool]]:
     A tool's result, which it doesn't write, may stand between a call and what follows.
     """
     rendered = [
-        _with_long_texts(encoding().render(_library_message(message)), [message.text]) for message in messages
+        _with_long_texts(encoding().render(_library_message(message)), [message.content])
+        for message in messages
     ]
     rendered[0] = rendered[0][2:]  # the prompt ends with `<|start|>assistant`
     if messages[-1].channel == "final":
@@ -263,7 +278,7 @@ def _library_message(message: Message) -> "library.Message":
 
     role = library.Role(message.role)
     author = library.Author.new(role, message.name) if message.name else library.Author(role=role)
-    text = message.text if len(message.text) <= PIECE_CHARS else ""
+    text = message.content if len(message.content) <= PIECE_CHARS else ""
     result = library.Message.from_author_and_content(author, _well_formed(text))
     if message.channel:
         result = result.with_channel(message.channel)

@@ -103,7 +103,7 @@ def read_tool_file(path: Path) -> ToolFile:
     input, and what it writes is the result. Raises: UsageError that says where the file is wrong.
     """
     try:
-        definitions = json.loads(path.read_text(encoding="utf-8"))
+        definitions = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UsageError(f"--tools {path}: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:

@@ -1,11 +1,12 @@
 """A conversation as a file that people can read: JSON, a message at a time."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from localoss.chat.conversation import Conversation
-from localoss.chat.harmony import CHANNELS, ChatSetup, Message
+from localoss.chat.harmony import CHANNELS, ChatSetup, File, Message
 from localoss.errors import UsageError
 
 _FORMAT = "localoss conversation 1"
@@ -25,6 +26,7 @@ def to_json(conversation: Conversation, model: str) -> bytes:
         "left_out": conversation.left_out,
         "messages": [
             {key: getattr(message, key) for key in _MESSAGE_KEYS if getattr(message, key) is not None}
+            | ({"files": [asdict(file) for file in message.files]} if message.files else {})
             for message in conversation.messages
         ],
     }
@@ -62,4 +64,5 @@ def _message(entry: dict[str, Any]) -> Message:
         raise ValueError("a message has no role of a user, assistant or tool, or no text")
     if values["channel"] not in (None, *CHANNELS):
         raise ValueError(f"a message's channel is {values['channel']!r}")
-    return Message(**values)  # type: ignore[arg-type]
+    files = tuple(File(str(file["name"]), str(file["text"])) for file in entry.get("files", ()))
+    return Message(**values, files=files)  # type: ignore[arg-type]

@@ -82,7 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command that `arguments` (default: the process's) name, and give the exit code."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a terminal that lacks a character shows ?
+            # A terminal may lack a character. A pipe is UTF-8 in every locale, unless Python is told.
+            keeps = stream.isatty() or settings.encoding_is_given()
+            stream.reconfigure(errors="replace", **({} if keeps else {"encoding": "utf-8"}))
     debugging = False
     try:
         debugging = settings.debug()

@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +9,7 @@ import typer
 
 from localoss.cli.loading import load_model
 from localoss.cli.options import AsJson, KVDtype, ModelName, Threads
-from localoss.cli.terminal import StatusLine, interrupts, say
+from localoss.cli.terminal import StatusLine, interrupts, say, stdin_bytes
 from localoss.errors import UsageError
 from localoss.options import LoadOptions
 
@@ -106,14 +105,9 @@ def _evaluate_demo(model: str, against: str | None, cases: int, threads: int | N
 
 def _read(file: str) -> str:
     """The text of a file, or of stdin for -. Raises: UsageError."""
-    try:
-        content = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
-    except OSError as error:
-        raise UsageError(f"{file}: {error.strerror or error}") from None
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{file}: not UTF-8 text (byte {error.start:,}); convert it first") from None
+    from localoss.chat.documents import decode_text, read_text
+
+    return decode_text(stdin_bytes().read(), "stdin") if file == "-" else read_text(Path(file))
 
 
 def _longest_contexts(names: list[str], highest: int) -> list[int]:

@@ -170,12 +170,9 @@ def instructions(text: str | None, path: Path | None) -> str | None:
         return text
     if text is not None:
         raise UsageError("--system and --system-file were both given; give one of them")
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise UsageError(f"--system-file {path}: {error.strerror or error}") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"--system-file {path}: not UTF-8 text") from None
+    from localoss.chat.documents import read_text
+
+    return read_text(path, f"--system-file {path}").strip()
 
 
 # What every command that loads a model takes, and every one that draws tokens: the parameters' names, what

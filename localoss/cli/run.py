@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from localoss.cli import options
-from localoss.cli.terminal import AnswerPrinter, PrefillProgress, interrupts, say
+from localoss.cli.terminal import AnswerPrinter, PrefillProgress, interrupts, say, stdin_bytes
 from localoss.errors import ContextFullError, UsageError
 from localoss.options import LoadOptions, SamplingParams
 
@@ -101,10 +101,9 @@ def _piped_text() -> str:
             return ""
     except OSError:
         pass  # no file behind it, as in tests
-    try:
-        return sys.stdin.read().removesuffix("\n")
-    except UnicodeDecodeError:
-        raise UsageError("stdin is not UTF-8 text") from None
+    from localoss.chat.documents import decode_text
+
+    return decode_text(stdin_bytes().read(), "stdin").removesuffix("\n")
 
 
 def _generate(engine: "Engine", turn: "Turn", printer: AnswerPrinter | None) -> None:

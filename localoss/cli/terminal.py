@@ -1,5 +1,6 @@
 """What the commands write, and Ctrl-C while they write it."""
 
+import io
 import os
 import re
 import signal
@@ -8,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, BinaryIO, TextIO, cast
 
 from localoss import settings
 
@@ -133,6 +134,13 @@ class PrefillProgress(StatusLine):
             self.clear()
         elif time.monotonic() - self._started > _PROGRESS_AFTER_S:
             self.show(f"reading the prompt: {done_tokens:,} of {total_tokens:,} tokens")
+
+
+def stdin_bytes() -> BinaryIO:
+    """Standard input as bytes: what they mean as text doesn't depend on the locale."""
+    if buffer := getattr(sys.stdin, "buffer", None):
+        return cast(BinaryIO, buffer)
+    return io.BytesIO(sys.stdin.read().encode())  # a notebook's, which is text
 
 
 def say(text: str) -> None:

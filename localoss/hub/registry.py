@@ -80,7 +80,7 @@ def known_models() -> dict[str, KnownModel]:
 
 def _read(path: Path) -> dict[str, KnownModel]:
     try:
-        entries = tomllib.loads(path.read_text(encoding="utf-8"))
+        entries = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError as error:  # not TOML, or not UTF-8

@@ -15,10 +15,10 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(text: bytes) -> Any:
-    """The JSON value in `text`, UTF-8. Raises: ValueError."""
+    """The JSON value in `text`, UTF-8, a mark before it or not. Raises: ValueError."""
     if len(text) > MOST_BYTES:
         raise ValueError(f"longer than {MOST_BYTES:,} bytes")
     try:
-        return json.loads(text.decode("utf-8"))
+        return json.loads(text.decode("utf-8-sig"))
     except RecursionError:
         raise ValueError("nested too deeply") from None

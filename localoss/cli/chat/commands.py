@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from localoss.chat import harmony, transcript
-from localoss.cli.chat import outside
+from localoss.cli.chat import attachments, outside
 from localoss.cli.chat.figures import context_parts, context_picture, turns_table
-from localoss.cli.chat.talk import Attachment, Chat, Leave, shortened
-from localoss.cli.terminal import say
+from localoss.cli.chat.talk import Chat, Leave, shortened
+from localoss.cli.terminal import printable, say
 from localoss.errors import LocalossError, UsageError
 from localoss.hub.registry import find_model, installed_models
 from quant.errors import QuantError
@@ -29,7 +29,6 @@ _NUMBERS: dict[str, tuple[type, float, float]] = {
     "think_budget": (int, 0, 1 << 31),
 }
 _OPTIONAL = ("seed", "max_tokens", "think_budget")
-_CHARACTERS_PER_TOKEN = 32  # more than any text has: a file beyond that cannot fit
 
 
 @dataclass(frozen=True)
@@ -103,45 +102,22 @@ def _regen(chat: Chat, _: str) -> None:
 
 
 def _undo(chat: Chat, _: str) -> None:
-    text = chat.conversation.take_back()
-    if text is None:
+    message = chat.conversation.take_back()
+    if message is None:
         raise UsageError("there is nothing to take back")
-    say(f"(taken back: {shortened(text)})")
+    files = ", ".join(file.name for file in message.files)
+    say(f"(taken back: {shortened(message.text)}{f', with {printable(files)}' if files else ''})")
 
 
 def _edit(chat: Chat, _: str) -> None:
-    asked = [message.text for message in chat.conversation.messages if message.role == "user"]
-    before = asked[-1] if asked else ""
+    asked = chat.conversation.last_asked
+    before = asked.text if asked else ""
     after = outside.edit(before).strip("\n").rstrip()
     if after == before or not after:
         say("(nothing was changed)")
         return
     chat.conversation.take_back()
-    chat.ask(after)
-
-
-def _read(chat: Chat, name: str) -> None:
-    if not name:
-        for file in chat.attachments:
-            say(f"({file.name}: {file.tokens:,} tokens, for your next message)")
-        if not chat.attachments:
-            say("(no file waits for your next message; /read FILE adds one)")
-        return
-    path = Path(name.strip("\"'")).expanduser()
-    free = chat.engine.context_tokens - chat.used_tokens - sum(file.tokens for file in chat.attachments)
-    try:
-        size = path.stat().st_size
-        text = path.read_text(encoding="utf-8") if size <= free * _CHARACTERS_PER_TOKEN else None
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror or error}") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"{path}: not UTF-8 text") from None
-    tokens = len(harmony.encode_text(text)) if text is not None else size // _CHARACTERS_PER_TOKEN
-    if text is None or tokens > free:
-        least = "at least " if text is None else ""
-        raise UsageError(f"{path} has {least}{tokens:,} tokens, and the context has room for {free:,}")
-    chat.attachments.append(Attachment(path.name, text, tokens))
-    say(f"({path.name}: {tokens:,} tokens, for your next message)")
+    chat.ask(after, asked.files if asked else ())
 
 
 def _stats(chat: Chat, _: str) -> None:
@@ -152,7 +128,7 @@ def _stats(chat: Chat, _: str) -> None:
 
 
 def _context(chat: Chat, _: str) -> None:
-    waiting = "\n\n".join(file.text for file in chat.attachments)
+    waiting = "\n\n".join(one.file.text for one in chat.attachments)
     say(context_picture(context_parts(chat.conversation, waiting), chat.engine.context_tokens))
     if chat.conversation.left_out:
         say(f"{chat.conversation.left_out} oldest messages are left out (--trim oldest)")
@@ -299,7 +275,13 @@ COMMANDS = {
     "regen": Command(_regen, "", "another answer to your last message"),
     "undo": Command(_undo, "", "take your last message and its answer back"),
     "edit": Command(_edit, "", "change your last message in $EDITOR and send it again"),
-    "read": Command(_read, "FILE", "put a file's text into your next message", None),
+    "read": Command(
+        attachments.read,
+        "FILE",
+        "a text, PDF or Word file, a folder or a pattern goes with your next message; -: what waits",
+        None,
+    ),
+    "drop": Command(attachments.drop, "NAME", "a file that waits does not go with it; all: none does"),
     "stats": Command(_stats, "", "tokens and speed of each turn"),
     "context": Command(_context, "", "what fills the context"),
     "save": Command(_save, "FILE", "write the conversation to a file", None),

@@ -1,10 +1,13 @@
 """What a user's lines mean: a command, a message, a message of several lines between triple quotes."""
 
+import codecs
+import io
+import itertools
 import re
-import sys
-from typing import Protocol
+from collections.abc import Iterator
+from typing import BinaryIO, Protocol
 
-from localoss.errors import UsageError
+from localoss.cli.terminal import stdin_bytes
 
 _QUOTES = '"""'
 _COMMAND = re.compile(r"/(?P<name>[A-Za-z?]+)(?:\s+(?P<argument>.*))?")
@@ -38,17 +41,28 @@ def as_command(text: str) -> tuple[str, str] | None:
 
 
 class PipedInput:
-    """Lines of stdin, each a message; several between triple quotes are one."""
+    """Lines of stdin, each a message; several between triple quotes are one. All its input is bytes.
+
+    A first line with the mark of UTF-16 has the rest read at once: only a decoder finds its lines.
+    """
+
+    def __init__(self) -> None:
+        self._lines = self._read_lines(stdin_bytes())
 
     def read(self) -> str | None:
-        """Raises: UsageError if the input isn't UTF-8."""
-        try:
-            text = sys.stdin.readline()
-            while is_open(text):
-                line = sys.stdin.readline()
-                if not line:
-                    break
-                text += line
-        except UnicodeDecodeError:
-            raise UsageError("stdin is not UTF-8 text") from None
+        """Raises: UsageError if the input isn't text."""
+        text = next(self._lines, "")
+        while is_open(text) and (line := next(self._lines, "")):
+            text += line
         return text.removesuffix("\n") if text else None
+
+    @staticmethod
+    def _read_lines(source: BinaryIO) -> Iterator[str]:
+        from localoss.chat.documents import decode_text
+
+        first = source.readline()
+        if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            yield from io.StringIO(decode_text(first + source.read(), "stdin"))
+        elif first:
+            for line in itertools.chain([first], iter(source.readline, b"")):
+                yield decode_text(line, "stdin")

@@ -37,7 +37,7 @@ def edit(text: str) -> str:
         code = subprocess.run([*command, name]).returncode
         if code:
             raise LocalossError(f"{command[0]} ended with exit code {code}; nothing was changed")
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UsageError(f"{command[0]}: {error.strerror or error}; set EDITOR to an editor") from None
     except UnicodeDecodeError:

@@ -1,7 +1,7 @@
 """The conversation itself: what is typed goes to the model, its answer to the terminal."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,13 +18,15 @@ from localoss.options import SamplingParams
 from quant.errors import QuantError
 
 if TYPE_CHECKING:  # what brings NumPy or openai_harmony: the prompt doesn't wait for them
+    from localoss.chat.harmony import File
     from localoss.chat.parser import Event
     from localoss.chat.session import Session
     from localoss.chat.turn import Turn
+    from localoss.cli.chat.attachments import Attachment
     from localoss.cli.chat.calls import Calls
     from localoss.cli.chat.start import Start
     from localoss.engine.engine import Engine
-    from localoss.engine.sequence import Sequence
+    from localoss.engine.sequence import Sequence as EngineSequence
 
 _WARN_SHARE = 0.8  # of the context
 # With --trim, room for an answer is made before it is needed, and enough for some turns at once: after it,
@@ -37,15 +39,6 @@ Progress = Callable[[int, int], None]
 
 class Leave(Exception):
     """The user wants to leave."""
-
-
-@dataclass(frozen=True)
-class Attachment:
-    """A file's text that goes with the next message."""
-
-    name: str
-    text: str
-    tokens: int
 
 
 @dataclass
@@ -67,7 +60,7 @@ class Chat:
     trims: bool = False
     calls: "Calls | None" = None
     session: "Session | None" = None
-    attachments: list[Attachment] = field(default_factory=list)
+    attachments: "list[Attachment]" = field(default_factory=list)
     turns: list[TurnFigures] = field(default_factory=list)
     last_thinking: str = ""
     used_tokens: int = 0
@@ -75,7 +68,7 @@ class Chat:
     def __post_init__(self) -> None:
         self.at_terminal = sys.stdin.isatty() and sys.stdout.isatty()
         self.folder, self.engine = Path(self.name), cast("Engine", None)
-        self.sequence = cast("Sequence", None)
+        self.sequence = cast("EngineSequence", None)
         self._attempts = 0  # answers to the last message so far
         self._warned = False
 
@@ -120,12 +113,11 @@ class Chat:
                 self.count()
                 self.keep()
 
-    def ask(self, text: str) -> None:
-        """Send a message, with what waits for it, and show the answer."""
+    def ask(self, text: str, files: "Sequence[File]" = ()) -> None:
+        """Send a message, with `files` and those that wait for it, and show the answer."""
         self.ready()
         waiting, self.attachments = self.attachments, []
-        parts = [f"{file.name}:\n\n{file.text}" for file in waiting]
-        self.conversation.ask("\n\n".join([*parts, text]))
+        self.conversation.ask(text, [*files, *(one.file for one in waiting)])
         self._attempts = 0
         self.keep()
         try:
@@ -166,10 +158,12 @@ class Chat:
 
     def recall(self) -> None:
         """Show at a terminal where a session stopped: its last message and answer."""
-        asked = [message.text for message in self.conversation.messages if message.role == "user"]
+        asked = self.conversation.last_asked
         if not self.at_terminal or not asked:
             return
-        print(f"> {shortened(asked[-1], 200)}")
+        print(f"> {shortened(asked.text, 200)}")
+        if asked.files:
+            say(f"(with {printable(', '.join(file.name for file in asked.files))})")
         if not self.conversation.is_answered:
             say("(this message has no answer yet: /regen answers it)")
         elif settings.escape_codes():

@@ -1,12 +1,15 @@
 """The environment variables that localoss reads, all of them here."""
 
 import os
+import re
 import shlex
 from pathlib import Path
 
 from localoss.errors import UsageError
 
 SIMD_NAMES = ("avx512", "vnni", "avx2", "neon", "portable")  # the fastest first
+_SESSION_DISK_BYTES = 4_000_000_000
+_SIZE = re.compile(r"(\d+(?:\.\d+)?(?:e\d+)?)\s*(?:([kmgt])?(i)?b?)?", re.ASCII | re.IGNORECASE)
 _ON, _OFF = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
 
 
@@ -101,6 +104,21 @@ def escape_codes() -> bool:
     NO_COLOR (https://no-color.org) is no reason against them: Rich leaves out colours alone.
     """
     return os.environ.get("TERM") != "dumb"
+
+
+def session_disk() -> int:
+    """LOCALOSS_SESSION_DISK: bytes that the caches of all sessions may take together."""
+    value = os.environ.get("LOCALOSS_SESSION_DISK", "")
+    return size_bytes(value) if value else _SESSION_DISK_BYTES
+
+
+def size_bytes(text: str) -> int:
+    """16GB, 16 GiB, 13e9: a size in bytes. Raises: UsageError."""
+    match = _SIZE.fullmatch(text.strip())
+    if not match or float(match[1]) < 1:
+        raise UsageError(f"{text!r} is no size; write 16GB, 12.5GiB or a number of bytes")
+    power = " kmgt".index((match[2] or " ").lower())
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
 
 
 def encoding_is_given() -> bool:

@@ -163,12 +163,123 @@ def test_sessions_are_listed_shown_and_removed(chat, tmp_path, monkeypatch, caps
     assert not (tmp_path / "sessions" / "trip").exists() and (tmp_path / "sessions" / "b").exists()
 
 
+def names(tmp_path):
+    return sorted(path.parent.name for path in tmp_path.glob("sessions/*/messages.json"))
+
+
+def test_every_chat_is_kept(chat, tmp_path):
+    assert finished(chat("One", arguments=()))[0] == 0
+    (name,) = names(tmp_path)
+    assert messages(tmp_path, name) == [("user", "One"), ("assistant", "Answer 0.")]
+    assert finished(chat("Two", arguments=("--continue",)))[0] == 0
+    assert [text for _, text in messages(tmp_path, name)] == ["One", "Answer 0.", "Two", "Answer 0."]
+    finished(chat("Three", arguments=()))
+    assert len(names(tmp_path)) == 2, "a new one"
+
+
+def test_a_question_is_kept_before_its_answer(chat, tmp_path):
+    process = chat("What was asked", arguments=(), token_s=0.05)
+    ends = time.monotonic() + 30
+    while not names(tmp_path) and time.monotonic() < ends:
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    assert messages(tmp_path, names(tmp_path)[0]) == [("user", "What was asked")]
+    code, out, _ = finished(chat("/regen", arguments=("--continue",)))
+    assert (code, out) == (0, "Answer 0.\n")
+
+
+def test_nothing_stays_of_a_private_chat_or_an_empty_one(chat, tmp_path):
+    code, out, _ = finished(chat("One", "/session", arguments=("--private",)))
+    assert (code, out) == (0, "Answer 0.\n") and not list(tmp_path.glob("sessions/*"))
+    finished(chat("/help", arguments=()))
+    assert not list(tmp_path.glob("sessions/*"))
+    for arguments in (("--private", "--session", "a"), ("--private", "--continue")):
+        code, _, err = finished(chat("One", arguments=arguments))
+        assert code == 2 and "--private were both given; give one of them" in err
+
+
+def test_a_chat_goes_on_where_nothing_can_be_kept(chat, tmp_path):
+    (tmp_path / "sessions").write_text("a file")
+    code, out, err = finished(chat("One", arguments=()))
+    assert (code, out) == (0, "Answer 0.\n") and "(this chat is not kept: " in err
+
+
+def test_sessions_are_named_and_gone_to(chat, tmp_path):
+    (tmp_path / "notes.txt").write_text("Notes that are no title.")
+    lines = [f"/read {tmp_path}/notes.txt", "Where to in May?", "/session my trip", "/session"]
+    _, _, err = finished(chat(*lines, "/clear", "Second chat", "/sessions my-trip", "Three", arguments=()))
+    assert err.count("(session my-trip)") == 2
+    assert "(a new conversation; the one before is session my-trip)" in err
+    other, mine = names(tmp_path)
+    assert mine == "my-trip" and messages(tmp_path, other)[0] == ("user", "Second chat")
+    assert [t for role, t in messages(tmp_path, mine) if role == "user"] == ["Where to in May?", "Three"]
+    _, _, err = finished(chat("/sessions", "/sessions 9", "/sessions nope", "/sessions 2", "/session"))
+    assert err.count("Where to in May?") == 1 and "\n  1  my-trip\n" in err
+    assert "there are 2 sessions" in err and "there is no session nope" in err
+    assert f"(session {other})" in err
+    _, _, err = finished(chat("/session my-trip", arguments=("--session", other)))
+    assert "there is a session my-trip already" in err
+
+
+def test_a_private_chat_can_be_kept_later(chat, tmp_path):
+    finished(chat("One", "/session later", "Two", arguments=("--private",)))
+    assert [text for role, text in messages(tmp_path, "later") if role == "user"] == ["One", "Two"]
+
+
+def test_caches_are_bounded_and_messages_stay(chat, tmp_path, monkeypatch):
+    from localoss.chat import session_store
+
+    for index in range(3):
+        finished(chat("One", arguments=("--session", f"s{index}")))
+    sizes = [session_store._bytes_of(tmp_path / "sessions" / f"s{i}" / "cache") for i in range(3)]
+    monkeypatch.setenv("LOCALOSS_SESSION_DISK", str(sum(sizes) + 10))
+    finished(chat("One", arguments=("--session", "s3")))
+    there = [(tmp_path / "sessions" / f"s{i}" / "cache").exists() for i in range(4)]
+    assert there == [False, True, True, True], "the oldest goes first"
+    assert all(messages(tmp_path, f"s{i}")[0] == ("user", "One") for i in range(4))
+    monkeypatch.setenv("LOCALOSS_SESSION_DISK", "10")
+    code, _, err = finished(chat("Two", "Three", arguments=("--session", "s3")))
+    assert code == 0 and err.count("is not kept, and a restart reads the messages anew") == 1
+    assert not list(tmp_path.glob("sessions/*/cache"))
+    assert len(messages(tmp_path, "s3")) == 6
+
+
+def test_sessions_are_exported(chat, tmp_path, monkeypatch, capsys):
+    from localoss import cli
+
+    monkeypatch.setenv("LOCALOSS_HOME", str(tmp_path))
+    (tmp_path / "notes.txt").write_text("Some ``` notes.")
+    saved = [tmp_path / f"saved.{kind}" for kind in ("md", "txt", "json")]
+    lines = [f"/read {tmp_path}/notes.txt", "One", *(f"/save {path}" for path in saved)]
+    _, _, err = finished(chat(*lines, f"/save {saved[0]}", f"/save {tmp_path}/notes.txt"))
+    assert "notes.txt: holds something else" in err and err.count(f"messages in {saved[0]})") == 2
+    text = saved[0].read_text()
+    assert "## You\n\n`notes.txt`\n\n````\nSome ``` notes.\n````\n\nOne\n\n## Answer\n\nAnswer 0.\n" in text
+    assert "You:\nnotes.txt:\n\nSome ``` notes.\n\nOne\n\nAnswer:\nAnswer 0.\n" in saved[1].read_text()
+    assert json.loads(saved[2].read_text())["messages"][0]["text"] == "One"
+    for path in saved:
+        out = tmp_path / f"out{path.suffix}"
+        assert cli.main(["sessions", "export", "trip", str(out)]) == 0
+        assert out.read_text().splitlines()[1:] == path.read_text().splitlines()[1:] or path == saved[2]
+    capsys.readouterr()
+    assert cli.main(["sessions", "export", "trip"]) == 0
+    assert "## You" in capsys.readouterr().out
+    assert cli.main(["sessions", "export", "trip", "--format", "doc"]) == 2
+    assert cli.main(["sessions"]) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines()[0].startswith("trip") and "One" in out and "caches may take 4.00 GB" in err
+
+
 def kill_and_resume(tmp_path, kills, seed):
-    """Kill a chat at random moments again and again; every time, see what the next one finds."""
+    """Kill a chat at random moments again and again; every time, see what the next one finds.
+
+    The first has no option: every chat is kept.
+    """
     rng, told, asked = random.Random(seed), [], 0
     for kill in range(kills):
         terminal = scripted_chat(
-            tmp_path, "--session", "trip", answers=ANSWERS, token_s=0.003, prefill_s=0.05
+            tmp_path, *(["--continue"] if told else []), answers=ANSWERS, token_s=0.003, prefill_s=0.05
         )
         started = time.monotonic()
         terminal.wait_for("tokens", where=terminal.status)  # the status, once all is loaded
@@ -185,8 +296,8 @@ def kill_and_resume(tmp_path, kills, seed):
         text = terminal.everything()
         terminal.close()
         assert "set aside" not in text and "Traceback" not in text, text
-        path = tmp_path / "sessions" / "trip" / "messages.json"
-        now = messages(tmp_path) if path.exists() else []
+        (name,) = {path.parent.name for path in tmp_path.glob("sessions/*/messages.json")} or {None}
+        now = messages(tmp_path, name) if name else []
         assert now[: len(told)] == told, "all that was there"
         said = [message for role, message in now if role == "user"]
         answered = sum(role == "assistant" for role, _ in now)

@@ -1,18 +1,15 @@
 """Conversations that outlive the program: a folder each, with the messages as a file that people can read."""
 
 import contextlib
-import datetime
 import hashlib
 import os
-import re
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from localoss import settings
-from localoss.chat import transcript
+from localoss.chat import session_store, transcript
 from localoss.chat.conversation import Conversation
+from localoss.chat.session_store import BUSY, CACHE, MESSAGES, SET_ASIDE, folder_of
 from localoss.errors import GpuError, LocalossError, UsageError
 from quant.format import disk
 from quant.format.layout import MANIFEST
@@ -21,37 +18,24 @@ if TYPE_CHECKING:
     from localoss.engine.engine import Engine, Sequence
     from localoss.engine.saved_cache import SavedCache
 
-MESSAGES = "messages.json"
-_CACHE, _SET_ASIDE = "cache", "cache-set-aside"
-_NAME = re.compile(r"\w[\w.-]{0,63}", re.ASCII)
-_BUSY = "another localoss has this session open; leave it there first, or give another name"
-
-
-@dataclass(frozen=True)
-class Listed:
-    """A session on disk. problem: why its messages can't be read, if so."""
-
-    name: str
-    model: str
-    messages: int
-    bytes: int
-    changed: datetime.datetime
-    problem: str | None = None
-
 
 class Session:
-    """A session that is open: locked until `close`. `conversation` is None if it is a new one."""
+    """A session that is open: locked until `close`. `conversation` is None if it is a new one.
 
-    def __init__(self, name: str) -> None:
+    name None: a new one, named by the time. Nothing stays of a session in which nothing was said.
+    """
+
+    def __init__(self, name: str | None = None) -> None:
         """Raises: UsageError for a bad name or damaged messages, BusyError if another program has it."""
-        self.name, self.folder = name, folder_of(name)
+        self.name = session_store.new_name() if name is None else name
+        self.folder = folder_of(self.name)
         self.conversation: Conversation | None = None
         self.model: str | None = None
         self._held = contextlib.ExitStack()
         self._cache: SavedCache | None = None
         self._saved = b""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._held.enter_context(disk.locked(self.folder, _BUSY))
+        self._held.enter_context(disk.locked(self.folder, BUSY))
         try:
             if (self.folder / MESSAGES).exists():
                 self.conversation, self.model = transcript.read(self.folder / MESSAGES)
@@ -61,6 +45,29 @@ class Session:
 
     def close(self) -> None:
         self._held.close()
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()  # only an empty one goes
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether there is anything to go on with."""
+        return (self.folder / MESSAGES).exists()
+
+    def rename(self, name: str) -> None:
+        """Go on under another name. Raises: UsageError if that is none, or taken."""
+        folder = folder_of(name)
+        if folder.exists():
+            raise UsageError(f"there is a session {name} already; /sessions {name} opens it")
+        self._held.close()  # Windows renames no folder in which a file is open
+        try:
+            os.replace(self.folder, folder)
+            self.name, self.folder = name, folder
+            if self._cache is not None:
+                self._cache.folder = folder / CACHE
+        except OSError as error:
+            raise UsageError(f"session {self.name} keeps its name ({error.strerror or error})") from None
+        finally:
+            self._held.enter_context(disk.locked(self.folder, BUSY))
 
     def save_messages(self, conversation: Conversation, model: str) -> None:
         """Write the messages, if they changed: all or nothing, and on the disk before it returns.
@@ -92,8 +99,12 @@ class Session:
             identity,
         )
 
-        digest = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
-        self._cache = SavedCache(self.folder / _CACHE, identity(digest, engine.config, engine.kv_dtype))
+        try:
+            digest = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+        except OSError:  # nothing tells this model from others: its cache would be of no use
+            self._cache = None
+            return None
+        self._cache = SavedCache(self.folder / CACHE, identity(digest, engine.config, engine.kv_dtype))
         try:
             self._cache.load(sequence, engine.context_tokens)
         except GpuError as error:
@@ -101,10 +112,10 @@ class Session:
             return f"the GPU is lost ({error}); the conversation is read anew"
         except (UnusableCacheError, OSError) as error:
             sequence.restore([], [])
-            aside = self.folder / _SET_ASIDE
+            aside = self.folder / SET_ASIDE
             shutil.rmtree(aside, ignore_errors=True)
             with contextlib.suppress(OSError):
-                os.replace(self.folder / _CACHE, aside)
+                os.replace(self.folder / CACHE, aside)
             return (
                 f"the saved cache of session {self.name} is set aside: {error}; the conversation is read anew"
             )
@@ -121,74 +132,16 @@ class Session:
         except GpuError as error:  # what was saved before is true still
             return f"the cache of session {self.name} is not saved, for the GPU is lost ({error})"
         except OSError as error:
-            shutil.rmtree(self.folder / _CACHE, ignore_errors=True)  # it makes room, too
+            shutil.rmtree(self.folder / CACHE, ignore_errors=True)  # it makes room, too
             self._cache = None
             return (
                 f"the cache of session {self.name} cannot be saved ({error.strerror}): "
                 "the messages are, and a restart reads them anew"
             )
+        if not session_store.bound_caches(self.name):
+            self._cache = None
+            return (
+                f"the cache of session {self.name} alone is larger than all may be together "
+                "(session_disk, see `localoss config`): it is not kept, and a restart reads the messages anew"
+            )
         return None
-
-
-def folder_of(name: str) -> Path:
-    """Raises: UsageError for a name that is none."""
-    if not _NAME.fullmatch(name):
-        raise UsageError(
-            f"{name!r} cannot be a session's name: use up to 64 letters, digits, '.', '_' and '-'"
-        )
-    return sessions_folder() / name
-
-
-def sessions_folder() -> Path:
-    return settings.home() / "sessions"
-
-
-def sessions() -> list[Listed]:
-    """All sessions, the last used first."""
-    folder = sessions_folder()
-    paths = [path for path in folder.iterdir() if (path / MESSAGES).is_file()] if folder.is_dir() else []
-    return sorted(map(_listed, paths), key=lambda session: session.changed, reverse=True)
-
-
-def last_session() -> str:
-    """The name of the one that was used last. Raises: UsageError if there is none."""
-    there = sessions()
-    if not there:
-        raise UsageError("there is no session to continue; localoss chat --session NAME begins one")
-    return there[0].name
-
-
-def read_session(name: str) -> tuple[Conversation, str]:
-    """A session's messages and model. Raises: UsageError if there is no such session."""
-    path = folder_of(name) / MESSAGES
-    if not path.exists():
-        raise UsageError(f"there is no session {name}; `localoss sessions list` shows what is there")
-    return transcript.read(path)
-
-
-def remove_session(name: str) -> int:
-    """Remove a session for good, and give how many bytes it had.
-
-    Raises: UsageError if there is none, BusyError while a program has it open.
-    """
-    folder = folder_of(name)
-    if not folder.is_dir():
-        raise UsageError(f"there is no session {name}; `localoss sessions list` shows what is there")
-    size = _bytes_of(folder)
-    with disk.locked(folder, _BUSY):
-        shutil.rmtree(folder)
-    return size
-
-
-def _listed(path: Path) -> Listed:
-    changed = datetime.datetime.fromtimestamp((path / MESSAGES).stat().st_mtime, datetime.UTC)
-    size = _bytes_of(path)
-    try:
-        conversation, model = transcript.read(path / MESSAGES)
-    except UsageError as error:
-        return Listed(path.name, "", 0, size, changed, str(error))
-    return Listed(path.name, model, len(conversation.messages), size, changed)
-
-
-def _bytes_of(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-import re
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
@@ -12,6 +11,7 @@ import typer
 
 from localoss.errors import LocalossError, UsageError
 from localoss.options import LoadOptions, SamplingParams
+from localoss.settings import size_bytes
 
 
 class Effort(StrEnum):
@@ -62,6 +62,16 @@ def _complete_model(incomplete: str) -> list[str]:
         return []
 
 
+def complete_session(incomplete: str) -> list[str]:
+    """What the shell offers for the name of a session."""
+    from localoss.chat.session_store import sessions
+
+    try:
+        return [one.name for one in sessions() if one.name.startswith(incomplete)]
+    except (LocalossError, OSError):
+        return []
+
+
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL_HELP, autocompletion=_complete_model)]
 PullName = Annotated[
     str,
@@ -95,18 +105,6 @@ TopP = Annotated[float, typer.Option(metavar="P", min=0, max=1, help=_TOP_P_HELP
 TopK = Annotated[int, typer.Option(metavar="K", min=0, help="Draw from the K likeliest tokens; 0: from all.")]
 MinP = Annotated[float, typer.Option(metavar="P", min=0, max=1, help=_MIN_P_HELP)]
 Seed = Annotated[int | None, typer.Option(metavar="N", min=0, help="The same seed gives the same answer.")]
-
-_SIZE = re.compile(r"(\d+(?:\.\d+)?(?:e\d+)?)\s*(?:([kmgt])?(i)?b?)?", re.ASCII | re.IGNORECASE)
-
-
-def size_bytes(text: str) -> int:
-    """16GB, 16 GiB, 13e9: a size in bytes. Raises: UsageError."""
-    match = _SIZE.fullmatch(text.strip())
-    if not match or float(match[1]) < 1:
-        raise UsageError(f"{text!r} is no size; write 16GB, 12.5GiB or a number of bytes")
-    power = " kmgt".index((match[2] or " ").lower())
-    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
-
 
 Context = Annotated[
     int | None,

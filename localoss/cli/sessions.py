@@ -1,25 +1,38 @@
-"""`localoss sessions`: the conversations that `localoss chat --session` keeps."""
+"""`localoss sessions`: the conversations that `localoss chat` keeps."""
 
 import json
+import shutil
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from localoss.cli.options import AsJson
+from localoss.cli.options import AsJson, complete_session
 from localoss.cli.progress import size_text
-from localoss.cli.terminal import printable
+from localoss.cli.terminal import printable_at_terminal, say
 from localoss.errors import UsageError
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, show and remove kept chats.")
-SessionName = Annotated[str, typer.Argument(metavar="NAME", help="A session's name.")]
+app = typer.Typer(rich_markup_mode=None, help="List, show, export and remove kept chats.")
+SessionName = Annotated[
+    str, typer.Argument(metavar="NAME", help="A session's name.", autocompletion=complete_session)
+]
+
+
+@app.callback(invoke_without_command=True)
+def sessions_of(context: typer.Context, as_json: AsJson = False) -> None:
+    """List, show, export and remove kept chats; without a command, list them."""
+    if context.invoked_subcommand is None:
+        list_sessions(as_json)
 
 
 @app.command("list")
 def list_sessions(as_json: AsJson = False) -> None:
     """List the sessions, the last used first."""
-    from localoss.chat.session import sessions
+    from localoss import settings
+    from localoss.chat.session_store import sessions
+    from localoss.cli.chat.kept import listing
 
     there = sessions()
     if as_json:
@@ -27,37 +40,69 @@ def list_sessions(as_json: AsJson = False) -> None:
         typer.echo(json.dumps({"sessions": listed}, indent=2))
         return
     if not there:
-        typer.echo("no session yet; `localoss chat --session NAME` begins one")
-    width = max((len(session.name) for session in there), default=0)
-    for session in there:
-        changed = f"{session.changed.astimezone():%Y-%m-%d %H:%M}"
-        what = session.problem or f"{session.messages:>4} messages  {session.model}"
-        typer.echo(f"{session.name.ljust(width)}  {changed}  {size_text(session.bytes):>8}  {what}")
+        typer.echo("no session yet; `localoss chat` begins one")
+        return
+    for line in listing(there, shutil.get_terminal_size((120, 24)).columns):
+        typer.echo(line)
+    total = size_text(sum(session.bytes for session in there))
+    say(f"{total} in all; caches may take {size_text(settings.session_disk())} (LOCALOSS_SESSION_DISK)")
 
 
 @app.command()
 def show(name: SessionName, as_json: AsJson = False) -> None:
     """Print a session's messages."""
     from localoss.chat import transcript
-    from localoss.chat.session import read_session
+    from localoss.chat.session_store import read_session
 
     conversation, model = read_session(name)
     if as_json:
         typer.echo(transcript.to_json(conversation, model).decode(), nl=False)
         return
     for message in conversation.messages:
-        text = printable(message.text) if sys.stdout.isatty() else message.text
-        typer.echo(f"{message.role}:\n{text}\n")
+        typer.echo(printable_at_terminal(f"{message.role}:\n{message.content}\n"))
+
+
+@app.command()
+def export(
+    name: SessionName,
+    file: Annotated[
+        Path | None, typer.Argument(metavar="FILE", help="FILE.md, .txt or .json; without it, stdout.")
+    ] = None,
+    form: Annotated[
+        str | None, typer.Option("--format", metavar="md|txt|json", help="What stdout gets; md by default.")
+    ] = None,
+) -> None:
+    """Write a session's messages to a file: Markdown, plain text or JSON."""
+    from localoss.chat import export
+    from localoss.chat.session_store import read_session
+
+    conversation, model = read_session(name)
+    if form is not None and form not in export.FORMATS:
+        raise UsageError(f"--format is {form!r}; use {', '.join(export.FORMATS)}")
+    if file is None:
+        typer.echo(
+            printable_at_terminal(export.FORMATS[form or "md"](conversation, model).decode()), nl=False
+        )
+    elif form is not None and form != export.format_of(file):
+        raise UsageError(
+            f"--format is {form}, and {file} asks for {export.format_of(file)}; leave --format out"
+        )
+    else:
+        export.write(conversation, model, file)
+        typer.echo(f"{len(conversation.messages)} messages in {file}")
 
 
 @app.command()
 def rm(
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Names of sessions.")],
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="NAME...", help="Names of sessions.", autocompletion=complete_session),
+    ],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Remove sessions for good."""
-    from localoss.chat.session import read_session, remove_session
+    from localoss.chat.session_store import read_session, remove_session
 
     if not yes:
         if not sys.stdin.isatty():

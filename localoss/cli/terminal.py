@@ -29,6 +29,11 @@ def printable(text: str) -> str:
     return _CONTROL.sub("", text)
 
 
+def printable_at_terminal(text: str) -> str:
+    """`text` for stdout: as it is for a file or a pipe, and without control characters for a terminal."""
+    return printable(text) if sys.stdout.isatty() else text
+
+
 class AnswerPrinter:
     """Writes a turn as it comes: the final message to `out`, everything before it to `aside`, dimmed.
 

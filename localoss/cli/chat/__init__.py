@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from localoss.cli import options
+from localoss.cli.terminal import say
 from localoss.errors import UsageError
 from localoss.options import LoadOptions, SamplingParams
 
@@ -46,10 +47,14 @@ ChatEffort = Annotated[
 SessionOption = Annotated[
     str | None,
     typer.Option(
-        "--session", metavar="NAME", help="A conversation that is kept: begin it, or go on with it."
+        "--session",
+        metavar="NAME",
+        help="Begin a session of this name, or go on with it.",
+        autocompletion=options.complete_session,
     ),
 ]
 ContinueOption = Annotated[bool, typer.Option("--continue", help="Go on with the session used last.")]
+PrivateOption = Annotated[bool, typer.Option("--private", help="Keep nothing of this chat.")]
 
 
 @options.takes_load_options
@@ -65,6 +70,7 @@ def chat(
     tools: ToolsOption = None,
     session: SessionOption = None,
     continued: ContinueOption = False,
+    private: PrivateOption = False,
     *,
     sampling: SamplingParams,
     loading: LoadOptions,
@@ -72,6 +78,7 @@ def chat(
     """Talk with a model; /help lists what can be typed besides text.
 
     Without MODEL, the session's, the one that is installed, or the demo model that comes with localoss.
+    Every chat is kept as a session, written as it goes; `localoss sessions` lists them.
     """
     from localoss.cli.chat import commands
     from localoss.cli.chat.start import Start
@@ -89,7 +96,7 @@ def chat(
     def begin(start: Start) -> None:
         talk.use(*load(name, progress=start.show, notice=start.note), start.note)
 
-    kept = _open_session(session, continued)
+    kept = _open_session(session, continued, private)
     conversation = _conversation(kept, effort, options.instructions(system, system_file))
     calls = _calls(tools) if tools else None
     if calls:
@@ -118,7 +125,10 @@ def chat(
             talk.tell(said)
         talk.tell(f"{talk.title} · /help for help")
         talk.recall()
-        talk.hold(messages, commands.obey)
+        try:
+            talk.hold(messages, commands.obey)
+        finally:
+            talk.leave_session()
 
 
 def _calls(path: Path) -> "Calls":
@@ -130,15 +140,24 @@ def _calls(path: Path) -> "Calls":
     return Calls(read_tool_file(path), ask_at_terminal if at_terminal else None)
 
 
-def _open_session(name: str | None, continued: bool) -> "Session | None":
-    """Raises: UsageError, BusyError."""
-    if name is None and not continued:
-        return None
-    from localoss.chat.session import Session, last_session
+def _open_session(name: str | None, continued: bool, private: bool) -> "Session | None":
+    """None for a chat that isn't kept. Raises: UsageError, BusyError."""
+    from localoss.chat.session import Session
+    from localoss.chat.session_store import last_session
 
-    if name is not None and continued:
-        raise UsageError("--session and --continue were both given; give one of them")
-    return Session(name if name is not None else last_session())
+    given = {"--session": name is not None, "--continue": continued, "--private": private}
+    if sum(given.values()) > 1:
+        both = " and ".join(option for option, is_given in given.items() if is_given)
+        raise UsageError(f"{both} were both given; give one of them")
+    if private:
+        return None
+    try:
+        return Session(last_session() if continued else name)
+    except OSError as error:
+        if name is not None or continued:
+            raise
+        say(f"(this chat is not kept: {error.filename}: {error.strerror})")
+        return None
 
 
 def _conversation(

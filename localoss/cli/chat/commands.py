@@ -6,11 +6,10 @@ import shutil
 import textwrap
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from localoss.chat import harmony, transcript
-from localoss.cli.chat import attachments, outside
+from localoss.chat import harmony
+from localoss.cli.chat import attachments, kept, outside
 from localoss.cli.chat.figures import context_parts, context_picture, turns_table
 from localoss.cli.chat.talk import Chat, Leave, shortened
 from localoss.cli.terminal import printable, say
@@ -89,12 +88,6 @@ def _system(chat: Chat, text: str) -> None:
     say(f"(instructions: {chat.conversation.setup.instructions or 'none'})")
 
 
-def _clear(chat: Chat, _: str) -> None:
-    chat.conversation.clear()
-    chat.attachments.clear()
-    say("(a new conversation)")
-
-
 def _regen(chat: Chat, _: str) -> None:
     if not chat.conversation.drop_answer():
         raise UsageError("there is nothing to answer yet")
@@ -132,25 +125,6 @@ def _context(chat: Chat, _: str) -> None:
     say(context_picture(context_parts(chat.conversation, waiting), chat.engine.context_tokens))
     if chat.conversation.left_out:
         say(f"{chat.conversation.left_out} oldest messages are left out (--trim oldest)")
-
-
-def _save(chat: Chat, name: str) -> None:
-    path = _file(name, "/save FILE")
-    if path.exists():
-        _check_ours(path)
-    try:
-        path.write_bytes(transcript.to_json(chat.conversation, str(chat.folder)))
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror or error}") from None
-    say(f"({len(chat.conversation.messages)} messages in {path})")
-
-
-def _load(chat: Chat, name: str) -> None:
-    conversation, _ = transcript.read(_file(name, "/load FILE"))
-    chat.conversation.setup = conversation.setup
-    chat.conversation.messages = conversation.messages
-    chat.conversation.left_out = conversation.left_out
-    say(f"({len(conversation.messages)} messages, effort {conversation.setup.effort})")
 
 
 def _set(chat: Chat, argument: str) -> None:
@@ -237,20 +211,6 @@ def _exit(_chat: Chat, _: str) -> None:
     raise Leave
 
 
-def _file(name: str, usage: str) -> Path:
-    if not name:
-        raise UsageError(f"which file? {usage}")
-    return Path(name.strip("\"'")).expanduser()
-
-
-def _check_ours(path: Path) -> None:
-    """Raises: UsageError if `path` is a file of another kind, which must not be lost."""
-    try:
-        transcript.read(path)
-    except UsageError:
-        raise UsageError(f"{path}: holds something else; name a new file") from None
-
-
 def _shown(value: Any) -> str:
     return "none" if value is None else json.dumps(value)
 
@@ -271,7 +231,7 @@ COMMANDS = {
         lambda: ("show", "hide", "last"),
     ),
     "system": Command(_system, "TEXT", 'instructions to the model; "" for none, alone: what they are'),
-    "clear": Command(_clear, "", "a new conversation"),
+    "clear": Command(kept.clear, "", "a new conversation; the one before is kept"),
     "regen": Command(_regen, "", "another answer to your last message"),
     "undo": Command(_undo, "", "take your last message and its answer back"),
     "edit": Command(_edit, "", "change your last message in $EDITOR and send it again"),
@@ -284,8 +244,12 @@ COMMANDS = {
     "drop": Command(attachments.drop, "NAME", "a file that waits does not go with it; all: none does"),
     "stats": Command(_stats, "", "tokens and speed of each turn"),
     "context": Command(_context, "", "what fills the context"),
-    "save": Command(_save, "FILE", "write the conversation to a file", None),
-    "load": Command(_load, "FILE", "go on from a file that /save wrote", None),
+    "session": Command(kept.session, "NAME", "name this session; alone: which one it is"),
+    "sessions": Command(
+        kept.list_or_open, "NAME", "go on with another session; alone: all of them", kept.names
+    ),
+    "save": Command(kept.save, "FILE", "write the conversation to FILE.md, .txt or .json", None),
+    "load": Command(kept.load, "FILE", "go on from a JSON file that /save wrote", None),
     "set": Command(
         _set, "NAME VALUE", "sampling options as on the command line; alone: all of them", lambda: _NUMBERS
     ),

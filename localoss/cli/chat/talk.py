@@ -75,8 +75,14 @@ class Chat:
     def use(self, folder: Path, engine: "Engine", note: Callable[[str], None] = say) -> None:
         """Go on with a model that is loaded; `note` is told what became of the session's cache."""
         self.folder, self.engine = folder, engine
-        self.sequence = engine.sequence(seed=self.sampling.seed)
-        problem = self.session and self.session.attach(folder, engine, self.sequence)
+        self.follow(note)
+
+    def follow(self, note: Callable[[str], None] = say) -> None:
+        """Go on with the session's cache, if there is one."""
+        if self.engine is None:
+            return
+        self.sequence = self.engine.sequence(seed=self.sampling.seed)
+        problem = self.session and self.session.attach(self.folder, self.engine, self.sequence)
         self.count()
         if problem:
             note(f"({problem})")
@@ -178,12 +184,21 @@ class Chat:
         print(text, file=sys.stdout if self.at_terminal else sys.stderr, flush=True)
 
     def keep(self) -> None:
-        """Save the messages of a session."""
-        if self.session:
+        """Save the messages of a session, once there are some."""
+        if self.session and (self.conversation.messages or self.session.is_kept):
             try:
                 self.session.save_messages(self.conversation, self.model)
             except LocalossError as error:
                 say(f"error: {error}")
+
+    def leave_session(self) -> None:
+        """Close the session; at a terminal, say how to go on with it."""
+        if self.session:
+            is_kept, name = self.session.is_kept, self.session.name
+            self.session.close()
+            if is_kept and self.at_terminal:
+                say(f"(kept as session {name}: `localoss chat --session {name}` goes on)")
+            self.session = None
 
     @property
     def model(self) -> str:

@@ -143,12 +143,10 @@ def test_logprobs_end_with_the_text(served):
     [
         ({"model": "gpt-9"}, "The model `gpt-9` does not exist; this server has `tiny`", "model_not_found"),
         ({"logit_bias": {"5": 1}}, "logit_bias isn't supported", "unsupported_parameter"),
-        ({"colour": 1}, "Unrecognized request argument supplied: colour", "unknown_parameter"),
         ({"temperature": 3}, "temperature: ", "invalid_value"),
         ({"reasoning_effort": "extreme"}, "reasoning_effort: ", "invalid_value"),
         ({"messages": []}, "messages: ", "invalid_value"),
         ({"messages": None}, "messages: ", "invalid_value"),
-        ({"messages": [{"role": "tool", "tool_call_id": "x"}]}, "isn't that of a call", None),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "reads text only", None),
         ({"response_format": {"type": "json_schema"}}, "needs json_schema.schema", None),
         ({"tool_choice": "required"}, "there are no tools", None),

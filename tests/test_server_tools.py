@@ -171,7 +171,8 @@ def test_tool_choice(served):
         ([tool("x", {"type": "banana"})], "function 'x': the JSON schema can't be followed: Invalid type"),
         ([tool("x", {"type": "object", "properties": 3})], "function 'x': the JSON schema can't be followed"),
         ([tool("x", {"not": {}}, strict=True)], "can't be followed: Unimplemented keys"),
-        ([{"type": "web_search"}], "tool type 'web_search' isn't supported"),
+        ([{"type": "namespace", "name": "x"}], "needs a name and tools"),
+        ([{"type": "custom"}], "needs a name"),
     ],
 )
 def test_tools_that_cannot_be(served, tools, says):

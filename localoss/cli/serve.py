@@ -28,6 +28,17 @@ CorsOrigin = Annotated[
     typer.Option(metavar="ORIGIN", help="A web origin whose pages may ask; may be repeated."),
 ]
 
+AllowedHost = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        help="A name that clients reach this machine by, such as host.docker.internal; may be repeated.",
+    ),
+]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Refuse fields that aren't known, instead of naming them.")
+]
+
 
 @options.takes_load_options
 def serve(
@@ -38,6 +49,8 @@ def serve(
     conversations: Conversations = 4,
     queue: Queue = 64,
     cors_origin: CorsOrigin = None,
+    allowed_host: AllowedHost = None,
+    strict: Strict = False,
     think_budget: options.ThinkBudget = None,
     *,
     loading: LoadOptions,
@@ -76,6 +89,8 @@ def serve(
             host=host,
             api_key=key,
             cors_origins=cors_origin or (),
+            allowed_hosts=allowed_host or (),
+            strict=strict,
             conversations=conversations,
             queue=queue,
             think_budget=think_budget,

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from localoss import __version__
 from localoss.server.chat import api as chat_api
 from localoss.server.completions import api as completions_api
-from localoss.server.core import errors
+from localoss.server.core import errors, fields
 from localoss.server.core.guard import Guard
 from localoss.server.core.schemas import ErrorBody
 from localoss.server.core.service import Service
@@ -26,8 +26,12 @@ def build_app(
     hosts: Collection[str] | None,
     api_key: str | None = None,
     cors_origins: Sequence[str] = (),
+    strict: bool = False,
 ) -> FastAPI:
-    """The application on `service`. hosts: see Guard. cors_origins: web pages that may ask."""
+    """The application on `service`. hosts: see Guard. cors_origins: web pages that may ask.
+
+    strict: refuse fields that aren't known, rather than name them.
+    """
 
     app = FastAPI(
         title="localoss",
@@ -36,11 +40,13 @@ def build_app(
         redoc_url=None,
         responses={"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}},
     )
-    app.state.service = service
-    _name_the_model(app, service.model)
-    errors.install(app)
+    app.state.service, app.state.strict = service, strict
+    app.state.ignored_names = set()  # those that the log has been told of
     for part in (router, chat_api.router, responses_api.router, completions_api.router):
         app.include_router(part)
+    _name_the_model(app, service.model)
+    errors.install(app)
+    app.add_middleware(_Methods)
     app.add_middleware(_Counted, service=service)
     app.add_middleware(Guard, hosts=hosts, api_key=api_key)
     if cors_origins:
@@ -101,6 +107,22 @@ def _model(service: Service) -> dict[str, Any]:
     }
 
 
+class _Methods:
+    """ASGI middleware for the methods that every path has: HEAD is GET without a body."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "OPTIONS":
+            allowed = {"Allow": "GET, HEAD, POST, DELETE, OPTIONS"}
+            await Response(status_code=204, headers=allowed)(scope, receive, send)
+        elif scope["type"] == "http" and scope["method"] == "HEAD":
+            await self._app({**scope, "method": "GET"}, receive, send)  # the server sends no body to HEAD
+        else:
+            await self._app(scope, receive, send)
+
+
 class _Counted:
     """ASGI middleware that counts requests by path and status."""
 
@@ -113,6 +135,7 @@ class _Counted:
                 route = scope.get("route")
                 path = getattr(route, "path", "other")  # the template, so that names don't multiply
                 self._requests.labels(path, str(message["status"])).inc()
+                message["headers"] = [*message.get("headers", []), *fields.header_of(scope)]
             await send(message)
 
         await self._app(scope, receive, counting if scope["type"] == "http" else send)

@@ -50,6 +50,8 @@ def serve(
     host: str,
     api_key: str | None,
     cors_origins: Sequence[str],
+    allowed_hosts: Sequence[str] = (),
+    strict: bool = False,
     conversations: int,
     queue: int,
     think_budget: int | None,
@@ -59,6 +61,7 @@ def serve(
     """Serve until SIGTERM or Ctrl-C; then finish what runs, refuse what waits, and return.
 
     A second one cuts short what runs. think_budget: of requests that give none.
+    allowed_hosts: other names that clients on this machine reach it by. strict: refuse unknown fields.
     responses: the file that stored responses are kept in.
     listening: told the base URL once requests are taken.
     """
@@ -66,8 +69,8 @@ def serve(
     worker = Worker(queue)
     pool, store = SequencePool(engine, conversations), ResponseStore(responses)
     service = Service(engine, model, worker, pool, store, think_budget)
-    hosts = {*LOOPBACK, host} if host in LOOPBACK else None  # elsewhere there is a key
-    app = build_app(service, hosts=hosts, api_key=api_key, cors_origins=cors_origins)
+    hosts = {*LOOPBACK, host, *allowed_hosts} if host in LOOPBACK else None  # elsewhere there is a key
+    app = build_app(service, hosts=hosts, api_key=api_key, cors_origins=cors_origins, strict=strict)
     config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", server_header=False)
     name = f"[{host}]" if ":" in host else host
     url = f"http://{name}:{bound.getsockname()[1]}/v1"

@@ -15,15 +15,15 @@ from localoss.server.chat.prompts import (
     JSON_OBJECT,
     Format,
     convert_messages,
-    parse_functions,
     rules_for,
     split_instructions,
 )
-from localoss.server.chat.schemas import NEUTRAL, ChatRequest, NamedTool, ResponseFormat
+from localoss.server.chat.schemas import NEUTRAL, ChatRequest, ResponseFormat
 from localoss.server.core.answering import Done, Question, Text, Usage
 from localoss.server.core.errors import ApiError
+from localoss.server.core.fields import note_unknown
 from localoss.server.core.logprobs import chat_logprobs
-from localoss.server.core.schemas import STREAMS, refuse_unless, stops_of
+from localoss.server.core.schemas import STREAMS, effort_of, refuse_unless, stops_of
 from localoss.server.core.service import (
     Service,
     client_of,
@@ -33,6 +33,7 @@ from localoss.server.core.service import (
     unless_gone,
 )
 from localoss.server.core.threads import aside
+from localoss.server.core.toolbox import Toolbox, open_toolbox
 
 router = APIRouter()
 
@@ -42,27 +43,37 @@ async def create_chat_completion(body: ChatRequest, request: Request) -> Respons
     service: Service = request.app.state.service
     refuse_unless(body, NEUTRAL)
     service.check_model(body.model)
-    questions = await _questions(service, body)
+    toolbox = await _toolbox(body)
+    note_unknown(body, request, toolbox.left_out)
+    questions = await _questions(service, body, toolbox)
     client = client_of(request, body)
     first = service.ask(questions[0], client)
-    completion = _Completion(service, body, client)
+    completion = _Completion(service, body, client, toolbox)
     if body.stream:
         return event_stream(completion.chunks(questions, first), named=False, last="[DONE]")
     return await unless_gone(request, completion.whole(questions, first))
 
 
-async def _questions(service: Service, body: ChatRequest) -> list[Question]:
+async def _toolbox(body: ChatRequest) -> Toolbox:
+    """The tools, of the older fields `functions` and `function_call` where there are no others."""
+    if body.tools or not body.functions:
+        return (await aside(open_toolbox, body.tools or [])).choose(body.tool_choice)
+    choice = body.function_call
+    if isinstance(choice, dict):
+        choice = {"type": "function", "function": choice}
+    return (await aside(open_toolbox, body.functions)).choose(choice)
+
+
+async def _questions(service: Service, body: ChatRequest, toolbox: Toolbox) -> list[Question]:
     """One question for each choice. Raises: ApiError."""
-    functions, strict = await aside(parse_functions, body.tools or [])
     wanted = _format(body.response_format)
-    choice = body.tool_choice
-    choice_name = choice.function.name if isinstance(choice, NamedTool) else choice
-    rules = await aside(rules_for, functions, strict, choice_name, wanted)
-    rules = replace(rules, think_budget=service.think_budget(body.think_budget))
+    rules = await aside(rules_for, toolbox, wanted)
+    effort = _effort(body)
+    rules = replace(rules, think_budget=service.think_budget(body.think_budget, effort))
     instructions, messages = split_instructions(convert_messages(body.messages, service.thoughts))
     if wanted:
         instructions.append(wanted.instructions)
-    setup = ChatSetup(body.reasoning_effort or "medium", "\n\n".join(instructions) or None, functions)
+    setup = ChatSetup(effort_of(effort), "\n\n".join(instructions) or None, toolbox.functions)
     prompt = await service.prompt(setup, messages, "messages")
     limit = body.max_completion_tokens or body.max_tokens
     top = (body.top_logprobs or 0) if body.logprobs else 0
@@ -76,6 +87,16 @@ async def _questions(service: Service, body: ChatRequest) -> list[Question]:
         )
         for index in range(body.n or 1)
     ]
+
+
+def _effort(body: ChatRequest) -> str | None:
+    """The effort, wherever a client says it."""
+    options, reasoning = body.chat_template_kwargs, body.reasoning
+    return (
+        body.reasoning_effort
+        or (reasoning.effort if reasoning else None)
+        or (options.reasoning_effort if options else None)
+    )
 
 
 def _format(wanted: ResponseFormat | None) -> Format | None:
@@ -94,8 +115,9 @@ def _format(wanted: ResponseFormat | None) -> Format | None:
 class _Completion:
     """One request's answer, in OpenAI's words."""
 
-    def __init__(self, service: Service, body: ChatRequest, client: str) -> None:
+    def __init__(self, service: Service, body: ChatRequest, client: str, toolbox: Toolbox) -> None:
         self._service, self._body, self._client = service, body, client
+        self._words = _Words(toolbox, is_older=bool(body.functions and not body.tools))
         self._base = {
             "id": f"chatcmpl-{secrets.token_hex(12)}",
             "created": int(time.time()),
@@ -106,7 +128,7 @@ class _Completion:
         choices, usages = [], []
         for index, question in enumerate(questions):
             job = first if index == 0 else self._service.ask(question, self._client, follows=True)
-            message = _Message()
+            message = _Message(self._words)
             async for piece in job.items():
                 message.add(piece)
                 if isinstance(piece, Done):
@@ -129,12 +151,12 @@ class _Completion:
                 elif isinstance(piece, Text):
                     yield self._chunk(index, _text_delta(piece, joiner.text(piece)), piece=piece)
                 elif isinstance(piece, ToolCall):
-                    yield self._chunk(index, {"tool_calls": [{"index": calls, **_call(piece)}]})
+                    yield self._chunk(index, self._words.delta(piece, calls))
                     calls += 1
                 elif isinstance(piece, Done):
                     self._service.note(piece)
                     usages.append(piece.usage)
-                    yield self._chunk(index, {}, piece.reason)
+                    yield self._chunk(index, {}, self._words.reason(piece.reason))
         options = self._body.stream_options
         if options and options.include_usage:
             yield {**self._base, "object": "chat.completion.chunk", "choices": [], "usage": _usage(usages)}
@@ -151,7 +173,8 @@ class _Completion:
 class _Message:
     """A choice's message as it gathers."""
 
-    def __init__(self) -> None:
+    def __init__(self, words: "_Words") -> None:
+        self._words = words
         self._texts = {True: "", False: ""}  # thinking, and all else
         self._joiner = _Joiner()
         self._calls: list[dict[str, Any]] = []
@@ -162,7 +185,7 @@ class _Message:
             self._texts[piece.part == "thinking"] += self._joiner.text(piece)
             self._tokens += piece.tokens
         elif isinstance(piece, ToolCall):
-            self._calls.append(_call(piece))
+            self._calls.append(self._words.call(piece))
 
     def choice(self, index: int, reason: str, with_logprobs: bool) -> dict[str, Any]:
         thinking, content = self._texts[True], self._texts[False]
@@ -174,9 +197,14 @@ class _Message:
         if thinking:
             message |= {"reasoning_content": thinking, "reasoning": thinking}
         if self._calls:
-            message["tool_calls"] = self._calls
+            message |= self._words.message(self._calls)
         logprobs = {"content": chat_logprobs(self._tokens), "refusal": None} if with_logprobs else None
-        return {"index": index, "message": message, "finish_reason": reason, "logprobs": logprobs}
+        return {
+            "index": index,
+            "message": message,
+            "finish_reason": self._words.reason(reason),
+            "logprobs": logprobs,
+        }
 
 
 class _Joiner:
@@ -199,12 +227,33 @@ def _text_delta(piece: Text, text: str) -> dict[str, Any]:
     return {"content": text}
 
 
-def _call(call: ToolCall) -> dict[str, Any]:
-    return {
-        "id": call.id,
-        "type": "function",
-        "function": {"name": call.name, "arguments": call.arguments},
-    }
+class _Words:
+    """How a request is told of calls. is_older: it gave `functions`, and knows no `tool_calls`."""
+
+    def __init__(self, toolbox: Toolbox, is_older: bool) -> None:
+        self._toolbox, self._is_older = toolbox, is_older
+
+    def call(self, call: ToolCall) -> dict[str, Any]:
+        offered = self._toolbox.as_offered(call.name)
+        if offered.is_custom:
+            return {
+                "id": call.id,
+                "type": "custom",
+                "custom": {"name": offered.name, "input": offered.text_of(call)},
+            }
+        function = {"name": call.name, "arguments": call.arguments}
+        return {"id": call.id, "type": "function", "function": function}
+
+    def delta(self, call: ToolCall, index: int) -> dict[str, Any]:
+        if self._is_older:
+            return self.message([self.call(call)])
+        return {"tool_calls": [{"index": index, **self.call(call)}]}
+
+    def message(self, calls: list[dict[str, Any]]) -> dict[str, Any]:
+        return {"function_call": calls[0]["function"]} if self._is_older else {"tool_calls": calls}
+
+    def reason(self, reason: str) -> str:
+        return "function_call" if self._is_older and reason == "tool_calls" else reason
 
 
 def _usage(usages: list[Usage]) -> dict[str, Any]:

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from localoss.chat.grammar import ANY_OBJECT, Grammar
-from localoss.chat.harmony import Function, Message
+from localoss.chat.harmony import Message
 from localoss.chat.rules import AnswerRules, argument_grammars
-from localoss.chat.tools import Thoughts, call_message, parse_function, result_message
+from localoss.chat.tools import Thoughts, ToolCall, call_message, result_message
 from localoss.errors import UsageError
-from localoss.server.chat.schemas import ChatMessage, ContentPart
+from localoss.server.chat.schemas import ChatMessage
+from localoss.server.core.content import text_of
 from localoss.server.core.errors import ApiError
 from localoss.server.core.json_text import printable
+from localoss.server.core.toolbox import Toolbox, custom_arguments, model_name
 
 
 @dataclass(frozen=True)
@@ -34,48 +36,29 @@ class Format:
 JSON_OBJECT = Format(ANY_OBJECT, "json_object", "A JSON object")
 
 
-def parse_functions(definitions: Sequence[dict[str, Any]]) -> tuple[tuple[Function, ...], tuple[str, ...]]:
-    """The functions of `tools`, and the names of the strict ones. Raises: ApiError."""
-    try:
-        parsed = [parse_function(printable(definition)) for definition in definitions]
-    except UsageError as error:
-        raise ApiError(str(error), param="tools") from None
-    functions = tuple(function for function, _ in parsed)
-    names = [function.name for function in functions]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise ApiError(f"two tools have the name {min(twice)!r}", param="tools")
-    return functions, tuple(function.name for function, strict in parsed if strict)
+def rules_for(toolbox: Toolbox, wanted: Format | None) -> AnswerRules:
+    """The rules that tools, tool_choice and response_format make.
 
-
-def rules_for(
-    functions: Sequence[Function], strict: Sequence[str], choice: str | None, wanted: Format | None
-) -> AnswerRules:
-    """The rules that tools, tool_choice and response_format make. choice: none, auto, required or a name.
-
-    Raises: ApiError for a schema that can't be followed, or a choice that there isn't.
+    Raises: ApiError for a schema that can't be followed.
     """
-    names = tuple(function.name for function in functions)
-    if choice not in (None, "none", "auto", "required", *names):
-        raise ApiError(f"tool_choice names {choice!r}, which isn't among the tools", param="tool_choice")
-    if choice == "required" and not names:
-        raise ApiError("tool_choice is required, but there are no tools", param="tool_choice")
-    may = names if choice in (None, "auto", "required") else () if choice == "none" else (choice,)
+    names = [function.name for function in toolbox.functions]
+    may = tuple(names) if toolbox.may_call is None else toolbox.may_call
+    callable_functions = [function for function in toolbox.functions if function.name in may]
     try:
-        arguments = argument_grammars(functions, strict)
+        arguments = argument_grammars(callable_functions, toolbox.strict)
         final = Grammar(printable(wanted.schema), strict=wanted.strict) if wanted else None
     except UsageError as error:
         raise ApiError(str(error), code="invalid_json_schema") from None
-    must_call = choice == "required" or choice in names
-    return AnswerRules(may, must_call, preambles=wanted is None, final=final, arguments=arguments)
+    return AnswerRules(may, toolbox.must_call, preambles=wanted is None, final=final, arguments=arguments)
 
 
 def convert_messages(messages: Sequence[ChatMessage], thoughts: Thoughts) -> list[Message]:
     """Harmony's messages for `messages`. Raises: ApiError for one that the model can't read."""
-    converted: list[Message] = []
-    names: dict[str, str] = {}  # of the functions called, by the call's id
+    said = [index for index, message in enumerate(messages) if message.role == "assistant"]
+    converter = _Converter(thoughts, newest=said[-1] + 1 if said else 0)
     for index, message in enumerate(messages):
-        converted += _convert(message, f"messages.{index}", names, thoughts)
-    return converted
+        converter.add(index, message)
+    return converter.messages
 
 
 def split_instructions(messages: Sequence[Message]) -> tuple[list[str], list[Message]]:
@@ -86,56 +69,58 @@ def split_instructions(messages: Sequence[Message]) -> tuple[list[str], list[Mes
     return [message.text for message in messages[:first] if message.text], list(messages[first:])
 
 
-def _convert(
-    message: ChatMessage, where: str, names: dict[str, str], thoughts: Thoughts
-) -> Iterator[Message]:
-    text = text_of(message.content, f"{where}.content")
-    if message.role == "assistant":
-        yield from _assistant_messages(message, text, names, thoughts)
-    elif message.role == "tool":
-        if message.tool_call_id not in names:
-            raise ApiError(
-                f"{where}: tool_call_id {message.tool_call_id!r} isn't that of a call before it",
-                param=f"{where}.tool_call_id",
+class _Converter:
+    """newest: index of the first message after the assistant's last, from where images are refused."""
+
+    def __init__(self, thoughts: Thoughts, newest: int) -> None:
+        self.messages: list[Message] = []
+        self._thoughts, self._newest = thoughts, newest
+        self._names: dict[str, str] = {}  # of the functions called, by the call's id
+
+    def add(self, index: int, message: ChatMessage) -> None:
+        is_new = message.role == "user" and index >= self._newest
+        text = text_of(message.content, f"messages.{index}.content", is_new)
+        if message.role == "assistant":
+            self._add_assistant(message, text or message.refusal or "")
+        elif message.role in ("tool", "function"):
+            name = self._names.get(message.tool_call_id or message.name or "", message.name)
+            self.messages.append(result_message(model_name(name, None) if name else "unknown", text))
+        else:
+            self.messages.append(Message("user" if message.role == "user" else "developer", text))
+
+    def _add_assistant(self, message: ChatMessage, text: str) -> None:
+        """Thinking, a preamble and calls; or thinking and the final answer."""
+        calls = list(_calls_of(message))
+        known = self._thoughts.before(calls[0].id) if calls else None
+        if known is not None:
+            self.messages += known
+        else:
+            if thinking := message.reasoning_content or message.reasoning:
+                self.messages.append(Message("assistant", thinking, "analysis"))
+            if text or not calls:
+                self.messages.append(Message("assistant", text, "commentary" if calls else "final"))
+        for call in calls:
+            self._names[call.id] = call.name
+            self.messages.append(call_message(call.name, call.arguments))
+
+
+def _calls_of(message: ChatMessage) -> Iterator[ToolCall]:
+    """The calls in an assistant's message; the older form, function_call, has the function's name for an id.
+
+    Raises: ApiError for a name that no function can have.
+    """
+    for call in message.tool_calls or []:
+        if call.custom:
+            yield ToolCall(call.id, model_name(call.custom.name, None), custom_arguments(call.custom.input))
+        elif call.function:
+            yield ToolCall(
+                call.id, model_name(call.function.name, None), arguments_text(call.function.arguments)
             )
-        yield result_message(names[message.tool_call_id], text)
-    else:
-        yield Message("user" if message.role == "user" else "developer", text)
+    if message.function_call:
+        name = model_name(message.function_call.name, None)
+        yield ToolCall(name, name, arguments_text(message.function_call.arguments))
 
 
-def _assistant_messages(
-    message: ChatMessage, text: str, names: dict[str, str], thoughts: Thoughts
-) -> Iterator[Message]:
-    """Thinking, a preamble and calls; or thinking and the final answer."""
-    calls = message.tool_calls or []
-    known = thoughts.before(calls[0].id) if calls else None
-    if known is not None:
-        yield from known
-    else:
-        if thinking := message.reasoning_content or message.reasoning:
-            yield Message("assistant", thinking, "analysis")
-        if text or not calls:
-            yield Message("assistant", text, "commentary" if calls else "final")
-    for call in calls:
-        names[call.id] = checked_name(call.function.name)
-        yield call_message(call.function.name, call.function.arguments)
-
-
-def checked_name(name: str) -> str:
-    """A function's name that can stand in a header. Raises: ApiError for another."""
-    try:
-        return Function(name).name
-    except UsageError as error:
-        raise ApiError(str(error)) from None
-
-
-def text_of(content: str | list[ContentPart] | None, where: str) -> str:
-    """The text of a message's content. Raises: ApiError for parts that aren't text."""
-    if content is None or isinstance(content, str):
-        return content or ""
-    texts = []
-    for part in content:
-        if part.text is None or "text" not in part.type:
-            raise ApiError(f"{where}: content of type {part.type!r}; this model reads text only", param=where)
-        texts.append(part.text)
-    return "\n".join(texts)
+def arguments_text(arguments: str | dict[str, Any] | None) -> str:
+    """Arguments as JSON text; some clients send them as an object."""
+    return arguments if isinstance(arguments, str) else json.dumps(arguments or {}, ensure_ascii=False)

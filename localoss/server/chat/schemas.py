@@ -16,6 +16,7 @@ from localoss.server.core.schemas import (
     StreamOptions,
     ThinkBudget,
     Tolerant,
+    ToolChoice,
     Tools,
 )
 
@@ -23,35 +24,44 @@ from localoss.server.core.schemas import (
 class ContentPart(Tolerant):
     type: str
     text: str | None = None
+    refusal: str | None = None
 
 
 class CalledFunction(Tolerant):
     name: str
-    arguments: str
+    arguments: str | dict[str, Any] | None = None
+
+
+class CustomCall(Tolerant):
+    name: str
+    input: str
 
 
 class SentCall(Tolerant):
-    id: str
-    type: Literal["function"] = "function"
-    function: CalledFunction
+    id: str = ""
+    type: Literal["function", "custom"] | None = None
+    function: CalledFunction | None = None
+    custom: CustomCall | None = None
 
 
 class ChatMessage(Tolerant):
-    role: Literal["system", "developer", "user", "assistant", "tool"]
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | list[ContentPart] | None = None
     tool_calls: list[SentCall] | None = None
     tool_call_id: str | None = None
+    name: str | None = None
+    function_call: CalledFunction | None = None
+    refusal: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
 
 
-class NamedFunction(Tolerant):
-    name: str
+class Reasoning(Tolerant):
+    effort: Effort | None = None
 
 
-class NamedTool(Tolerant):
-    type: Literal["function"]
-    function: NamedFunction
+class TemplateOptions(Known):
+    reasoning_effort: Effort | None = None
 
 
 class ResponseFormat(Known):
@@ -62,6 +72,8 @@ class ResponseFormat(Known):
 class ChatRequest(Sampled):
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     reasoning_effort: Effort | None = None
+    reasoning: Reasoning | None = None
+    chat_template_kwargs: TemplateOptions | None = None
     think_budget: ThinkBudget = None
     max_tokens: Annotated[int | None, Field(ge=1)] = None
     max_completion_tokens: Annotated[int | None, Field(ge=1)] = None
@@ -72,7 +84,9 @@ class ChatRequest(Sampled):
     top_logprobs: Annotated[int | None, Field(ge=0, le=MAX_TOP_LOGPROBS)] = None
     stream_options: StreamOptions | None = None
     tools: Tools = None
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    tool_choice: ToolChoice = None
+    functions: Tools = None
+    function_call: ToolChoice = None
     response_format: ResponseFormat | None = None
     # Without effect here: one call a turn is what harmony has, and nothing is billed, stored or moderated.
     parallel_tool_calls: bool | None = None
@@ -89,10 +103,6 @@ class ChatRequest(Sampled):
     logit_bias: dict[str, float] | None = None
     modalities: list[str] | None = None
     audio: dict[str, Any] | None = None
-    prediction: dict[str, Any] | None = None
-    web_search_options: dict[str, Any] | None = None
-    functions: list[dict[str, Any]] | None = None
-    function_call: Any = None
 
 
 NEUTRAL: dict[str, list[Any]] = {
@@ -101,8 +111,4 @@ NEUTRAL: dict[str, list[Any]] = {
     "logit_bias": [{}],
     "modalities": [["text"]],
     "audio": [],
-    "prediction": [],
-    "web_search_options": [],
-    "functions": [[]],
-    "function_call": ["none"],
 }

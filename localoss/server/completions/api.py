@@ -16,6 +16,7 @@ from localoss.engine.sampler import Token
 from localoss.options import SamplingParams
 from localoss.server.core.answering import Answering, Done, Question, Text, Usage
 from localoss.server.core.errors import ApiError
+from localoss.server.core.fields import note_unknown
 from localoss.server.core.logprobs import raw_token_text
 from localoss.server.core.schemas import (
     MAX_CHOICES,
@@ -71,6 +72,7 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
     if body.best_of not in (None, 1, body.n):
         raise ApiError("best_of must be 1 or n: every choice is given", param="best_of")
     service.check_model(body.model)
+    note_unknown(body, request)
     prompts = await aside(_token_lists, body.prompt)
     for prompt in prompts:
         service.check_length(len(prompt), "prompt")

@@ -71,7 +71,8 @@ def as_api_error(error: Exception) -> ApiError:
 
 
 def install(app: FastAPI) -> None:
-    """Have every error of `app` answered in OpenAI's shape."""
+    """Have every error of `app`, whose routes are there already, answered in OpenAI's shape."""
+    served = ", ".join(path for path in app.openapi().get("paths", {}) if "{" not in path)
 
     async def refuse_body(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
@@ -79,8 +80,11 @@ def install(app: FastAPI) -> None:
 
     async def refuse(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
+        detail = str(error.detail)
+        if error.status_code in (404, 405):
+            detail = f"{request.method} {request.url.path[:100]}: there is none; served are {served}"
         return ApiError(
-            str(error.detail),
+            detail,
             status=error.status_code,
             code=_CODES.get(error.status_code),
             headers=dict(error.headers or {}),

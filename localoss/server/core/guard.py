@@ -33,7 +33,8 @@ class Guard:
         headers = Headers(scope=scope)
         if self._hosts is not None and _host_name(headers.get("host", "")) not in self._hosts:
             return ApiError(
-                "the Host header names another host than this server's; start it with --host to serve there",
+                "the Host header names another host than this server's; start it with "
+                "--allowed-host NAME, or with --host to serve there",
                 status=403,
                 code="forbidden_host",
             )

@@ -18,6 +18,9 @@ _DAY_S = 86_400
 _TABLE = """CREATE TABLE IF NOT EXISTS responses (
     id TEXT PRIMARY KEY, previous TEXT, created REAL NOT NULL, response TEXT NOT NULL,
     messages TEXT NOT NULL, calls TEXT NOT NULL, input TEXT NOT NULL)"""
+_ITEMS = """CREATE TABLE IF NOT EXISTS items (
+    id TEXT PRIMARY KEY, response TEXT NOT NULL REFERENCES responses(id) ON DELETE CASCADE,
+    item TEXT NOT NULL)"""
 _CHAIN = """WITH RECURSIVE chain(id, previous, messages, calls, depth) AS (
     SELECT id, previous, messages, calls, 0 FROM responses WHERE id = ?
     UNION ALL
@@ -52,8 +55,10 @@ class ResponseStore:
             self._database = sqlite3.connect(path or ":memory:", check_same_thread=False, timeout=10)
             self._database.execute("PRAGMA journal_mode=WAL")
             self._database.execute("PRAGMA secure_delete=ON")
+            self._database.execute("PRAGMA foreign_keys=ON")
             with self._database:
                 self._database.execute(_TABLE)
+                self._database.execute(_ITEMS)
             self._forget_old()
         except (OSError, sqlite3.Error) as error:
             raise LocalossError(f"{path}: responses can't be stored ({error}); move the file away") from None
@@ -70,11 +75,14 @@ class ResponseStore:
             json.dumps(record.calls),
             json.dumps(record.input),
         ]
+        named = [*record.input, *record.response.get("output", [])]
+        items = [[item["id"], row[0], json.dumps(item)] for item in named if isinstance(item.get("id"), str)]
         with self._lock:
             if time.time() - self._looked > _DAY_S:
                 self._forget_old()
             with self._database:
                 self._database.execute("INSERT INTO responses VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+                self._database.executemany("INSERT OR REPLACE INTO items VALUES (?, ?, ?)", items)
 
     def _forget_old(self) -> None:
         self._looked = time.time()
@@ -103,6 +111,12 @@ class ResponseStore:
 
     def input_items(self, response_id: str) -> list[dict[str, Any]] | None:
         return self._column("input", response_id)
+
+    def item(self, item_id: str) -> dict[str, Any] | None:
+        """An item that a stored response was asked with, or gave."""
+        with self._lock:
+            row = self._database.execute("SELECT item FROM items WHERE id = ?", [item_id]).fetchone()
+        return json.loads(row[0]) if row else None
 
     def delete(self, response_id: str) -> bool:
         """Whether there was one. Responses that followed it can't be continued any more."""

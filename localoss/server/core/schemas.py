@@ -7,15 +7,16 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from localoss.server.core.errors import ApiError
 
-Effort = Literal["low", "medium", "high"]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+_EFFORTS = {"none": "low", "minimal": "low", "xhigh": "high", "max": "high"}  # the model knows three
 Schema = dict[str, Any]
-MAX_STOPS, MAX_CHOICES, MAX_TOP_LOGPROBS, MAX_TOOLS = 16, 16, 20, 128
+MAX_STOPS, MAX_CHOICES, MAX_TOP_LOGPROBS, MAX_TOOLS = 16, 16, 20, 1024
 
 
 class Known(BaseModel):
-    """An object all of whose fields are known: any other is refused, never dropped silently."""
+    """An object all of whose fields are known: any other is named (fields.py), never dropped silently."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="allow")
 
 
 class Tolerant(BaseModel):
@@ -72,6 +73,9 @@ Tools = Annotated[
     list[dict[str, Any]] | None,
     Field(max_length=MAX_TOOLS, description="Functions: name, description, parameters, strict."),
 ]
+ToolChoice = Annotated[
+    str | dict[str, Any] | None, Field(description="none, auto, required, a tool or allowed_tools.")
+]
 Stop = Annotated[
     str | Annotated[list[str], Field(max_length=MAX_STOPS)] | None,
     Field(description="Text that ends the answer, and isn't part of it."),
@@ -80,6 +84,11 @@ ThinkBudget = Annotated[
     int | None, Field(ge=0, description="After so many tokens of thinking the answer begins.")
 ]
 Seed = Annotated[int | None, Field(ge=-(2**63), lt=2**63)]
+
+
+def effort_of(asked: str | None) -> str:
+    """The model's effort for a request's."""
+    return _EFFORTS.get(asked or "medium", asked or "medium")
 
 
 def stops_of(stop: str | list[str] | None) -> tuple[str, ...]:

@@ -68,8 +68,10 @@ class Service:
         if tokens >= self.engine.context_tokens:
             raise context_length_error(tokens, self.engine.context_tokens, param)
 
-    def think_budget(self, asked: int | None) -> int | None:
-        """The thinking budget of a request that asked for `asked`."""
+    def think_budget(self, asked: int | None, effort: str | None = None) -> int | None:
+        """The thinking budget of a request that asked for `asked`, or for no effort at all."""
+        if asked is None and effort == "none":
+            return 0
         return self.default_think_budget if asked is None else asked
 
     def ask(self, question: Question, client: str, follows: bool = False) -> Job:

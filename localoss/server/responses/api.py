@@ -10,12 +10,13 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from localoss.chat.harmony import ChatSetup, Message
-from localoss.server.chat.prompts import JSON_OBJECT, Format, parse_functions, rules_for, split_instructions
+from localoss.server.chat.prompts import JSON_OBJECT, Format, rules_for, split_instructions
 from localoss.server.core.answering import Done, Question, Usage
 from localoss.server.core.errors import ApiError, as_api_error
+from localoss.server.core.fields import leave_out, note_unknown
 from localoss.server.core.json_text import printable
 from localoss.server.core.response_store import Record
-from localoss.server.core.schemas import STREAMS, refuse_unless
+from localoss.server.core.schemas import STREAMS, effort_of, refuse_unless
 from localoss.server.core.service import (
     Service,
     client_of,
@@ -25,14 +26,14 @@ from localoss.server.core.service import (
     unless_gone,
 )
 from localoss.server.core.threads import aside
+from localoss.server.core.toolbox import Toolbox, open_toolbox
 from localoss.server.responses.items import Event, Output
-from localoss.server.responses.prompts import convert_items
+from localoss.server.responses.prompts import convert_items, with_references
 from localoss.server.responses.schemas import (
     INCLUDABLE,
     LOGPROBS,
     NEUTRAL,
     InputItem,
-    NamedTool,
     ResponseRequest,
 )
 
@@ -43,15 +44,26 @@ router = APIRouter()
 async def create_response(body: ResponseRequest, request: Request) -> Response:
     service: Service = request.app.state.service
     refuse_unless(body, NEUTRAL)
-    if unknown := [name for name in body.include or [] if name not in INCLUDABLE]:
-        raise ApiError(f"include: {unknown[0]!r} isn't supported", param="include")
     service.check_model(body.model)
-    question, said = await _question(service, body)
+    toolbox = (await aside(open_toolbox, body.tools or [])).choose(body.tool_choice)
+    note_unknown(body, request, [*toolbox.left_out, *_unheeded(body)])
+    question, said = await _question(service, body, toolbox)
+    leave_out(request, said.left_out)
     answer = _Answer(service, body, question, said)
     job = service.ask(question, client_of(request, body))
     if body.stream:
         return event_stream(answer.events(pieces_of(job)), named=True, last=None)
     return await unless_gone(request, answer.whole(job.items()))
+
+
+@router.post("/v1/responses/input_tokens", summary="Count a response's input tokens")
+async def count_input_tokens(body: ResponseRequest, request: Request) -> Response:
+    service: Service = request.app.state.service
+    service.check_model(body.model)
+    toolbox = (await aside(open_toolbox, body.tools or [])).choose("none")
+    note_unknown(body, request, toolbox.left_out)
+    question, _ = await _question(service, body, toolbox)
+    return JSONResponse({"object": "response.input_tokens", "input_tokens": len(question.prompt)})
 
 
 @router.get("/v1/responses/{response_id}")
@@ -88,30 +100,42 @@ def _found(value: Any, response_id: str) -> Any:
 
 @dataclass(frozen=True)
 class _Said:
-    """What the new input adds to the conversation, and the calls that results may name."""
+    """What the new input adds to the conversation, and the calls that results may name.
+
+    toolbox: the request's tools. left_out: types of items that say nothing to this model.
+    """
 
     messages: list[Message]
     calls: dict[str, str]
+    toolbox: Toolbox
+    left_out: list[str]
 
 
-async def _question(service: Service, body: ResponseRequest) -> tuple[Question, _Said]:
+def _unheeded(body: ResponseRequest) -> list[str]:
+    """What is asked for and isn't done: a prompt is never cut in silence, and nothing searches the web."""
+    names = [f"include:{name}" for name in body.include or [] if name not in INCLUDABLE]
+    return names + ["truncation"] * (body.truncation not in (None, "disabled"))
+
+
+async def _question(service: Service, body: ResponseRequest, toolbox: Toolbox) -> tuple[Question, _Said]:
     """Raises: ApiError."""
-    functions, strict = await aside(parse_functions, body.tools or [])
     wanted = _format(body)
-    choice = body.tool_choice.name if isinstance(body.tool_choice, NamedTool) else body.tool_choice
-    rules = await aside(rules_for, functions, strict, choice, wanted)
+    rules = await aside(rules_for, toolbox, wanted)
     before, calls = await _previous(service, body.previous_response_id)
     items = [InputItem(role="user", content=body.input)] if isinstance(body.input, str) else body.input
-    new = convert_items(items, service.thoughts, calls)
+    items = await aside(with_references, items, service.store.item)
+    new, left_out = convert_items(items, service.thoughts, calls)
+    if not new and not before and not body.instructions:
+        raise ApiError("input holds nothing that this model can read", param="input")
     instructions, messages = split_instructions([*before, *new])
     parts = [body.instructions, *instructions, wanted.instructions if wanted else None]
-    effort = body.reasoning.effort if body.reasoning and body.reasoning.effort else "medium"
-    setup = ChatSetup(effort, "\n\n".join(filter(None, parts)) or None, functions)
+    effort = body.reasoning.effort if body.reasoning else None
+    setup = ChatSetup(effort_of(effort), "\n\n".join(filter(None, parts)) or None, toolbox.functions)
     prompt = await service.prompt(setup, messages, "input")
     params = sampling_of(body, body.max_output_tokens, body.seed)
     params = replace(params, logprobs=body.top_logprobs or 0)
-    rules = replace(rules, think_budget=service.think_budget(body.think_budget))
-    return Question(prompt, setup, rules, params), _Said(new, calls)
+    rules = replace(rules, think_budget=service.think_budget(body.think_budget, effort))
+    return Question(prompt, setup, rules, params), _Said(new, calls, toolbox, left_out)
 
 
 async def _previous(service: Service, response_id: str | None) -> tuple[list[Message], dict[str, str]]:
@@ -143,7 +167,11 @@ class _Answer:
 
     def __init__(self, service: Service, body: ResponseRequest, question: Question, said: _Said) -> None:
         self._service, self._body, self._said = service, body, said
-        self._output = Output(with_logprobs=LOGPROBS in (body.include or []))
+        self._output = Output(
+            said.toolbox,
+            with_logprobs=LOGPROBS in (body.include or []),
+            with_summary=bool(body.reasoning and body.reasoning.summary),
+        )
         self._response = _blank(service.model, body, question.setup.effort if question.setup else "medium")
 
     async def whole(self, pieces: AsyncIterator[Any]) -> JSONResponse:
@@ -232,7 +260,7 @@ def _blank(model: str, body: ResponseRequest, effort: str) -> dict[str, Any]:
         "output": [],
         "parallel_tool_calls": body.parallel_tool_calls is not False,
         "previous_response_id": sent.get("previous_response_id"),
-        "reasoning": {"effort": effort, "summary": None},
+        "reasoning": {"effort": effort, "summary": sent.get("reasoning", {}).get("summary")},
         "service_tier": "default",
         "store": body.store is not False,
         "temperature": 1.0 if body.temperature is None else body.temperature,

@@ -7,15 +7,20 @@ from typing import Any
 from localoss.chat.tools import ToolCall
 from localoss.server.core.answering import Closed, Done, Opened, Part, Piece, Text
 from localoss.server.core.logprobs import chat_logprobs
+from localoss.server.core.toolbox import Toolbox
 
 Event = dict[str, Any]
 _PHASES: dict[Part, str] = {"preamble": "commentary", "answer": "final_answer"}
 
 
 class Output:
-    """Gathers output items; `events` gives what a stream says of each piece, without sequence numbers."""
+    """Gathers output items; `events` gives what a stream says of each piece, without sequence numbers.
 
-    def __init__(self, with_logprobs: bool) -> None:
+    with_summary: thinking is given as the summary, which is what clients show.
+    """
+
+    def __init__(self, toolbox: Toolbox, with_logprobs: bool, with_summary: bool = False) -> None:
+        self._toolbox, self._with_summary = toolbox, with_summary
         self.items: list[dict[str, Any]] = []
         self.calls: dict[str, str] = {}  # names of the functions called, by the call's id
         self._with_logprobs = with_logprobs
@@ -44,9 +49,18 @@ class Output:
         self._logprobs = []
         self.items.append(item)
         yield self._event("response.output_item.added", item=dict(item))
-        yield self._event("response.content_part.added", part=self._part(part, ""), content=True)
+        if self._is_summary(part):
+            yield self._event("response.reasoning_summary_part.added", part=_summary(""), summary_index=0)
+        else:
+            yield self._event("response.content_part.added", part=self._part(part, ""), content=True)
+
+    def _is_summary(self, part: Part) -> bool:
+        return part == "thinking" and self._with_summary
 
     def _more(self, piece: Text) -> Iterator[Event]:
+        if self._is_summary(piece.part):
+            yield self._event("response.reasoning_summary_text.delta", delta=piece.text, summary_index=0)
+            return
         if piece.part == "thinking":
             yield self._event("response.reasoning_text.delta", delta=piece.text, content=True)
             return
@@ -56,8 +70,14 @@ class Output:
 
     def _close(self, piece: Closed) -> Iterator[Event]:
         item, part = self.items[-1], self._part(piece.part, piece.text)
-        item["content"] = [part]
         item["status"] = "completed" if piece.is_whole else "incomplete"
+        if self._is_summary(piece.part):
+            item["summary"], text = [_summary(piece.text)], piece.text
+            yield self._event("response.reasoning_summary_text.done", text=text, summary_index=0)
+            yield self._event("response.reasoning_summary_part.done", part=_summary(text), summary_index=0)
+            yield self._event("response.output_item.done", item=dict(item))
+            return
+        item["content"] = [part]
         if piece.part == "thinking":
             yield self._event("response.reasoning_text.done", text=piece.text, content=True)
         else:
@@ -67,20 +87,29 @@ class Output:
         yield self._event("response.output_item.done", item=dict(item))
 
     def _call(self, call: ToolCall) -> Iterator[Event]:
+        offered = self._toolbox.as_offered(call.name)
+        kind, field = ("custom_tool_call", "input") if offered.is_custom else ("function_call", "arguments")
         item: dict[str, Any] = {
-            "id": _id("fc"),
-            "type": "function_call",
+            "id": _id("ctc" if offered.is_custom else "fc"),
+            "type": kind,
             "call_id": call.id,
-            "name": call.name,
-            "arguments": "",
+            "name": offered.name,
+            field: "",
             "status": "in_progress",
         }
+        if offered.namespace:
+            item["namespace"] = offered.namespace
         self.calls[call.id] = call.name
         self.items.append(item)
         yield self._event("response.output_item.added", item=dict(item))
-        item |= {"arguments": call.arguments, "status": "completed"}
-        yield self._event("response.function_call_arguments.delta", delta=call.arguments)
-        yield self._event("response.function_call_arguments.done", arguments=call.arguments, name=call.name)
+        text = offered.text_of(call)
+        item |= {field: text, "status": "completed"}
+        event = "custom_tool_call_input" if offered.is_custom else "function_call_arguments"
+        done: dict[str, Any] = {field: text}
+        if not offered.is_custom:
+            done["name"] = offered.name
+        yield self._event(f"response.{event}.delta", delta=text)
+        yield self._event(f"response.{event}.done", **done)
         yield self._event("response.output_item.done", item=dict(item))
 
     def _part(self, part: Part, text: str) -> dict[str, Any]:
@@ -93,6 +122,10 @@ class Output:
         if "item" not in fields:
             event["item_id"] = self.items[-1]["id"]
         return event | {"content_index": 0} if content else event
+
+
+def _summary(text: str) -> dict[str, Any]:
+    return {"type": "summary_text", "text": text}
 
 
 def _id(kind: str) -> str:

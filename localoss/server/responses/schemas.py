@@ -13,6 +13,7 @@ from localoss.server.core.schemas import (
     StreamOptions,
     ThinkBudget,
     Tolerant,
+    ToolChoice,
     Tools,
 )
 
@@ -20,24 +21,25 @@ from localoss.server.core.schemas import (
 class InputPart(Tolerant):
     type: str
     text: str | None = None
+    refusal: str | None = None
 
 
 class InputItem(Tolerant):
     """A message, a call, its result, or thinking; what `type` says decides which fields count."""
 
     type: str | None = None
-    role: Literal["system", "developer", "user", "assistant"] | None = None
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"] | None = None
+    id: str | None = None
     content: str | list[InputPart] | None = None
     phase: str | None = None
     call_id: str | None = None
     name: str | None = None
-    arguments: str | None = None
-    output: str | list[InputPart] | None = None
-
-
-class NamedTool(Tolerant):
-    type: Literal["function"]
-    name: str
+    namespace: str | None = None
+    arguments: str | dict[str, Any] | None = None
+    input: str | None = None
+    action: dict[str, Any] | None = None
+    summary: list[InputPart] | None = None
+    output: str | list[InputPart] | dict[str, Any] | None = None
 
 
 class Reasoning(Tolerant):
@@ -64,7 +66,7 @@ class ResponseRequest(Sampled):
     max_output_tokens: Annotated[int | None, Field(ge=1)] = None
     text: TextOptions | None = None
     tools: Tools = None
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    tool_choice: ToolChoice = None
     metadata: dict[str, str] | None = None
     include: list[str] | None = None
     top_logprobs: Annotated[int | None, Field(ge=0, le=MAX_TOP_LOGPROBS)] = None
@@ -78,18 +80,13 @@ class ResponseRequest(Sampled):
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
     # Not supported: refused unless they ask for nothing.
-    background: bool | None = None
     conversation: Any = None
     prompt: Any = None
-    max_tool_calls: int | None = None
 
 
 NEUTRAL: dict[str, list[Any]] = {
-    "background": [False],
     "conversation": [],
     "prompt": [],
-    "max_tool_calls": [],
-    "truncation": ["disabled"],  # a prompt is never cut in silence
 }
 LOGPROBS = "message.output_text.logprobs"
 INCLUDABLE = (LOGPROBS, "reasoning.encrypted_content")

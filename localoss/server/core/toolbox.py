@@ -1,0 +1,191 @@
+"""The tools of a request: functions for the model to call, and how a client knows each of them.
+
+A namespace's functions are flattened, and a custom tool becomes a function with one text. What the server
+would have to run itself, such as a web search, is left out.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from localoss.chat.harmony import Function
+from localoss.chat.tools import ToolCall, parse_function
+from localoss.errors import UsageError
+from localoss.server.core.errors import ApiError
+from localoss.server.core.json_text import printable
+
+_MAX_NAME_CHARS, _MAX_FUNCTIONS = 64, 1024
+_INPUT = "input"  # the field of the function that a custom tool becomes
+
+
+@dataclass(frozen=True)
+class Offered:
+    """A tool as its client calls it. is_custom: it takes text, not JSON."""
+
+    name: str
+    namespace: str | None = None
+    is_custom: bool = False
+
+    def text_of(self, call: ToolCall) -> str:
+        """What the tool is called with: JSON, or a custom tool's text."""
+        if not self.is_custom:
+            return call.arguments
+        try:
+            return str(json.loads(call.arguments)[_INPUT])
+        except (ValueError, KeyError, TypeError):
+            return call.arguments
+
+
+@dataclass(frozen=True)
+class Toolbox:
+    """functions: as the model reads them. strict: the names of those held to every keyword of their schema.
+
+    offered: by the functions' names. left_out: types of tools that can't be had. may_call: names; None for
+    all. must_call: whether the answer has to be a call.
+    """
+
+    functions: tuple[Function, ...] = ()
+    strict: tuple[str, ...] = ()
+    offered: Mapping[str, Offered] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
+    may_call: tuple[str, ...] | None = None
+    must_call: bool = False
+
+    def as_offered(self, name: str) -> Offered:
+        return self.offered.get(name, Offered(name))
+
+    def choose(self, choice: Any) -> "Toolbox":
+        """The toolbox with a request's tool_choice. Raises: ApiError for one that can't be met."""
+        mode, names = self._chosen(choice)
+        if mode not in ("none", "auto", "required"):
+            raise ApiError(f"tool_choice {mode!r}: use none, auto, required or a tool", param="tool_choice")
+        if mode == "required" and not (self.functions if names is None else names):
+            raise ApiError("tool_choice is required, but there are no tools", param="tool_choice")
+        return replace(self, may_call=() if mode == "none" else names, must_call=mode == "required")
+
+    def _chosen(self, choice: Any) -> tuple[str, tuple[str, ...] | None]:
+        """none, auto or required, and the tools that are meant; None for all."""
+        if choice is None or isinstance(choice, str):
+            return choice or "auto", None
+        if not isinstance(choice, Mapping):
+            raise ApiError("tool_choice must be a word or an object", param="tool_choice")
+        if choice.get("type") != "allowed_tools":
+            return "required", (self._named(choice),)
+        allowed = choice.get("allowed_tools", choice)
+        tools = allowed.get("tools") if isinstance(allowed, Mapping) else None
+        if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
+            raise ApiError("tool_choice: allowed_tools needs a list of tools", param="tool_choice")
+        known = [tool for tool in tools if tool.get("type", "function") in ("function", "custom")]
+        return str(allowed.get("mode", "auto")), tuple(dict.fromkeys(map(self._named, known)))
+
+    def _named(self, choice: Mapping[str, Any]) -> str:
+        kind = choice.get("type", "function")
+        if kind not in ("function", "custom"):
+            raise ApiError(
+                f"tool_choice names a tool of type {str(kind)[:64]!r}, which this server can't run",
+                param="tool_choice",
+            )
+        inner = choice.get(kind, choice)
+        wanted = inner.get("name") if isinstance(inner, Mapping) else None
+        namespace = choice.get("namespace")
+        for name, offered in self.offered.items():
+            if wanted in (name, offered.name) and namespace in (None, offered.namespace):
+                return name
+        raise ApiError(
+            f"tool_choice names {str(wanted)[:64]!r}, which isn't among the tools", param="tool_choice"
+        )
+
+
+def open_toolbox(definitions: Sequence[Any]) -> Toolbox:
+    """The tools of a request, in chat completions' form or responses'. Raises: ApiError."""
+    functions: dict[str, Function] = {}
+    offered: dict[str, Offered] = {}
+    strict: list[str] = []
+    left_out: list[str] = []
+    for tool, namespace in _flattened(definitions):
+        kind = tool.get("type", "function")
+        if kind not in ("function", "custom"):
+            left_out.append(f"tools:{kind}")
+            continue
+        function, is_strict, known = _parsed(tool, kind, namespace)
+        if function.name in functions:
+            raise ApiError(f"two tools have the name {function.name!r}", param="tools")
+        functions[function.name], offered[function.name] = function, known
+        strict += [function.name] * is_strict
+        if len(functions) > _MAX_FUNCTIONS:
+            raise ApiError(f"at most {_MAX_FUNCTIONS} functions are taken", param="tools")
+    return Toolbox(tuple(functions.values()), tuple(strict), offered, tuple(dict.fromkeys(left_out)))
+
+
+def model_name(name: str, namespace: str | None) -> str:
+    """The name that the model calls a namespace's function by. Raises: ApiError for one it can't write."""
+    if not namespace:
+        flat = name
+    else:
+        flat = f"{namespace.rstrip('_')}__{name}"
+        if len(flat) > _MAX_NAME_CHARS:  # a digest keeps two long names apart
+            flat = f"{flat[: _MAX_NAME_CHARS - 9]}_{hashlib.sha256(flat.encode()).hexdigest()[:8]}"
+    try:
+        return Function(flat).name
+    except UsageError as error:
+        raise ApiError(str(error)) from None
+
+
+def custom_arguments(text: str) -> str:
+    """A custom tool's text as the arguments of its function."""
+    return json.dumps({_INPUT: text}, ensure_ascii=False)
+
+
+def _flattened(definitions: Sequence[Any]) -> Iterator[tuple[Mapping[str, Any], str | None]]:
+    for tool in definitions:
+        if not isinstance(tool, Mapping):
+            raise ApiError("a tool must be an object", param="tools")
+        if tool.get("type") != "namespace":
+            yield tool, None
+            continue
+        inner, name = tool.get("tools"), tool.get("name")
+        if not isinstance(name, str) or not isinstance(inner, list):
+            raise ApiError("a tool of type namespace needs a name and tools", param="tools")
+        for one in inner:
+            if not isinstance(one, Mapping) or one.get("type") == "namespace":
+                raise ApiError(f"namespace {name[:64]!r}: a tool must be a function", param="tools")
+            yield one, name
+
+
+def _parsed(tool: Mapping[str, Any], kind: str, namespace: str | None) -> tuple[Function, bool, Offered]:
+    tool = printable(dict(tool))
+    if kind == "custom":
+        tool = _as_function(tool)
+    inner = tool.get("function", tool)
+    name = inner.get("name") if isinstance(inner, Mapping) else None
+    if isinstance(name, str) and namespace:
+        tool = dict(inner) | {"type": "function", "name": model_name(name, namespace)}
+    try:
+        function, is_strict = parse_function(tool)
+    except UsageError as error:
+        raise ApiError(str(error), param="tools") from None
+    return function, is_strict, Offered(str(name), namespace, kind == "custom")
+
+
+def _as_function(tool: Mapping[str, Any]) -> dict[str, Any]:
+    inner = tool.get("custom", tool)
+    if not isinstance(inner, Mapping) or not isinstance(inner.get("name"), str):
+        raise ApiError("a tool of type custom needs a name", param="tools")
+    wanted = inner.get("format")
+    wanted = wanted.get("grammar", wanted) if isinstance(wanted, Mapping) else {}
+    told = "The text that the tool takes."
+    if isinstance(wanted, Mapping) and isinstance(wanted.get("definition"), str):
+        told += f" It follows this grammar:\n{wanted['definition']}"
+    return {
+        "type": "function",
+        "name": inner["name"],
+        "description": inner.get("description"),
+        "parameters": {
+            "type": "object",
+            "properties": {_INPUT: {"type": "string", "description": told}},
+            "required": [_INPUT],
+            "additionalProperties": False,
+        },
+    }

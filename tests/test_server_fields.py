@@ -1,0 +1,221 @@
+"""What clients send beyond what localoss knows: fields, kinds of tools, old history, words for an effort."""
+
+import json
+import logging
+
+import httpx2
+import pytest
+from support.live_server import MODEL, live
+from support.scripted import HELLO, ScriptedEngine
+
+from localoss.chat import harmony
+from localoss.server.core.toolbox import model_name, open_toolbox
+
+ASK = [{"role": "user", "content": "Hi"}]
+PATCH = '<|channel|>commentary to=functions.apply_patch<|message|>{"input": "*** Begin\\n\\"x\\""}<|call|>'
+WEB_FUNCTION = {"type": "function", "name": "open", "parameters": {"type": "object"}}
+WEB = {"type": "namespace", "name": "web", "tools": [WEB_FUNCTION]}
+OPEN = "<|channel|>commentary to=functions.web__open<|message|>{}<|call|>"
+THOUGHT = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>A.<|return|>"
+IMAGE = {"type": "image_url", "image_url": {"url": "data:,"}}
+READS_NONE = "[image left out: this model reads text only]"
+
+
+@pytest.fixture
+def served(request):
+    """Start a server that says `answers`: it and its engine."""
+    with_exit = []
+
+    def start(*answers, **options):
+        engine = ScriptedEngine(list(answers) or [HELLO])
+        context = live(engine, **options)
+        with_exit.append(context)
+        return context.__enter__(), engine
+
+    yield start
+    for context in with_exit:
+        context.__exit__(None, None, None)
+
+
+def prompt_text(engine):
+    return harmony.encoding().decode(engine.prompts[-1])
+
+
+def chat(server, **body):
+    return server.post("/v1/chat/completions", {"model": MODEL, "messages": ASK} | body)
+
+
+def respond(server, **body):
+    return server.post("/v1/responses", {"model": MODEL, "input": "Hi"} | body)
+
+
+def test_unknown_fields_are_named_to_the_client_and_once_in_the_log(served, caplog):
+    server, _ = served()
+    caplog.set_level(logging.WARNING, "localoss.server")
+    for _ in range(2):
+        answer = chat(
+            server, colour=1, cache_prompt=True, echo=False, stream_options={"zeal": 2}, **{"ä\n": 1}
+        )
+        assert answer.status_code == 200
+        assert answer.headers["x-localoss-ignored"] == "colour, ??, stream_options.zeal"
+    assert [record.message.count("colour") for record in caplog.records].count(1) == 1
+    assert chat(server, echo=True).headers["x-localoss-ignored"] == "echo"
+    assert "x-localoss-ignored" not in chat(server, ttl=60, colour=None).headers
+    streamed = chat(server, colour=1, stream=True)
+    assert streamed.headers["x-localoss-ignored"] == "colour"
+    many = chat(server, **{f"field{index}": index for index in range(500)})
+    assert len(many.headers["x-localoss-ignored"].split(", ")) == 16
+
+
+def test_a_strict_server_refuses_unknown_fields(served):
+    server, engine = served(strict=True)
+    error = chat(server, colour=1)
+    assert error.status_code == 400 and error.json()["error"]["code"] == "unknown_parameter"
+    assert error.json()["error"]["param"] == "colour"
+    assert respond(server, tools=[{"type": "web_search"}]).status_code == 400
+    assert not engine.prompts and chat(server, cache_prompt=True).status_code == 200
+
+
+def test_a_custom_tool_is_called_with_text(served):
+    server, engine = served(PATCH)
+    tool = {"type": "custom", "name": "apply_patch", "description": "Patches."}
+    grammar = {"format": {"type": "grammar", "syntax": "lark", "definition": "start: X"}}
+    answer = respond(server, tools=[tool | grammar, {"type": "web_search"}])
+    (call,) = answer.json()["output"]
+    assert (call["type"], call["name"]) == ("custom_tool_call", "apply_patch")
+    assert call["input"] == '*** Begin\n"x"' and answer.headers["x-localoss-ignored"] == "tools:web_search"
+    assert "start: X" in prompt_text(engine)
+    result = {"type": "custom_tool_call_output", "call_id": call["call_id"], "output": "Done."}
+    respond(server, input=[{"role": "user", "content": "Hi"}, call, result], tools=[tool])
+    said = prompt_text(engine)
+    assert json.dumps({"input": call["input"]}) in said and "functions.apply_patch to=assistant" in said
+    chat_tool = {"type": "custom", "custom": {"name": "apply_patch"}}
+    message = chat(server, tools=[chat_tool]).json()["choices"][0]["message"]
+    assert message["tool_calls"][0]["custom"] == {"name": "apply_patch", "input": '*** Begin\n"x"'}
+
+
+def test_a_namespaces_functions_are_flattened_and_answered_in_it(served):
+    server, engine = served(OPEN)
+    answer = respond(server, tools=[WEB, {"type": "local_shell"}, {"type": "tool_search"}])
+    (call,) = answer.json()["output"]
+    assert (call["name"], call["namespace"]) == ("open", "web")
+    assert answer.headers["x-localoss-ignored"] == "tools:local_shell, tools:tool_search"
+    result = {"type": "function_call_output", "call_id": call["call_id"], "output": "A page."}
+    respond(server, input=[{"role": "user", "content": "Hi"}, call, result], tools=[WEB])
+    assert "functions.web__open to=assistant" in prompt_text(engine)
+
+
+def test_long_names_of_namespaces_stay_apart():
+    names = [{"type": "function", "name": "n" * 60 + end} for end in "ab"]
+    box = open_toolbox([{"type": "namespace", "name": "mcp__files__", "tools": names}])
+    assert len({function.name for function in box.functions}) == 2
+    assert all(len(function.name) <= 64 for function in box.functions)
+    assert [offered.name for offered in box.offered.values()] == [name["name"] for name in names]
+    assert model_name("read", "mcp__files__") == "mcp__files__read"
+
+
+def test_allowed_tools(served):
+    tools = [{"type": "function", "function": {"name": name}} for name in ("one", "two")]
+    box = open_toolbox(tools)
+    allowed = {"mode": "required", "tools": [tools[1]]}
+    for choice in ({"type": "allowed_tools", "allowed_tools": allowed}, {"type": "allowed_tools", **allowed}):
+        chosen = box.choose(choice)
+        assert chosen.may_call == ("two",) and chosen.must_call
+    assert box.choose("none").may_call == () and box.choose(None).may_call is None
+
+
+def test_functions_and_function_call_are_the_older_tools(served):
+    server, engine = served('<|channel|>commentary to=functions.now<|message|>{"at": 1}<|call|>', HELLO)
+    function = {"name": "now", "parameters": {"type": "object"}}
+    choice = chat(server, functions=[function], function_call={"name": "now"}).json()["choices"][0]
+    assert choice["finish_reason"] == "function_call"
+    assert choice["message"]["function_call"] == {"name": "now", "arguments": '{"at": 1}'}
+    history = [*ASK, choice["message"], {"role": "function", "name": "now", "content": "Noon."}]
+    assert chat(server, messages=history, functions=[function]).status_code == 200
+    assert "functions.now to=assistant" in prompt_text(engine) and "Noon." in prompt_text(engine)
+
+
+@pytest.mark.parametrize(
+    ("effort", "says"),
+    [("none", "low"), ("minimal", "low"), ("low", "low"), ("xhigh", "high"), ("max", "high")],
+)
+def test_every_word_for_an_effort(served, effort, says):
+    server, engine = served("<|channel|>final<|message|>A.<|return|>")
+    bodies = [
+        {"reasoning_effort": effort},
+        {"reasoning": {"effort": effort}},
+        {"chat_template_kwargs": {"reasoning_effort": effort}},
+    ]
+    for body in bodies:
+        assert chat(server, **body).status_code == 200
+        assert f"Reasoning: {says}" in prompt_text(engine)
+    assert respond(server, reasoning={"effort": effort}).json()["reasoning"]["effort"] == says
+
+
+def test_thinking_is_the_summary_where_one_is_asked_for(served):
+    server, engine = served(THOUGHT)
+    thought = respond(server, reasoning={"summary": "auto"}).json()["output"][0]
+    assert thought["summary"] == [{"type": "summary_text", "text": "Hm."}] and not thought["content"]
+    text = respond(server, reasoning={"summary": "auto"}, stream=True).text
+    assert text.count('"type":"response.reasoning_summary_text.delta"') >= 1
+    respond(server, input=[{"role": "user", "content": "Hi"}, thought])
+    assert "<|channel|>analysis<|message|>Hm.<|end|>" in prompt_text(engine)
+
+
+def test_images_are_refused_only_in_a_new_message(served):
+    server, engine = served()
+    old = {"role": "user", "content": [IMAGE]}
+    assert chat(server, messages=[old]).status_code == 400
+    answer = {"role": "assistant", "content": "A cat."}
+    result = {"role": "tool", "tool_call_id": "gone", "content": [IMAGE]}
+    assert chat(server, messages=[old, answer, result, *ASK]).status_code == 200
+    assert prompt_text(engine).count(READS_NONE) == 2
+
+
+def test_history_that_clients_send_back(served):
+    server, engine = served()
+    items = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": [{"type": "refusal", "refusal": "I won't."}]},
+        {"type": "web_search_call", "id": "ws_1", "status": "completed"},
+        {"type": "compaction", "encrypted_content": "x"},
+        {"type": "local_shell_call", "call_id": "c", "action": {"command": ["ls"]}},
+        {"type": "local_shell_call_output", "call_id": "c", "output": "a.txt"},
+        {"type": "function_call_output", "call_id": "orphan", "output": "lost"},
+        {"role": "user", "content": "And?"},
+    ]
+    answer = respond(server, input=items)
+    assert answer.headers["x-localoss-ignored"] == "input:web_search_call, input:compaction"
+    for text in ("I won't.", '"ls"', "functions.local_shell to=assistant", "lost"):
+        assert text in prompt_text(engine)
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": {"city": "Rome"}}}
+    chat(server, messages=[*ASK, {"role": "assistant", "tool_calls": [call]}])
+    assert '{"city": "Rome"}' in prompt_text(engine)
+
+
+def test_references_to_stored_items(served):
+    server, engine = served()
+    first = respond(server).json()
+    message = first["output"][-1]
+    references = [{"type": "item_reference", "id": message["id"]}, {"type": "item_reference", "id": "gone"}]
+    answer = respond(server, input=[*references, {"role": "user", "content": "And?"}])
+    assert "<|channel|>final<|message|>Hello!" in prompt_text(engine)
+    assert answer.headers["x-localoss-ignored"] == "input:item_reference"
+
+
+def test_input_tokens_are_counted_as_they_are_read(served):
+    server, engine = served()
+    body = {"model": MODEL, "input": "Hi", "instructions": "Be brief.", "tools": [WEB]}
+    counted = server.post("/v1/responses/input_tokens", body).json()
+    assert counted == {"object": "response.input_tokens", "input_tokens": counted["input_tokens"]}
+    assert not engine.prompts
+    respond(server, **body)
+    assert counted["input_tokens"] == len(engine.prompts[0])
+
+
+def test_paths_and_methods_that_there_are_not(served):
+    server, _ = served()
+    missing = server.post("/v1/embeddings", {})
+    assert missing.status_code == 404 and "/v1/chat/completions" in missing.json()["error"]["message"]
+    assert httpx2.head(server.url + "/v1/models").status_code == 200
+    assert "POST" in httpx2.options(server.url + "/v1/responses").headers["allow"]

@@ -1,15 +1,32 @@
-"""The environment variables that localoss reads, all of them here."""
+"""The environment variables and the configuration file that localoss reads, all of them here."""
 
+import difflib
+import functools
 import os
 import re
 import shlex
+import tomllib
 from pathlib import Path
+from typing import Any
 
 from localoss.errors import UsageError
 
 SIMD_NAMES = ("avx512", "vnni", "avx2", "neon", "portable")  # the fastest first
 _SESSION_DISK_BYTES = 4_000_000_000
 _SIZE = re.compile(r"(\d+(?:\.\d+)?(?:e\d+)?)\s*(?:([kmgt])?(i)?b?)?", re.ASCII | re.IGNORECASE)
+# What the configuration file and LOCALOSS_<NAME> may set: defaults of options that have these names.
+CONFIG_KEYS: dict[str, type] = {
+    "model": str, "effort": str, "system": str, "temperature": float, "top_p": float, "top_k": int,
+    "min_p": float, "max_tokens": int, "think_budget": int, "hide_thinking": bool, "private": bool,
+    "notify": bool, "context": int, "kv_dtype": str, "threads": int, "memory_limit": str, "must_fit": bool,
+    "lookup": bool, "gpu_layers": str, "gpu_memory": str, "session_disk": str,
+}  # fmt: skip
+PRESET_KEYS = (
+    "system", "effort", "temperature", "top_p", "top_k", "min_p", "max_tokens", "think_budget",
+    "hide_thinking",
+)  # fmt: skip
+_SIZES = ("memory_limit", "gpu_memory", "session_disk", "gpu_layers")
+_CHOICES = {"effort": ("low", "medium", "high"), "kv_dtype": ("f16", "f32", "int8")}
 _ON, _OFF = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
 
 
@@ -107,9 +124,115 @@ def escape_codes() -> bool:
 
 
 def session_disk() -> int:
-    """LOCALOSS_SESSION_DISK: bytes that the caches of all sessions may take together."""
-    value = os.environ.get("LOCALOSS_SESSION_DISK", "")
-    return size_bytes(value) if value else _SESSION_DISK_BYTES
+    """Bytes that the caches of all sessions may take together."""
+    value = configured().get("session_disk")
+    return size_bytes(value[0]) if value else _SESSION_DISK_BYTES
+
+
+def config_file() -> Path:
+    """The configuration file: LOCALOSS_CONFIG, or config.toml beside the user's models.toml."""
+    given = os.environ.get("LOCALOSS_CONFIG")
+    return Path(given).expanduser() if given else config_folder() / "config.toml"
+
+
+def configured() -> dict[str, tuple[Any, str]]:
+    """The defaults that the user chose, by name, each with where it is from: the environment goes first.
+
+    Raises: UsageError that says where a value is wrong.
+    """
+    found = {name: (value, str(config_file())) for name, value in _config()[0].items()}
+    for name, kind in CONFIG_KEYS.items():
+        variable = f"LOCALOSS_{name.upper()}"
+        if text := os.environ.get(variable, ""):
+            found[name] = (_checked(name, from_text(text, kind, variable), variable), variable)
+    return found
+
+
+def presets() -> dict[str, dict[str, Any]]:
+    """The user's presets, by name: options and their values."""
+    return _config()[1]
+
+
+def preset(name: str) -> dict[str, Any]:
+    """The options of table [presets.NAME]. Raises: UsageError if there is none."""
+    if name not in presets():
+        nearest = difflib.get_close_matches(name, presets(), n=1)
+        hint = (
+            f"did you mean {nearest[0]}?" if nearest else f"write a table [presets.{name}] in {config_file()}"
+        )
+        raise UsageError(f"there is no preset {name}; {hint}")
+    return presets()[name]
+
+
+def _config() -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The configuration file's values, and its presets."""
+    path = config_file()
+    try:
+        return _read_config(path, path.stat().st_mtime_ns)
+    except OSError:
+        return {}, {}
+
+
+@functools.lru_cache(maxsize=1)
+def _read_config(path: Path, _changed: int) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    try:
+        return parse_config(path.read_text(encoding="utf-8-sig"), str(path))
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: not UTF-8 text; mend or remove it") from None
+
+
+def parse_config(text: str, where: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The values and the presets in a configuration file's `text`. Raises: UsageError."""
+    try:
+        values = tomllib.loads(text)
+    except ValueError as error:
+        raise UsageError(f"{where}: not TOML ({error}); mend or remove it") from None
+    presets = values.pop("presets", {})
+    if not isinstance(presets, dict) or not all(isinstance(table, dict) for table in presets.values()):
+        raise UsageError(f"{where}: presets are tables, as [presets.short]")
+    for name, table in presets.items():
+        presets[name] = {key: _checked(key, v, f"{where}: [presets.{name}]") for key, v in table.items()}
+        if other := table.keys() - set(PRESET_KEYS):
+            raise UsageError(f"{where}: [presets.{name}] takes {', '.join(PRESET_KEYS)}, not {min(other)}")
+    return {key: _checked(key, value, where) for key, value in values.items()}, presets
+
+
+def from_text(text: str, kind: type, where: str) -> Any:
+    """What `text` means as a value of `kind`. Raises: UsageError, which says `where`."""
+    if kind is bool:
+        if text.lower() not in _ON + _OFF:
+            raise UsageError(f"{where} is {text!r}; set it to 1 or 0")
+        return text.lower() in _ON
+    try:
+        return kind(text)
+    except ValueError:
+        meant = "a whole number" if kind is int else "a number"
+        raise UsageError(f"{where} is {text!r}; give {meant}") from None
+
+
+def _checked(name: str, value: Any, where: str) -> Any:
+    """`value`, which is what `name` takes. Raises: UsageError."""
+    kind = CONFIG_KEYS.get(name)
+    if kind is None:
+        nearest = difflib.get_close_matches(name, CONFIG_KEYS, n=1)
+        hint = f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(CONFIG_KEYS)}"
+        raise UsageError(f"{where}: there is no setting {name}; {hint}")
+    if kind is str and type(value) is int and name in _SIZES:
+        value = str(value)
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        words = {str: "text", bool: "true or false", int: "a whole number", float: "a number"}
+        raise UsageError(f"{where}: {name} is {value!r}; give {words[kind]}")
+    choices = _CHOICES.get(name, ())
+    if choices and value not in choices:
+        raise UsageError(f"{where}: {name} is {value!r}; use one of {', '.join(choices)}")
+    if name in _SIZES and name != "gpu_layers":
+        try:
+            size_bytes(str(value))
+        except UsageError as error:
+            raise UsageError(f"{where}: {name}: {error}") from None
+    return value
 
 
 def size_bytes(text: str) -> int:

@@ -1,52 +1,67 @@
 """The command line. Every error that a user can meet ends here as one line on stderr."""
 
-import os
 import sys
 import traceback
 from collections.abc import Sequence
 from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
 from localoss import settings
-from localoss.cli import bench, chat, eval, export, gpu, plan, pull, quantize, run, serve, sessions, store
+from localoss.cli import (
+    bench,
+    chat,
+    config,
+    eval,
+    export,
+    gpu,
+    plan,
+    pull,
+    quantize,
+    run,
+    serve,
+    sessions,
+    store,
+)
+from localoss.cli.help import Command, Commands, reader_gone
 from localoss.errors import LocalossError
 from quant.errors import QuantError
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 
-class _Commands(TyperGroup):
-    def invoke(self, ctx):  # type: ignore[no-untyped-def]
-        try:
-            return super().invoke(ctx)
-        except BrokenPipeError:  # before Typer makes an exit code of 1 of it
-            raise typer.Exit(_reader_gone()) from None
-
-
 app = typer.Typer(
-    cls=_Commands,
+    cls=Commands,
     add_completion=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(run.run)
-app.command()(chat.chat)
+app.command(cls=Command)(run.run)
+app.command(cls=Command)(chat.chat)
 app.add_typer(sessions.app, name="sessions")
 app.command()(pull.pull)
 app.command("list")(store.list_models)
 app.command()(store.show)
 app.command()(store.rm)
 app.command()(store.verify)
-app.command()(plan.plan)
+app.command(cls=Command)(plan.plan)
 app.command()(gpu.gpu)
-app.command()(serve.serve)
+app.command(cls=Command)(serve.serve)
 app.command()(quantize.quantize)
 app.command()(export.export)
 app.command()(bench.bench)
 app.command("eval")(eval.evaluate)
+app.command()(config.config)
+
+
+@app.command("help")
+def help_command(
+    context: typer.Context,
+    words: Annotated[list[str] | None, typer.Argument(metavar="COMMAND", help="A command.")] = None,
+) -> None:
+    """Show what there is, or the help of a command."""
+    raise typer.Exit(main([*(words or []), "--help"]))
 
 
 @app.command()
@@ -92,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except BrokenPipeError:
-        return _reader_gone()
+        return reader_gone()
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
     except Exception as error:
@@ -115,9 +130,3 @@ def _explain(error: Exception) -> int:
         message, code = f"{type(error).__name__}: {error}; a bug: LOCALOSS_DEBUG=1 shows where", 1
     print("error:", " ".join(message.split()), file=sys.stderr)
     return code
-
-
-def _reader_gone() -> int:
-    # Python flushes stdout once more as it leaves; into nothing, it cannot fail.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0

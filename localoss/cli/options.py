@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from localoss.cli.help import apply_preset, complete_preset
 from localoss.errors import LocalossError, UsageError
 from localoss.options import LoadOptions, SamplingParams
 from localoss.settings import size_bytes
@@ -85,6 +86,17 @@ OptionalModelName = Annotated[
     str | None, typer.Argument(metavar="MODEL", help=_MODEL_HELP, autocompletion=_complete_model)
 ]
 
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        "--preset",
+        metavar="NAME",
+        is_eager=True,
+        callback=apply_preset,
+        autocompletion=complete_preset,
+        help="Instructions, effort and sampling by name, as the configuration file has them.",
+    ),
+]
 EffortOption = Annotated[
     Effort, typer.Option("--effort", help="How long the model thinks before it answers.")
 ]

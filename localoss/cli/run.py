@@ -37,8 +37,9 @@ ANSWER_TOKENS = 4_096  # room that a context chosen for a long prompt leaves
 @options.takes_load_options
 @options.takes_sampling_params
 def run(
-    model: options.ModelName,
+    model: options.OptionalModelName = None,
     prompt: Prompt = None,
+    preset: options.Preset = None,
     effort: options.EffortOption = options.Effort.medium,
     system: options.System = None,
     system_file: options.SystemFile = None,
@@ -52,14 +53,18 @@ def run(
 ) -> None:
     """Answer one prompt.
 
+    Without MODEL: localoss run "your question" asks the one that is installed, or the demo model.
     The answer alone goes to stdout; thinking is shown on stderr when that is a terminal.
     """
     from localoss.chat import harmony
     from localoss.chat.rules import AnswerRules
     from localoss.chat.turn import Turn
     from localoss.cli.loading import load_model
+    from localoss.hub.registry import default_model, model_and_text
 
+    model, prompt = model_and_text([model, prompt])
     text = _prompt_text(prompt)
+    model = default_model() if model is None else model
     instructions = options.instructions(system, system_file)
     if raw and instructions is not None:
         raise UsageError("--raw has no system message; leave out --system or --raw")

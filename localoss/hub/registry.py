@@ -4,7 +4,7 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -19,6 +19,7 @@ from quant.format.layout import JOURNAL, MANIFEST
 
 MODELS_FILE = "models.toml"
 DEMO = "demo"  # the model that comes with localoss
+_OLLAMA_NAMES = {"gpt-oss": "gpt-oss-20b", "gpt-oss:latest": "gpt-oss-20b"}
 REPOSITORY = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)
 _NAME = re.compile(r"\w[\w.-]{0,95}", re.ASCII)
 # models.toml's word for a dimension -> config.json's.
@@ -147,8 +148,15 @@ def store_folder(name: str) -> Path:
 
 
 def canonical_name(name: str) -> str:
-    """The name under which the store keeps `name`: a known model's repository stands for the model."""
-    return next((known.name for known in known_models().values() if known.repository == name), name)
+    """The name under which the store keeps `name`.
+
+    A known model's repository stands for the model, and so does Ollama's name of it: gpt-oss:20b.
+    """
+    models = known_models()
+    ollama = _OLLAMA_NAMES.get(name.lower(), name.lower().replace(":", "-"))
+    if name not in models and ollama in models:
+        return ollama
+    return next((known.name for known in models.values() if known.repository == name), name)
 
 
 def find_model(name: str, tell: Callable[[str], None] = lambda line: None) -> Path:
@@ -184,15 +192,38 @@ def find_model(name: str, tell: Callable[[str], None] = lambda line: None) -> Pa
     raise ModelError(unknown(name, [*installed_models(), *known_models()]))
 
 
+def model_and_text(words: Sequence[str | None]) -> tuple[str | None, str | None]:
+    """Which of one or two words on a command line names the model, and which is the question.
+
+    Two are both. A lone one is a model if there is one of that name or nearly so, or such a folder.
+    """
+    given = [word for word in words if word is not None]
+    if len(given) != 1:
+        return (given[0], given[1]) if given else (None, None)
+    (word,) = given
+    names = [*installed_models(), *known_models()]
+    if not word.strip() or re.search(r"\s", word):
+        return None, word
+    is_path = any(mark and mark in word for mark in (os.sep, os.altsep)) or Path(word).expanduser().exists()
+    if canonical_name(word) in names or is_path or difflib.get_close_matches(word, names, n=1, cutoff=0.5):
+        return word, None
+    return None, word
+
+
 def default_model() -> str:
-    """The model to open when none is named: the only one that is installed, or the demo model.
+    """The model to open when none is named: the configured one, the only installed one, or the demo model.
 
     Raises: ModelError that names them if several are installed.
     """
+    if "model" in (chosen := settings.configured()):
+        return str(chosen["model"][0])
     others = [name for name in installed_models() if name != DEMO]
     complete = [name for name in others if (store_folder(name) / MANIFEST).exists()]
     if len(complete) > 1:
-        raise ModelError(f"several models are installed, say which to open: {', '.join(complete)}")
+        raise ModelError(
+            f"several models are installed, say which to open: {', '.join(complete)} "
+            "(`localoss config model NAME` chooses one for good)"
+        )
     return complete[0] if complete else DEMO
 
 

@@ -61,6 +61,10 @@ PrivateOption = Annotated[bool, typer.Option("--private", help="Keep nothing of 
 @options.takes_sampling_params
 def chat(
     model: options.OptionalModelName = None,
+    question: Annotated[
+        str | None, typer.Argument(metavar="QUESTION", help="The first message; then you are asked.")
+    ] = None,
+    preset: options.Preset = None,
     effort: ChatEffort = None,
     system: options.System = None,
     system_file: options.SystemFile = None,
@@ -84,7 +88,7 @@ def chat(
     from localoss.cli.chat.start import Start
     from localoss.cli.chat.talk import Chat
     from localoss.cli.loading import introduction, load_model
-    from localoss.hub.registry import DEMO, default_model, find_model
+    from localoss.hub.registry import DEMO, default_model, find_model, model_and_text
 
     def load(name: str, **tells: Any) -> "tuple[Path, Engine]":
         from localoss.chat.harmony import check_vocabulary
@@ -96,6 +100,7 @@ def chat(
     def begin(start: Start) -> None:
         talk.use(*load(name, progress=start.show, notice=start.note), start.note)
 
+    model, question = model_and_text([model, question])
     kept = _open_session(session, continued, private)
     conversation = _conversation(kept, effort, options.instructions(system, system_file))
     calls = _calls(tools) if tools else None
@@ -117,7 +122,7 @@ def chat(
         calls=calls,
         session=kept,
     )
-    messages = _input(talk)  # brings prompt_toolkit: before the thread that would compete with that
+    messages = _input(talk, question)  # brings prompt_toolkit: before the thread that would compete with that
     with start:
         if not talk.at_terminal:
             start.wait()
@@ -175,7 +180,17 @@ def _conversation(
     return conversation
 
 
-def _input(talk: "Chat") -> "Input":
+def _input(talk: "Chat", question: str | None) -> "Input":
+    """Where messages come from: `question` first, then what is typed or piped."""
+    typed = _typed_or_piped(talk)
+    if question is None:
+        return typed
+    from localoss.cli.chat.messages import FirstMessage
+
+    return FirstMessage(question, typed, talk.at_terminal)
+
+
+def _typed_or_piped(talk: "Chat") -> "Input":
     from localoss import settings
     from localoss.cli.chat import commands
     from localoss.cli.chat.messages import PipedInput

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import BinaryIO, Protocol
 
-from localoss.cli.terminal import stdin_bytes
+from localoss.cli.terminal import printable, stdin_bytes
 
 _QUOTES = '"""'
 _COMMAND = re.compile(r"/(?P<name>[A-Za-z?]+)(?:\s+(?P<argument>.*))?")
@@ -38,6 +38,22 @@ def as_command(text: str) -> tuple[str, str] | None:
     """Name and argument of a command; None for a message, as /usr/bin or a line that begins with a blank."""
     match = _COMMAND.fullmatch(text.rstrip())
     return (match["name"].lower(), (match["argument"] or "").strip()) if match else None
+
+
+class FirstMessage:
+    """A message from the command line, and then `others`. echo: whether it is shown as if it were typed."""
+
+    def __init__(self, text: str, others: Input, echo: bool) -> None:
+        self._text: str | None = text
+        self._others, self._echo = others, echo
+
+    def read(self) -> str | None:
+        text, self._text = self._text, None
+        if text is None:
+            return self._others.read()
+        if self._echo:
+            print(f"> {printable(text)}", flush=True)
+        return text if as_command(text) is None else f" {text}"  # as it is, whatever it begins with
 
 
 class PipedInput:

@@ -49,12 +49,16 @@ class Plan:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a conversion did. `written_bytes` leaves out files that an earlier run had finished."""
+    """What a conversion did. `written_bytes` leaves out files that an earlier run had finished.
+
+    `notes` are lines on how the checkpoint was read that its owner should know.
+    """
 
     manifest: Manifest
     already_there: bool
     written_bytes: int
     elapsed_s: float
+    notes: tuple[str, ...] = ()
 
 
 def convert(
@@ -93,7 +97,8 @@ def convert_source(
     with Target(out, wanted, checkpoint.stamps) as target:
         there = target.prepare({name: file_bytes(specs) for name, specs in files.items()}, force)
         written_bytes = 0 if there else _write_files(checkpoint, files, target, progress, calibration)
-    return Summary(target.manifest, there, written_bytes, time.monotonic() - started_s)
+    elapsed_s = time.monotonic() - started_s
+    return Summary(target.manifest, there, written_bytes, elapsed_s, tuple(checkpoint.files.notes))
 
 
 def plan(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from quant.calibration import Moments
 from quant.errors import QuantError
 from quant.format import jit_loops as fast
+from quant.format.finite import require_finite, require_finite_blocks
 from quant.format.hf_names import (
     EMBEDDING,
     EXPERT_MATRICES,
@@ -23,7 +24,7 @@ from quant.format.hf_names import (
 )
 from quant.format.layout import TILE_ROWS, ExpertRun, expert_run, round_up
 from quant.format.manifest import Dtypes
-from quant.format.numbers import E8M0_NAN, F32, U8, Weights, decode_mxfp4, f32_to_bf16, unpack_blocks
+from quant.format.numbers import F32, U8, Weights, decode_mxfp4, f32_to_bf16, unpack_blocks
 from quant.format.tiles import scales_to_tiles
 from quant.pipeline import in_order
 from quant.sources import Blocks, Source
@@ -65,7 +66,7 @@ def layer_parts(source: Source, layer: int, dtypes: Dtypes, moments: Moments = N
         "router.bias": [prefix + "mlp.router.bias"],
     }.items():
         for vector in names:
-            yield name, source.vector(vector)
+            yield name, _vector(source, vector)
 
 
 def vocabulary_parts(source: Source, dtypes: Dtypes, moments: Moments = NO_MOMENTS) -> Iterator[Part]:
@@ -80,12 +81,12 @@ def vocabulary_parts(source: Source, dtypes: Dtypes, moments: Moments = NO_MOMEN
             yield part
     slices = _slices(source, EMBEDDING, pad=False)
     for codes, scales in in_order(
-        partial(_named, EMBEDDING, _ROWS[dtypes.embedding], weights) for weights in slices
+        partial(_encoded, EMBEDDING, _ROWS[dtypes.embedding], start, weights) for start, weights in slices
     ):
         yield "embedding.codes", codes
         if scales is not None:
             embedding_scales.append(("embedding.scales", scales))
-    yield "final_norm", source.vector(FINAL_NORM)
+    yield "final_norm", _vector(source, FINAL_NORM)
     yield from unembedding_scales
     yield from embedding_scales
 
@@ -94,10 +95,10 @@ def _matrices(source: Source, matrices: dict[str, tuple[list[str], Encoder]]) ->
     """Tiles of all `matrices` (name: source tensors, one below the other, and encoder), then their scales."""
     later: list[Part] = []
     work = (
-        partial(_part, name, tensor, encode, weights)
+        partial(_part, name, tensor, encode, start, weights)
         for name, (tensors, encode) in matrices.items()
         for tensor in tensors
-        for weights in _slices(source, tensor)
+        for start, weights in _slices(source, tensor)
     )
     for name, (codes, scales) in in_order(work):
         yield f"{name}.codes", codes
@@ -106,8 +107,21 @@ def _matrices(source: Source, matrices: dict[str, tuple[list[str], Encoder]]) ->
     yield from later
 
 
-def _part(name: str, tensor: str, encode: Encoder, weights: Weights) -> tuple[str, Coded]:
-    return name, _named(tensor, encode, weights)
+def _part(name: str, tensor: str, encode: Encoder, start: int, weights: Weights) -> tuple[str, Coded]:
+    return name, _encoded(tensor, encode, start, weights)
+
+
+def _encoded(tensor: str, encode: Encoder, start: int, weights: Weights) -> Coded:
+    """encode(weights) of `tensor`'s rows from `start` on. Raises: QuantError, for NaN and infinity too."""
+    require_finite(tensor, weights, start)
+    coded: Coded = _named(tensor, encode, weights)
+    return coded
+
+
+def _vector(source: Source, name: str) -> F32:
+    vector = source.vector(name)
+    require_finite(name, vector)
+    return vector
 
 
 def _bits(weights: Weights) -> Coded:
@@ -127,14 +141,14 @@ _ROWS: dict[str, Encoder] = {"int8": fast.encode_int8_rows, "bf16": _bits}
 _TILES: dict[str, Encoder] = {"int8": fast.tile_int8, "bf16": _bf16_tiles}
 
 
-def _slices(source: Source, name: str, pad: bool = True) -> Iterator[Weights]:
-    """Rows of matrix `name` in slices of whole tiles; `pad` fills the last one with zeros."""
+def _slices(source: Source, name: str, pad: bool = True) -> Iterator[tuple[int, Weights]]:
+    """(first row, rows) of matrix `name` in slices of whole tiles; `pad` fills the last one with zeros."""
     rows, columns = source.shape(name)
     step = max(TILE_ROWS, SLICE_BYTES // (2 * columns) // TILE_ROWS * TILE_ROWS)
     for start in range(0, rows, step):
         weights = source.rows(name, start, min(start + step, rows))
         missing = round_up(len(weights), TILE_ROWS) - len(weights) if pad else 0
-        yield np.pad(weights, ((0, missing), (0, 0))) if missing else weights
+        yield start, np.pad(weights, ((0, missing), (0, 0))) if missing else weights
 
 
 def _expert_runs(source: Source, layer: int, dtype: str, moments: Moments) -> Iterator[Callable[[], U8]]:
@@ -160,6 +174,7 @@ def _expert_run(
     out = np.zeros(run.size, np.uint8)
     for name, matrix, bias, moments in parts:
         codes_at, scales_at, bias_at = _places(run)[name]
+        require_finite(f"{where % name}, bias", bias)
         scales = _expert_tiles(where % name, matrix, dtype, moments, out[codes_at:])
         for at, array in ((scales_at, scales), (bias_at, bias)):
             if array is not None:
@@ -184,25 +199,22 @@ def _expert_tiles(
     """
     if dtype != "mxfp4":
         weights = _decoded(name, matrix) if isinstance(matrix, Blocks) else matrix
+        require_finite(name, weights)
         codes, scales = _named(name, _tiler(dtype, moments), weights)
         out[: codes.nbytes] = codes.reshape(-1)
         return scales
     if not isinstance(matrix, Blocks):
+        require_finite(name, matrix)
         matrix = Blocks(*_named(name, fast.encode_mxfp4_blocks, matrix))
-    _check_scales(name, matrix)
+    require_finite_blocks(name, matrix.blocks, matrix.scales)
     rows, blocks, _ = matrix.blocks.shape
     fast.tile_mxfp4(matrix.blocks, out[: matrix.blocks.nbytes].reshape(rows // TILE_ROWS, blocks, -1))
     return scales_to_tiles(matrix.scales)
 
 
 def _decoded(name: str, matrix: Blocks) -> Weights:
-    _check_scales(name, matrix)
+    require_finite_blocks(name, matrix.blocks, matrix.scales)
     return decode_mxfp4(unpack_blocks(matrix.blocks), matrix.scales)
-
-
-def _check_scales(name: str, matrix: Blocks) -> None:
-    if (matrix.scales == E8M0_NAN).any():
-        raise QuantError(f"{name}: a scale is 255, NaN; the file is damaged, download it again")
 
 
 def _named(name: str, encode: Any, weights: Weights) -> Any:

@@ -15,9 +15,10 @@ BAR_CHARACTERS = 40
 
 def summary_text(out: Path, summary: "Summary") -> str:
     size = size_text(summary.manifest.total_bytes)
+    notes = "".join(f"note: {note}\n" for note in summary.notes)
     if summary.already_there:
-        return f"{out}: this very model is there already, {size}; nothing to do"
-    return f"{out}: {size} in {len(summary.manifest.files)} files, {summary.elapsed_s:.0f} s"
+        return f"{notes}{out}: this very model is there already, {size}; nothing to do"
+    return f"{notes}{out}: {size} in {len(summary.manifest.files)} files, {summary.elapsed_s:.0f} s"
 
 
 def summary_json(out: Path, summary: "Summary") -> dict[str, Any]:
@@ -31,6 +32,7 @@ def summary_json(out: Path, summary: "Summary") -> dict[str, Any]:
         "written_bytes": summary.written_bytes,
         "already_there": summary.already_there,
         "elapsed_s": round(summary.elapsed_s, 3),
+        "notes": list(summary.notes),
     }
 
 

@@ -19,6 +19,7 @@ from quant.format.json_file import MOST_BYTES, parse_json, read_json
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
+ADAPTER = "adapter_"  # begins the names of what PEFT saves
 MOST_AXES = 8
 DTYPE_BYTES = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
@@ -144,6 +145,7 @@ class TensorFiles:
         self._once = once
         self._files: dict[Path, FileIO] = {}
         self.tensors: dict[str, tuple[Path, TensorInfo]] = {}
+        self.notes: list[str] = []  # what a user should know of how the files were read
 
     def require(self, name: str, dtypes: tuple[str, ...], shape: tuple[int, ...]) -> None:
         """Raises: QuantError if tensor `name` is missing, or not of `shape` and one of `dtypes`."""
@@ -214,7 +216,7 @@ class TensorFiles:
 
 
 class Checkpoint(TensorFiles):
-    """The tensors of a folder: of the shards that model.safetensors.index.json names, else of *.safetensors.
+    """The tensors of a folder: those that model.safetensors.index.json names, else those of its weight_files.
 
     Every header is read and checked at the start. Raises: QuantError, naming the file at fault.
     """
@@ -224,9 +226,22 @@ class Checkpoint(TensorFiles):
         index = folder / INDEX_FILE
         if index.exists():
             self._read_index(index)
+            single = folder / SINGLE_FILE
+            if _is_newer(single, index) and all(single != path for path, _ in self.tensors.values()):
+                self.notes.append(
+                    f"{SINGLE_FILE} is newer than {INDEX_FILE}: the files that the index names were taken; "
+                    "move the index away to take the other"
+                )
             return
-        for path in sorted(folder.glob("*.safetensors")):
-            self.tensors |= {name: (path, info) for name, info in read_header(path)[0].items()}
+        for path in weight_files(folder):
+            for name, info in read_header(path)[0].items():
+                if name in self.tensors:
+                    both = f"{self.tensors[name][0].name} and in {path.name}"
+                    raise QuantError(
+                        f"{folder}: tensor {name} is in {both}, and no {INDEX_FILE} says which one is meant; "
+                        "move away the file that is not"
+                    )
+                self.tensors[name] = (path, info)
         if not self.tensors:
             raise QuantError(f"{folder}: no {INDEX_FILE} and no *.safetensors; {WANTED}")
 
@@ -247,3 +262,18 @@ class Checkpoint(TensorFiles):
                     f"{path}: {name} is not in it though {INDEX_FILE} says so; download both again"
                 )
             self.tensors[name] = (path, shards[shard][name])
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold a checkpoint's weights where no index tells: model.safetensors, else all there are.
+
+    Other programs leave more beside it: adapters, older saves, consolidated copies.
+    """
+    single = folder / SINGLE_FILE
+    if single.exists():
+        return [single]
+    return [path for path in sorted(folder.glob("*.safetensors")) if not path.name.startswith(ADAPTER)]
+
+
+def _is_newer(path: Path, other: Path) -> bool:
+    return path.exists() and path.stat().st_mtime_ns > other.stat().st_mtime_ns

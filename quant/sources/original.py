@@ -20,7 +20,7 @@ from quant.format.hf_names import (
     layer_prefix,
 )
 from quant.format.json_file import read_json
-from quant.format.safetensors import INDEX_FILE, Checkpoint, read_header
+from quant.format.safetensors import INDEX_FILE, Checkpoint, read_header, weight_files
 from quant.sources.base import FLOATS, Blocks, Source
 
 # config.json: published key -> original key
@@ -62,7 +62,7 @@ def is_original(folder: Path) -> bool:
     try:
         if (folder / INDEX_FILE).exists():
             return "embedding.weight" in read_json(folder / INDEX_FILE)["weight_map"]
-        return any("embedding.weight" in read_header(path)[0] for path in folder.glob("*.safetensors"))
+        return any("embedding.weight" in read_header(path)[0] for path in weight_files(folder))
     except (OSError, ValueError, TypeError, KeyError, QuantError):
         return False
 

@@ -49,7 +49,8 @@ def load_engine(model: str | Path, options: LoadOptions, listener: Listener) -> 
     prepare_kernels()
     from localoss.engine.warmup import warm_up
 
-    config, dtypes = read_config(folder / "config.json"), read_manifest(folder).dtypes
+    dtypes = read_manifest(folder).dtypes  # first: it tells a folder that is no model at all
+    config = read_config(folder / "config.json")
     asked = options.context_tokens
     if asked is not None and not 0 < asked <= config.context:
         raise UsageError(f"context_tokens is {asked:,}; this model takes 1 to {config.context:,}")

@@ -235,8 +235,19 @@ def test_the_context_fills(chat):
     assert err.count("% full: ") == 1 and " of 300 tokens; /clear begins anew, /undo takes the last" in err
     assert "error: the answer broke off: " in err and "fill the context of 300: /clear begins anew" in err
     assert "Five" in prompts[-1] and "One" not in prompts[-1]
-    _, err, prompts = chat("One", "word " * 300, answers=answers, context_tokens=300, code=1)
+    _, err, prompts = chat("One", "word " * 200, answers=answers, context_tokens=300, code=1)
     assert len(prompts) == 1 and " tokens with your message, and the context holds 300: /clear" in err
+    assert "/trim leaves the oldest messages out" in err and "localoss chat" not in err
+    _, err, prompts = chat("One", "word " * 300, answers=answers, context_tokens=300, code=1)
+    assert "your message alone has " in err and len(prompts) == 1
+
+
+def test_trim_makes_room_in_the_chat(chat):
+    answers = [f"{FINAL}{'word ' * 60}<|return|>"]
+    _, err, prompts = chat("One", "Two", "/trim", "Three", "/trim", answers=answers, context_tokens=300)
+    assert "(the model no longer sees the 2 oldest messages; " in err and len(prompts) == 3
+    assert "One" not in prompts[2] and "Two" in prompts[2] and "broke off" not in err
+    assert "(nothing was left out: " in chat("/trim")[1]
 
 
 def test_trim_oldest_is_a_choice(chat):

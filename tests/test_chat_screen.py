@@ -298,3 +298,34 @@ def test_recalled_code_is_whole(chat, tmp_path):
     terminal.wait_for("The end.")
     for seen in (first, terminal.seen):
         assert b"\t" in seen and b"long " * 30 in re.sub(rb"\x1b\[[\d;]*m", b"", seen)
+
+
+def test_forty_columns_are_enough_for_figures(chat):
+    terminal = chat(answers=[thinking("Hm.", "Done.")], columns=40)
+    terminal.type("Hi\r")
+    terminal.wait_for("Done.")
+    terminal.wait_for_prompt()
+    terminal.type("/stats\r")
+    terminal.wait_for("turn  prompt  answer ")
+    row = terminal.everything().split("tok/s")[1].split("\n")[1].split()
+    assert row[0] == "1" and len(row) == 5
+
+
+def test_notices_wrap_at_words(chat):
+    terminal = chat(answers=[FINAL + "word " * 60 + "<|return|>"], columns=40, context_tokens=140)
+    terminal.type("Hi\r")
+    terminal.wait_for("oldest messages out")
+    terminal.wait_for_prompt()
+    lines = terminal.everything().split("\n")
+    (first,) = [index for index, line in enumerate(lines) if line.startswith(("error:", "(the context is"))]
+    told = " ".join(line.strip() for line in lines[first:]).split("messages out")[0]
+    assert "takes the last exchange back, /trim leaves the oldest" in told, "no word is cut"
+
+
+@pytest.mark.parametrize(("arguments", "rings"), [(("--notify",), True), ((), False)])
+def test_a_long_answer_rings(chat, monkeypatch, arguments, rings):
+    terminal = chat(*arguments, answers=[thinking("Hm.", "Done.")], prefill_s=10.2)
+    terminal.type("Hi\r")
+    terminal.wait_for("Done.")
+    terminal.wait_for_prompt()
+    assert (b"\x1b]9;localoss: Done.\x07\x07" in terminal.seen) == rings

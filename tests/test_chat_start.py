@@ -9,7 +9,7 @@ pytest.importorskip("pexpect")  # not on Windows
 from support.pseudo_terminal import scripted_chat
 
 DONE = "<|channel|>final<|message|>Done.<|return|>"
-COMPILING = "compiling kernels, once on this machine: a_kernel"
+COMPILING = "compiling kernels, once on this machine: 1 of 80"
 
 
 @pytest.fixture
@@ -100,3 +100,17 @@ def test_a_dumb_terminal_is_told_first(tmp_path):
     terminal.wait_for("Done.")
     assert b"\x1b[" not in terminal.seen.split(b"/help for help")[1].split(b"> ")[0]
     terminal.close()
+
+
+def test_compiling_is_counted_and_timed(monkeypatch):
+    from localoss.cli import loading
+
+    clock = iter(range(0, 1000, 2))
+    monkeypatch.setattr(loading.time, "monotonic", lambda: float(next(clock)))
+    told = []
+    progress = loading.CompileProgress(told.append)
+    for number in range(90):
+        progress(f"kernel {number}")
+    assert told[0] == "compiling kernels, once on this machine: 1 of 80"
+    assert told[33].startswith("compiling kernels, once on this machine: 34 of 80, about ")
+    assert told[89].startswith("compiling kernels, once on this machine: 90 of 90, about 2")

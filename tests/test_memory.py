@@ -146,9 +146,10 @@ def test_what_is_said_of_a_plan(plan_20b):
         check(large, int(3e9))
     with pytest.raises(UsageError, match=r"take a smaller model$"):
         check(large, int(12e9), must_fit=True)
-    assert large.changes(int(17e9)) == []
-    changes = large.changes(int(14.5e9))
-    assert changes[0] == "--kv-dtype int8" and changes[-1].startswith("1.2 GB more memory")
+    assert large.changes(int(17e9), int(17e9)) == []
+    changes = large.changes(int(14.5e9), int(17e9))
+    assert changes[0] == "--kv-dtype int8" and changes[-1] == "close programs that hold 1.2 GB of memory"
+    assert large.changes(int(3e9), int(4e9))[-1] == "a machine with 11.7 GB more memory"
     nearest = large.nearest(int(13.4e9))
     assert nearest.verdict(int(13.4e9)) == FITS
 

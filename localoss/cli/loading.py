@@ -1,6 +1,7 @@
 """From a MODEL argument to an engine, with a word about what takes long."""
 
 import gc
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,9 @@ from localoss.cli.terminal import StatusLine, say
 if TYPE_CHECKING:
     from localoss.engine.engine import Engine
     from localoss.options import LoadOptions
+
+_KERNELS = 80  # functions that a first start compiles; where there are more, the count tells so
+_KERNELS_BEFORE_GUESS = 4
 
 
 def introduction(model: str) -> str | None:
@@ -33,6 +37,25 @@ def _nothing_collected() -> Iterator[None]:
         gc.enable()
 
 
+class CompileProgress:
+    """Told each kernel that is compiled, says how many there are and how long the rest will take."""
+
+    def __init__(self, show: Callable[[str], None]) -> None:
+        self._show, self._began_s = show, 0.0
+        self._compiled: set[str] = set()
+
+    def __call__(self, kernel: str) -> None:
+        self._began_s = self._began_s or time.monotonic()
+        self._compiled.add(kernel)
+        done = len(self._compiled) - 1
+        total = max(_KERNELS, done + 1)
+        left = ""
+        if done >= _KERNELS_BEFORE_GUESS:
+            seconds = (time.monotonic() - self._began_s) / done * (total - done)
+            left = f", about {max(round(seconds), 1)} s"
+        self._show(f"compiling kernels, once on this machine: {done + 1} of {total}{left}")
+
+
 def load_model(
     name: str,
     options: "LoadOptions",
@@ -52,7 +75,7 @@ def load_model(
     show = progress or line.show
     listener = Listener(
         notice=notice,
-        compiling=lambda kernel: show(f"compiling kernels, once on this machine: {kernel}"),
+        compiling=CompileProgress(show),
         uploading=lambda done, total: show(f"copying layers to the GPU: {done} of {total}"),
     )
     try:

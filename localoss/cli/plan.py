@@ -115,7 +115,7 @@ def _report(
         "limit_bytes": limit,
         "verdict": plan.verdict(limit),
         "longest_context_tokens": plan.longest_context(limit),
-        "changes": plan.changes(limit),
+        "changes": plan.changes(limit, machine.idle_limit_bytes),
     }
     if gpu_bytes is not None:
         shared = replace(plan, gpu_layers=gpu_layers(plan, gpu_bytes))
@@ -135,12 +135,13 @@ def _print(
 
     from localoss.plan.memory import gigabytes, gpu_layers
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False)
+    console.soft_wrap = not console.is_terminal  # a pipe gets a sentence in one line
     several = f", {plan.slots} conversations" if plan.slots > 1 else ""
     head = f"{label} · context {plan.context_tokens:,} tokens{several} · KV cache {plan.kv_dtype}"
     console.print(f"{head}\n", markup=False)
     limit = machine.limit_bytes
-    console.print(_bar(plan, limit) + "\n", markup=False)
+    console.print(_bar(plan, limit, min(_BAR_COLUMNS, console.width - 1)) + "\n", markup=False)
     _print_parts(console, plan)
     where = "This machine" if is_this_machine else "Such a machine"
     where = "This control group" if machine.in_cgroup else where
@@ -157,7 +158,7 @@ def _print(
     longest = plan.longest_context(limit)
     if longest:
         console.print(f"The longest context that fits: {longest:,} tokens.")
-    for change in plan.changes(limit):
+    for change in plan.changes(limit, machine.idle_limit_bytes):
         console.print(f"To make it fit: {change}", markup=False)
     if gpu_bytes is not None:
         _print_gpu(console, replace(plan, gpu_layers=gpu_layers(plan, gpu_bytes)), gpu_bytes)
@@ -179,16 +180,21 @@ def _print_gpu(console: "Console", plan: "Plan", gpu_bytes: int) -> None:
     )
 
 
-def _bar(plan: "Plan", limit_bytes: int) -> str:
+def _bar(plan: "Plan", limit_bytes: int, columns: int = _BAR_COLUMNS) -> str:
     """The parts side by side, weights before what is the process's own, and where the limit is."""
-    scale = _BAR_COLUMNS / max(plan.total_bytes, limit_bytes, 1)
+    scale = columns / max(plan.total_bytes, limit_bytes, 1)
     bar, end = "", 0
     parts = [(_LETTERS[name], size) for name, size in plan.weights.items()]
     for letter, size in [*parts, (_OWN_LETTER, plan.own_bytes), (_FREE_LETTER, limit_bytes)]:
         end = max(end, limit_bytes) if letter == _FREE_LETTER else end + size
         bar += letter * (round(end * scale) - len(bar))
-    mark = min(round(limit_bytes * scale), _BAR_COLUMNS)
-    return f"{bar}\n{' ' * max(mark - 1, 0)}^ {limit_bytes / 1e9:.1f} GB"
+    mark = min(round(limit_bytes * scale), columns)
+    label = f"^ {limit_bytes / 1e9:.1f} GB"
+    at = max(mark - 1, 0)
+    if at + len(label) > columns:  # to the left of its mark where it would wrap
+        label = f"{limit_bytes / 1e9:.1f} GB ^"
+        at = max(mark - len(label), 0)
+    return f"{bar}\n{' ' * at}{label}"
 
 
 def _print_parts(console: "Console", plan: "Plan") -> None:

@@ -2,9 +2,11 @@
 
 import json
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -293,6 +295,12 @@ def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
     if not rows:
         return
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    if sys.stdout.isatty() and sum(widths) + 2 * len(widths) > (columns := get_terminal_size().columns):
+        for row in rows:  # a few short lines each, broken between words, where the table would wrap
+            typer.echo(row[0])
+            more = " · ".join(cell for cell in row[1:] if cell)
+            typer.echo(textwrap.fill(more, columns - 1, initial_indent="  ", subsequent_indent="  "))
+        return
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         typer.echo("  ".join(cells).rstrip())

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -102,7 +103,7 @@ class StatusLine:
     def show(self, text: str) -> None:
         if not sys.stderr.isatty():
             return
-        text = text[: self._room()]
+        text = text[: _columns()]  # a wrapped line couldn't be taken away
         before, self._shown = self._shown, len(text)  # before it is written: a Ctrl-C may come meanwhile
         if settings.escape_codes():
             # It can't wrap, and the cursor waits at its start, which a narrower window leaves where it is.
@@ -110,14 +111,6 @@ class StatusLine:
         else:
             written = f"\r{text.ljust(before)}"
         print(written, end="", file=sys.stderr, flush=True)
-
-    @staticmethod
-    def _room() -> int:
-        """Columns of a line that doesn't wrap: a wrapped one can't be taken away."""
-        try:
-            return max(os.get_terminal_size(sys.stderr.fileno()).columns - 1, 1)
-        except (OSError, ValueError):
-            return 79
 
     def clear(self) -> None:
         """Take the line away, before anything else is written."""
@@ -149,8 +142,25 @@ def stdin_bytes() -> BinaryIO:
 
 
 def say(text: str) -> None:
-    """A line to the user that is no part of the answer."""
+    """A line to the user that is no part of the answer; at a terminal a long one is broken between words."""
+    if sys.stderr.isatty() and "\n" not in text:
+        text = textwrap.fill(text, _columns(), break_long_words=False, break_on_hyphens=False) or text
     print(text, file=sys.stderr, flush=True)
+
+
+def _columns() -> int:
+    """Columns of the terminal at stderr but one: in the last, terminals differ about wrapping."""
+    try:
+        return max(os.get_terminal_size(sys.stderr.fileno()).columns - 1, 1)
+    except (OSError, ValueError):
+        return 79
+
+
+def notify(text: str) -> None:
+    """Ring, and have the terminal's desktop show `text` (OSC 9) where it can."""
+    shown = f"\x1b]9;{printable(text)}\x07" if settings.links() else ""
+    sys.stdout.write(f"{shown}\x07")
+    sys.stdout.flush()
 
 
 @contextmanager

@@ -192,8 +192,11 @@ class Plan:
                 return replace(plan, context_tokens=longest)
         return None
 
-    def changes(self, limit_bytes: int) -> list[str]:
-        """What a user can do to make all of it fit, the mildest first."""
+    def changes(self, limit_bytes: int, idle_limit_bytes: int) -> list[str]:
+        """What a user can do to make all of it fit, the mildest first.
+
+        idle_limit_bytes: the limit with all other programs closed.
+        """
         if self.verdict(limit_bytes) == FITS:
             return []
         found = []
@@ -205,7 +208,10 @@ class Plan:
             saved = gigabytes(self.total_bytes - smaller.total_bytes)
             found.append(f"quantize with --attention int4 --unembedding int4, which saves {saved}")
         missing = self.total_bytes - limit_bytes
-        found.append(f"{gigabytes(missing)} more memory, for example of programs that can be closed")
+        if missing <= idle_limit_bytes - limit_bytes:
+            found.append(f"close programs that hold {gigabytes(missing)} of memory")
+        else:
+            found.append(f"a machine with {gigabytes(self.total_bytes - idle_limit_bytes)} more memory")
         return found
 
     def options(self, asked: "Plan") -> str:

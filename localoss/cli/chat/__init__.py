@@ -54,6 +54,9 @@ SessionOption = Annotated[
     ),
 ]
 ContinueOption = Annotated[bool, typer.Option("--continue", help="Go on with the session used last.")]
+NotifyOption = Annotated[
+    bool, typer.Option("--notify", help="Ring and show a notice when an answer took long.")
+]
 PrivateOption = Annotated[bool, typer.Option("--private", help="Keep nothing of this chat.")]
 
 
@@ -75,6 +78,7 @@ def chat(
     session: SessionOption = None,
     continued: ContinueOption = False,
     private: PrivateOption = False,
+    notify: NotifyOption = False,
     *,
     sampling: SamplingParams,
     loading: LoadOptions,
@@ -119,6 +123,7 @@ def chat(
         think_budget=think_budget,
         show_thinking=not hide_thinking,
         trims=trim == Trim.oldest,
+        notifies=notify,
         calls=calls,
         session=kept,
     )

@@ -88,6 +88,15 @@ def _system(chat: Chat, text: str) -> None:
     say(f"(instructions: {chat.conversation.setup.instructions or 'none'})")
 
 
+def _trim(chat: Chat, _: str) -> None:
+    count = chat.trim()
+    used = f"{chat.used_tokens:,} of {chat.engine.context_tokens:,} tokens"
+    if count:
+        say(f"(the model no longer sees the {chat.conversation.left_out} oldest messages; {used})")
+    else:
+        say(f"(nothing was left out: {used})")
+
+
 def _regen(chat: Chat, _: str) -> None:
     if not chat.conversation.drop_answer():
         raise UsageError("there is nothing to answer yet")
@@ -114,7 +123,7 @@ def _edit(chat: Chat, _: str) -> None:
 
 
 def _stats(chat: Chat, _: str) -> None:
-    say(turns_table(chat.turns))
+    say(turns_table(chat.turns, shutil.get_terminal_size().columns))
     device = chat.engine.device_figures()
     if device:
         say(device["summary"])
@@ -242,6 +251,7 @@ COMMANDS = {
         None,
     ),
     "drop": Command(attachments.drop, "NAME", "a file that waits does not go with it; all: none does"),
+    "trim": Command(_trim, "", "the model no longer sees the oldest messages, so that others have room"),
     "stats": Command(_stats, "", "tokens and speed of each turn"),
     "context": Command(_context, "", "what fills the context"),
     "session": Command(kept.session, "NAME", "name this session; alone: which one it is"),

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 _COLUMNS, _ROWS = 40, 5  # of the picture of the context
 _FREE = "·"
+_TABLE_COLUMNS = 76  # of a turns table with all its columns
 
 
 @dataclass(frozen=True)
@@ -41,17 +42,29 @@ class TurnFigures:
         )
 
 
-def turns_table(turns: Sequence[TurnFigures]) -> str:
-    """A line for each turn, and one for all."""
+def turns_table(turns: Sequence[TurnFigures], columns: int = 80) -> str:
+    """A line for each turn, and one for all; without prefill and thinking if `columns` are few."""
     if not turns:
         return "no turn yet"
-    head = ("turn", "prompt", "prefilled", "tokens/s", "thinking", "generated", "tokens/s", "seconds")
-    rows = [
+    head: tuple[str, ...] = (
+        "turn",
+        "prompt",
+        "prefilled",
+        "tokens/s",
+        "thinking",
+        "generated",
+        "tokens/s",
+        "seconds",
+    )
+    rows: list[tuple[str, ...]] = [
         (str(number), f"{turn.prompt_tokens:,}", *_costs([turn]))
         for number, turn in enumerate(turns, start=1)
     ]
     if len(turns) > 1:
         rows.append(("all", "", *_costs(turns)))
+    if columns < _TABLE_COLUMNS:
+        head = ("turn", "prompt", "answer", "tok/s", "s")
+        rows = [(row[0], row[1], *row[5:]) for row in rows]
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     return "\n".join(
         "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in [head, *rows]

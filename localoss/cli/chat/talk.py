@@ -11,7 +11,7 @@ from localoss import settings
 from localoss.chat.conversation import Conversation
 from localoss.cli.chat.figures import TurnFigures
 from localoss.cli.chat.messages import Input, as_command, unquoted
-from localoss.cli.terminal import AnswerPrinter, interrupts, printable, say, typing_waits
+from localoss.cli.terminal import AnswerPrinter, interrupts, notify, printable, say, typing_waits
 from localoss.errors import ContextFullError, LocalossError
 from localoss.hub.registry import models_folder
 from localoss.options import SamplingParams
@@ -32,6 +32,7 @@ _WARN_SHARE = 0.8  # of the context
 # With --trim, room for an answer is made before it is needed, and enough for some turns at once: after it,
 # the whole prompt is prefilled again.
 _TRIM_SHARE, _TRIMMED_SHARE = 0.75, 0.5
+_LONG_ANSWER_S = 10.0  # who waited longer may be looking elsewhere
 _LEAVING = ("exit", "quit")
 Shows = Callable[["Event"], None]
 Progress = Callable[[int, int], None]
@@ -47,7 +48,8 @@ class Chat:
 
     name: of the model, or its folder. load: gives folder and engine of a model, by name. start: loads the
     first one and calls `use`; until it is done there is no `engine`. trims: whether the oldest messages are
-    left out when the context is full. calls: carries out the functions that the model calls.
+    left out when the context is full. notifies: rings when a long answer is there.
+    calls: carries out the functions that the model calls.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Chat:
     think_budget: int | None = None
     show_thinking: bool = True
     trims: bool = False
+    notifies: bool = False
     calls: "Calls | None" = None
     session: "Session | None" = None
     attachments: "list[Attachment]" = field(default_factory=list)
@@ -160,6 +163,8 @@ class Chat:
         if problem:
             say(f"({problem})")
         self._explain(turn)
+        if self.notifies and self.at_terminal and turn.prefill_s + turn.decode_s >= _LONG_ANSWER_S:
+            notify(f"localoss: {shortened(turn.answer) or 'stopped'}")
         return turn
 
     def recall(self) -> None:
@@ -230,10 +235,14 @@ class Chat:
 
     def choices(self) -> str:
         """What a user can do about a full context."""
-        return (
-            "/clear begins anew, /undo takes the last exchange back, `localoss chat --context N` with a "
-            "larger N holds more if memory allows, --trim oldest leaves the oldest messages out"
-        )
+        return "/clear begins anew, /undo takes the last exchange back, /trim leaves the oldest messages out"
+
+    def trim(self) -> int:
+        """Leave out the oldest messages until there is room for some turns; how many went."""
+        room = self.engine.context_tokens
+        count = self.conversation.leave_out_oldest(lambda tokens: tokens <= _TRIMMED_SHARE * room)
+        self.count()
+        return count
 
     def _sampling(self) -> SamplingParams:
         """The options; with a seed, every attempt at the same answer has one of its own."""
@@ -242,15 +251,16 @@ class Chat:
 
     def _fitting_prompt(self) -> list[int]:
         room = self.engine.context_tokens
-        if self.trims and len(self.conversation.tokens()) > _TRIM_SHARE * room:
-            count = self.conversation.leave_out_oldest(lambda tokens: tokens <= _TRIMMED_SHARE * room)
-            if count:
-                say(
-                    f"(--trim oldest: the model no longer sees the "
-                    f"{self.conversation.left_out} oldest messages)"
-                )
+        if self.trims and len(self.conversation.tokens()) > _TRIM_SHARE * room and self.trim():
+            say(f"(--trim oldest: the model no longer sees the {self.conversation.left_out} oldest messages)")
         prompt = self.conversation.tokens()
         if len(prompt) >= room:
+            alone = len(Conversation(self.conversation.setup, self.conversation.messages[-1:]).tokens())
+            if alone >= room:
+                raise ContextFullError(
+                    f"your message alone has {alone:,} tokens, and the context holds {room:,}: send less of "
+                    "it, or begin with a larger --context if memory allows"
+                )
             raise ContextFullError(
                 f"the conversation has {len(prompt):,} tokens with your message, and the context holds "
                 f"{room:,}: {self.choices()}"

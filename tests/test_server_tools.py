@@ -168,8 +168,7 @@ def test_tool_choice(served):
     [
         ([tool("a b")], "function name 'a b'"),
         ([tool("x"), tool("x")], "two tools have the name 'x'"),
-        ([tool("x", {"type": "banana"})], "function 'x': the JSON schema can't be followed: Invalid type"),
-        ([tool("x", {"type": "object", "properties": 3})], "function 'x': the JSON schema can't be followed"),
+        ([tool("x", {"type": "banana"}, strict=True)], "schema, type: the JSON schema can't be followed: In"),
         ([tool("x", {"not": {}}, strict=True)], "can't be followed: Unimplemented keys"),
         ([{"type": "namespace", "name": "x"}], "needs a name and tools"),
         ([{"type": "custom"}], "needs a name"),

@@ -93,7 +93,7 @@ def _compiled(schema: str, strict: bool) -> "LLMatcher":
 
 
 def _reason(matcher: "LLMatcher") -> str:
-    return matcher.get_error().splitlines()[0]
+    return " ".join(matcher.get_error().split())
 
 
 @functools.cache

@@ -11,11 +11,12 @@ import itertools
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from localoss import settings
+from localoss.chat.json_schema import readable
 from localoss.chat.pieces import PIECE_CHARS, has_endless_word, pieces
 from localoss.errors import ModelError, UsageError
 
@@ -235,6 +236,7 @@ def _developer_message(instructions: str | None, functions: Sequence[Function]) 
     if instructions:
         content = content.with_instructions(_well_formed(instructions))
     if functions:
+        functions = [replace(f, parameters=readable(f.parameters)) for f in functions]
         _check_lengths(functions)
         content = content.with_function_tools(
             [library.ToolDescription.new(f.name, f.description, f.parameters) for f in functions]

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from localoss.chat.grammar import ANY_OBJECT, Grammar
+from localoss.chat.grammar_limits import lenient_grammar, strict_grammar
 from localoss.chat.harmony import Function
 from localoss.errors import UsageError
 
@@ -39,7 +40,10 @@ def argument_grammars(functions: Sequence[Function], strict: Sequence[str] = ())
     for function in functions:
         schema = function.parameters or ANY_OBJECT
         try:
-            grammars[function.name] = Grammar(schema, strict=function.name in strict)
+            if function.name in strict:
+                grammars[function.name] = strict_grammar(schema)
+            else:
+                grammars[function.name] = lenient_grammar(function.name, schema)
         except UsageError as error:
             raise UsageError(f"function {function.name!r}: {error}") from None
     return grammars

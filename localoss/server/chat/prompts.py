@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from localoss.chat.grammar import ANY_OBJECT, Grammar
+from localoss.chat.grammar_limits import strict_grammar
 from localoss.chat.harmony import Message
+from localoss.chat.json_schema import tidied
 from localoss.chat.rules import AnswerRules, argument_grammars
 from localoss.chat.tools import Thoughts, ToolCall, call_message, result_message
 from localoss.errors import UsageError
@@ -46,10 +48,15 @@ def rules_for(toolbox: Toolbox, wanted: Format | None) -> AnswerRules:
     callable_functions = [function for function in toolbox.functions if function.name in may]
     try:
         arguments = argument_grammars(callable_functions, toolbox.strict)
-        final = Grammar(printable(wanted.schema), strict=wanted.strict) if wanted else None
+        final = _final_grammar(wanted) if wanted else None
     except UsageError as error:
         raise ApiError(str(error), code="invalid_json_schema") from None
     return AnswerRules(may, toolbox.must_call, preambles=wanted is None, final=final, arguments=arguments)
+
+
+def _final_grammar(wanted: Format) -> Grammar:
+    schema = printable(wanted.schema)
+    return strict_grammar(schema) if wanted.strict else Grammar(tidied(schema), strict=False)
 
 
 def convert_messages(messages: Sequence[ChatMessage], thoughts: Thoughts) -> list[Message]:

@@ -1,0 +1,165 @@
+"""Grammars of schemas that llguidance can't follow as they stand: what it can't is named or left out."""
+
+import functools
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from localoss.chat.grammar import ANY_OBJECT, Grammar
+from localoss.chat.json_schema import Schema, target, tidied
+from localoss.errors import UsageError
+
+_MAX_DEPTH = 100
+_SIZES = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties", "multipleOf")
+_LOGIC = ("not", "if", "then", "else", "dependentSchemas", "dependentRequired", "contains", "propertyNames")
+_BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+_UNIONS = ("anyOf", "oneOf", "allOf")
+_CHILDREN = ("items", "additionalProperties", "not", "if", "then", "else", "propertyNames", "contains")
+_NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+logger = logging.getLogger("localoss.chat")
+
+
+def strict_grammar(schema: Schema) -> Grammar:
+    """A grammar of every keyword. Raises: UsageError that says what can't be followed, where and why."""
+    schema = tidied(schema)
+    try:
+        return Grammar(schema, strict=True)
+    except UsageError as error:
+        where = next(_culprits(schema), None)
+        if where is None:
+            raise
+        raise UsageError(f"{where}: {error}") from None
+
+
+def lenient_grammar(name: str, schema: Schema) -> Grammar:
+    """A grammar of as much of `schema` as can be followed. What is left out is logged once, with `name`."""
+    grammar, left_out = _lenient(json.dumps(schema))
+    if left_out and (name, left_out) not in _told and len(_told) < 1000:
+        _told.add((name, left_out))
+        logger.warning("function %s: not held to %s of its schema, which can't be followed", name, left_out)
+    return grammar
+
+
+_told: set[tuple[str, str]] = set()
+
+
+@functools.lru_cache(maxsize=64)
+def _lenient(text: str) -> tuple[Grammar, str]:
+    """The grammar, and what was left out step by step until it compiled."""
+    schema = tidied(json.loads(text))
+    left_out: list[str] = []
+    for what, leave_out in _STEPS:
+        try:
+            return Grammar(schema, strict=False), ", ".join(left_out)
+        except UsageError:
+            before = schema
+            schema = leave_out(schema)
+            left_out += [what] * (schema != before)
+    try:
+        return Grammar(schema, strict=False), ", ".join(left_out)
+    except UsageError:
+        return Grammar(ANY_OBJECT, strict=False), "all"
+
+
+def _without(keys: tuple[str, ...]) -> Callable[[Schema], Schema]:
+    return lambda schema: _mapped(schema, lambda one: {k: v for k, v in one.items() if k not in keys})
+
+
+def _without_unfit(schema: Schema) -> Schema:
+    """`schema` without patterns, formats, types and references that can't be followed by themselves."""
+
+    def fit(one: Schema) -> Schema:
+        unfit = {key for key, _ in _unfit(one, schema)}
+        kept = {key: value for key, value in one.items() if key not in unfit}
+        patterns = one.get("patternProperties")
+        if isinstance(patterns, Mapping) and "patternProperties" not in unfit:
+            kept["patternProperties"] = {
+                p: v for p, v in patterns.items() if _compiles("pattern", json.dumps(p))
+            }
+        return kept
+
+    return _mapped(schema, fit)
+
+
+def _as_outline(schema: Schema) -> Schema:
+    """An object with the fields of `schema`, whatever they hold."""
+    fields = schema.get("properties")
+    names = list(fields) if isinstance(fields, Mapping) else []
+    required = schema.get("required")
+    wanted = [name for name in required if name in names] if isinstance(required, list) else []
+    return {"type": "object", "properties": {name: {} for name in names}, "required": wanted}
+
+
+_STEPS: list[tuple[str, Callable[[Schema], Schema]]] = [
+    ("patterns, formats, types or references", _without_unfit),
+    ("conditions", _without(_LOGIC)),
+    ("sizes", _without(_SIZES)),
+    ("patterns", _without(("pattern", "format", "patternProperties"))),
+    ("bounds", _without(_BOUNDS)),
+    ("unions", _without(_UNIONS)),
+    ("the types of fields", _as_outline),
+]
+
+
+def _mapped(schema: Any, change: Callable[[Schema], Schema], depth: int = 0) -> Any:
+    """`schema` with each of its objects changed."""
+    if not isinstance(schema, Mapping):
+        return schema
+    if depth > _MAX_DEPTH:
+        return {}
+    result: Schema = {}
+    for key, value in change(dict(schema)).items():
+        if key in _NAMED and isinstance(value, Mapping):
+            result[key] = {name: _mapped(one, change, depth + 1) for name, one in value.items()}
+        elif key in (*_UNIONS, "prefixItems", "items") and isinstance(value, list):
+            result[key] = [_mapped(one, change, depth + 1) for one in value]
+        else:
+            result[key] = _mapped(value, change, depth + 1) if key in _CHILDREN else value
+    return result
+
+
+def _culprits(schema: Any, root: Any = None, where: str = "", depth: int = 0) -> Iterator[str]:
+    """Where a keyword stands that can't be followed: a property's path and the keyword."""
+    if not isinstance(schema, Mapping) or depth > _MAX_DEPTH:
+        return
+    root = schema if root is None else root
+    for key, _ in _unfit(schema, root):
+        yield f"{where or 'the schema'}, {key}"
+    for key, value in schema.items():
+        if key in _NAMED and isinstance(value, Mapping):
+            steps = {name: f"{where}.{name}".lstrip(".") for name in value}
+            for name, one in value.items():
+                yield from _culprits(one, root, steps[name], depth + 1)
+        elif key in (*_UNIONS, "prefixItems", "items") and isinstance(value, list):
+            for index, one in enumerate(value):
+                yield from _culprits(one, root, f"{where}.{key}[{index}]".lstrip("."), depth + 1)
+        elif key in _CHILDREN:
+            step = "[]" if key == "items" else f".{key}"
+            yield from _culprits(value, root, f"{where}{step}".lstrip("."), depth + 1)
+
+
+def _unfit(schema: Mapping[str, Any], root: Any) -> Iterator[tuple[str, Any]]:
+    """The keywords of one object that can't be followed whatever stands beside them."""
+    for key, value in schema.items():
+        if key == "$ref":
+            if not isinstance(target(root, value), Mapping | bool):
+                yield key, value
+        elif key in ("pattern", "format", "type"):
+            if not _compiles(key, json.dumps(value)):
+                yield key, value
+        elif (key in _NAMED and not isinstance(value, Mapping)) or (
+            key in (*_UNIONS, "enum", "required") and not isinstance(value, list)
+        ):
+            yield key, value
+
+
+@functools.lru_cache(maxsize=1024)
+def _compiles(key: str, value: str) -> bool:
+    """Whether a keyword can be followed by itself; value: its JSON."""
+    schema = {"type": "string", key: json.loads(value)} if key != "type" else {key: json.loads(value)}
+    try:
+        Grammar(schema, strict=False)
+    except UsageError:
+        return False
+    return True

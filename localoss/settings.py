@@ -249,6 +249,11 @@ def encoding_is_given() -> bool:
     return bool(os.environ.get("PYTHONIOENCODING"))
 
 
+def color() -> bool:
+    """Whether what colours alone say may be said in colours: not with NO_COLOR (https://no-color.org)."""
+    return not os.environ.get("NO_COLOR") and escape_codes()
+
+
 def links() -> bool:
     """Whether a terminal may be sent addresses as links (OSC 8), which old consoles show as garbage."""
     return os.environ.get("TERM") not in ("dumb", "linux")

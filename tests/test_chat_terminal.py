@@ -56,6 +56,13 @@ def test_run_dims_thinking(terminal):
     assert child.before.replace("\x1b[0m\x1b[2m", "") == "\x1b[2mHm.\x1b[0m\r\n\r\nDone.\r\n"
 
 
+def test_run_colours_by_certainty(terminal):
+    """The scripted engine is 61 % certain of every token."""
+    child = terminal("run", "tiny", "Hi", "--show-probabilities", "--hide-thinking", answers=[SHORT])
+    child.expect(pexpect.EOF)
+    assert child.before == "\x1b[33mDone\x1b[0m\x1b[33m.\x1b[0m\r\n"
+
+
 def test_run_hides_thinking(terminal):
     child = terminal("run", "tiny", "Hi", "--hide-thinking", answers=[SHORT])
     child.expect(pexpect.EOF)

@@ -47,6 +47,7 @@ def generate(
             progress=note,
             cancelled=cancelled,
         ):
+            turn.last_logprob = token.logprob
             yield from turn.push(token.id)
     except (Cancelled, ContextFullError) as cut:
         error = cut

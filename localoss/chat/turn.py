@@ -44,6 +44,7 @@ class Turn:
     thinking_tokens: int = 0  # those within analysis messages
     prefill_s: float = 0.0
     decode_s: float = 0.0  # from the first generated token to the last
+    last_logprob: float = 0.0  # of the token that came last, where it is known
 
     def __post_init__(self) -> None:
         self.params = replace(self.params, stop_ids=_CHAT_STOPS if self.setup else STOP_IDS)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from localoss.measure.bench import Benchmark
 
 _PROFILED_TOKENS = 32
+_SHORT_CONTEXT = 2048  # tokens: up to there the KV cache hardly slows decoding down
 
 
 @options.takes_load_options
@@ -30,6 +31,10 @@ def bench(
     repetitions: Annotated[int, typer.Option(min=1, help="How often; speeds are means.")] = 1,
     context: Annotated[
         int | None, typer.Option(metavar="TOKENS", help="Context to take memory for; default: what is used.")
+    ] = None,
+    depths: Annotated[
+        str | None,
+        typer.Option(metavar="N,N,…", help="Draw the speed after as many tokens of context each."),
     ] = None,
     profile: Annotated[bool, typer.Option("--profile", help="Show where the time goes.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
@@ -46,7 +51,8 @@ def bench(
     from localoss.hub.registry import find_model
     from quant.format.config import read_config
 
-    needed = depth + prompt_tokens + gen_tokens + 1
+    places = _depths(depths)
+    needed = max([depth, *places]) + prompt_tokens + gen_tokens + 1
     most = read_config(find_model(model, say) / "config.json").context
     if needed > most:
         raise UsageError(f"{needed:,} tokens in all; the model's context is {most:,}: ask for fewer")
@@ -56,8 +62,13 @@ def bench(
 
     from localoss.measure import profile as profiling
     from localoss.measure.bench import run_benchmark
+    from localoss.plan.speed import Measured, keep
 
     result = run_benchmark(engine, load_s, prompt_tokens, gen_tokens, depth, repetitions)
+    if result.gpu is None and depth + prompt_tokens <= _SHORT_CONTEXT:
+        seconds = 1 / result.decode_tokens_per_s
+        keep(Measured(result.decode_bytes_per_token, seconds, result.read_bandwidth_bytes_per_s))
+    curve = [run_benchmark(engine, load_s, prompt_tokens, gen_tokens, at, repetitions) for at in places]
     decode, prefill, calling_s = {}, {}, 0.0
     if profile:
         decode = profiling.profile_decode(engine, min(gen_tokens, _PROFILED_TOKENS), depth + prompt_tokens)
@@ -65,6 +76,8 @@ def bench(
         calling_s = profiling.calling_s(engine)
     if as_json:
         report = {"model": str(folder), **asdict(result)}
+        if curve:
+            report["depths"] = [asdict(one) for one in curve]
         if profile:
             report |= {"decode_profile_s": decode, "prefill_profile_s": prefill, "calling_s": calling_s}
         typer.echo(json.dumps(report, indent=2))
@@ -73,10 +86,33 @@ def bench(
 
     console = Console(highlight=False)
     _print_speeds(console, folder.name, result)
+    if curve:
+        console.print(_curve(curve, console.width))
     if profile:
         _print_profile(console, f"A token after {depth + prompt_tokens:,}", decode)
         console.print(f"Calling kernels that have nothing to do takes {1000 * calling_s:.2f} ms a token.\n")
         _print_profile(console, f"A prompt of {prompt_tokens:,} after {depth:,}", prefill)
+
+
+def _depths(text: str | None) -> list[int]:
+    """The numbers in --depths. Raises: UsageError."""
+    words = [word.strip() for word in (text or "").split(",") if word.strip()]
+    if text is not None and (not words or not all(word.isascii() and word.isdigit() for word in words)):
+        raise UsageError(f"--depths is {text!r}; give numbers of tokens, as 0,1024,4096")
+    return sorted({int(word) for word in words})
+
+
+def _curve(results: "list[Benchmark]", columns: int) -> str:
+    """A bar for each depth, as long as decoding after so many tokens is fast."""
+    most = max(one.decode_tokens_per_s for one in results)
+    room = max(min(columns, 80) - 32, 8)
+    lines = ["depth    prefill     decode tokens/s"]
+    for one in results:
+        bar = "█" * max(round(room * one.decode_tokens_per_s / most), 1)
+        lines.append(
+            f"{one.depth:>6,}  {one.prefill_tokens_per_s:>8.1f}  {one.decode_tokens_per_s:>9.2f}  {bar}"
+        )
+    return "\n".join(lines) + "\n"
 
 
 def _print_speeds(console: "Console", model: str, result: "Benchmark") -> None:

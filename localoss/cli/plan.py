@@ -18,6 +18,15 @@ if TYPE_CHECKING:
 _BAR_COLUMNS = 64
 _LETTERS = {"experts": "█", "attention": "▓", "embedding": "▒", "unembedding": "▒", "routers and norms": "▒"}
 _OWN_LETTER, _FREE_LETTER = "#", "·"
+_SPEED = (
+    "Estimate: {speed.tokens_per_s:.3g} tokens/s at the beginning, {speed.full_tokens_per_s:.3g} with a full "
+    "context{source}."
+)
+_SOURCES = {
+    "bench of this model": ", from its bench on this machine",
+    "bench": ", from another model's bench on this machine",
+    "typical laptop": ", as on a typical laptop: `localoss bench` measures this one",
+}
 _VERDICTS = {
     "fits": "It fits, with {left} to spare.",
     "from disk": "It runs, but {missing} of the weights don't stay in memory: slowly, from the disk.",
@@ -95,6 +104,7 @@ def _report(
     label: str, plan: "Plan", machine: "Machine", is_this_machine: bool, gpu_bytes: int | None
 ) -> dict[str, Any]:
     from localoss.plan.memory import gpu_layers
+    from localoss.plan.speed import estimate
 
     limit = machine.limit_bytes
     report = {
@@ -117,6 +127,8 @@ def _report(
         "longest_context_tokens": plan.longest_context(limit),
         "changes": plan.changes(limit, machine.idle_limit_bytes),
     }
+    if speed := estimate(plan, limit):
+        report["speed"] = asdict(speed) | {"is_estimate": True}
     if gpu_bytes is not None:
         shared = replace(plan, gpu_layers=gpu_layers(plan, gpu_bytes))
         report["gpu"] = {
@@ -134,6 +146,7 @@ def _print(
     from rich.console import Console
 
     from localoss.plan.memory import gigabytes, gpu_layers
+    from localoss.plan.speed import estimate
 
     console = Console(highlight=False)
     console.soft_wrap = not console.is_terminal  # a pipe gets a sentence in one line
@@ -155,6 +168,8 @@ def _print(
             least=gigabytes(plan.least_bytes),
         )
     )
+    if speed := estimate(plan, limit):
+        console.print(_SPEED.format(speed=speed, source=_SOURCES[speed.source]))
     longest = plan.longest_context(limit)
     if longest:
         console.print(f"The longest context that fits: {longest:,} tokens.")

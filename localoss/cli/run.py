@@ -31,6 +31,14 @@ Raw = Annotated[
     typer.Option("--raw", help="No chat format: the model continues the prompt, control tokens included."),
 ]
 
+ShowProbabilities = Annotated[
+    bool,
+    typer.Option(
+        "--show-probabilities",
+        help="Colour the answer by how certain each word is; percents without colours.",
+    ),
+]
+
 ANSWER_TOKENS = 4_096  # room that a context chosen for a long prompt leaves
 
 
@@ -46,6 +54,7 @@ def run(
     hide_thinking: options.HideThinking = False,
     as_json: AsJson = False,
     raw: Raw = False,
+    show_probabilities: ShowProbabilities = False,
     think_budget: options.ThinkBudget = None,
     *,
     sampling: SamplingParams,
@@ -68,6 +77,8 @@ def run(
     instructions = options.instructions(system, system_file)
     if raw and instructions is not None:
         raise UsageError("--raw has no system message; leave out --system or --raw")
+    if as_json and show_probabilities:
+        raise UsageError("--json has no colours; leave out --show-probabilities or --json")
     if raw and think_budget is not None:
         raise UsageError("--raw has no thinking that ends; leave out --think-budget or --raw")
     setup = None if raw else harmony.ChatSetup(effort.value, instructions)
@@ -85,7 +96,12 @@ def run(
         print(json.dumps(_report(engine, turn, folder, load_s), ensure_ascii=False, indent=2), flush=True)
     else:
         aside = sys.stderr if sys.stderr.isatty() and not hide_thinking else None
-        _generate(engine, turn, AnswerPrinter(sys.stdout, aside))
+        printer = AnswerPrinter(sys.stdout, aside)
+        if show_probabilities:
+            from localoss.cli.shades import ShadedPrinter
+
+            printer = ShadedPrinter(sys.stdout, aside, lambda: turn.last_logprob)
+        _generate(engine, turn, printer)
     _finish(engine, turn)
 
 

@@ -256,14 +256,14 @@ class Chat:
         prompt = self.conversation.tokens()
         if len(prompt) >= room:
             alone = len(Conversation(self.conversation.setup, self.conversation.messages[-1:]).tokens())
+            remedy = self.choices()
             if alone >= room:
-                raise ContextFullError(
-                    f"your message alone has {alone:,} tokens, and the context holds {room:,}: send less of "
-                    "it, or begin with a larger --context if memory allows"
+                remedy = (
+                    f"your message alone has {alone:,}; send less of it, or begin with a larger --context"
                 )
             raise ContextFullError(
                 f"the conversation has {len(prompt):,} tokens with your message, and the context holds "
-                f"{room:,}: {self.choices()}"
+                f"{room:,}: {remedy}"
             )
         return prompt
 

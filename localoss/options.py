@@ -13,6 +13,7 @@ from localoss.errors import UsageError
 KV_DTYPES = ("f16", "f32", "int8")
 ACTIVATIONS = ("int8", "f32")
 STOP_IDS = (199_999, 200_002, 200_012)  # the end of a text, and harmony's return and call
+FIRST_CONTROL_ID = 199_998  # of gpt-oss: text stands below
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,10 @@ class SamplingParams:
     this share of the likeliest. seed: None goes on with the sequence's own random state.
     max_tokens: None for no limit. logprobs: how many of the likeliest tokens each token comes with.
     stop_ids: tokens that end the sequence; they are given, too.
+    frequency_penalty, presence_penalty: taken from a token's logit for each time that it was drawn, and once
+    if it was. repetition_penalty: divides the logits of tokens that were read or drawn, where positive, and
+    multiplies negative ones; 1 for none. Control tokens have no penalties. logit_bias: ids, and what is added
+    to their logits. min_tokens: until so many are drawn no token of stop_ids is, unless no other may be.
     """
 
     temperature: float = 1.0
@@ -81,6 +86,15 @@ class SamplingParams:
     max_tokens: int | None = None
     logprobs: int = 0
     stop_ids: tuple[int, ...] = STOP_IDS
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    min_tokens: int = 0
+
+    @property
+    def has_penalties(self) -> bool:
+        return bool(self.frequency_penalty or self.presence_penalty or self.repetition_penalty != 1)
 
     def __post_init__(self) -> None:
         """Raises: UsageError for a value out of range."""
@@ -94,6 +108,10 @@ class SamplingParams:
             raise UsageError(f"min_p is {self.min_p}; use 0 to 1")
         if self.max_tokens is not None and self.max_tokens < 0:
             raise UsageError(f"max_tokens is {self.max_tokens}; use 0 or more, or none for no limit")
+        if not all(-100 <= value <= 100 for value in (self.frequency_penalty, self.presence_penalty)):
+            raise UsageError("frequency_penalty and presence_penalty: use -100 to 100")
+        if not 0.01 <= self.repetition_penalty <= 100:
+            raise UsageError(f"repetition_penalty is {self.repetition_penalty}; use 0.01 to 100, 1 for none")
 
 
 def _ignore(*news: Any) -> None:

@@ -5,6 +5,7 @@ probability, give or take one.
 """
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -275,3 +276,41 @@ def test_a_mask_that_allows_nothing_is_an_error(options):
 def test_options_out_of_range(option, value):
     with pytest.raises(UsageError, match=f"^{option} is {value}; use [^\n]*$"):
         SamplingParams(**{option: value})
+
+
+def test_penalties_and_bias_against_plain_numpy():
+    logits, prompt, drawn = random_logits(400, spread=4), [3, 5, 5], [5, 7, 7, 7]
+    params = SamplingParams(
+        temperature=0, frequency_penalty=0.5, presence_penalty=0.25, repetition_penalty=1.5
+    )
+    sampler = Sampler(400)
+    history = sampler.history(prompt)
+    for token in drawn:
+        history.note(token)
+    expected = logits.astype(np.float64)
+    for token in {*prompt, *drawn}:
+        expected[token] *= 1 / 1.5 if expected[token] > 0 else 1.5
+        count = drawn.count(token)
+        expected[token] -= 0.5 * count + 0.25 * (count > 0)
+    given = []
+    for token in range(400):  # a bias that makes each pair of tokens equal shows what each was worth
+        bias = ((token, 90.0), (0, 90.0)) if token else ()
+        chosen = sampler.choose(logits, replace(params, logit_bias=bias), Uniforms([]), history=history)
+        given.append(chosen.id)
+    assert given[0] == np.argmax(expected)
+    assert given[1:] == [token if expected[token] > expected[0] else 0 for token in range(1, 400)]
+    assert chosen.logprob == pytest.approx(log_softmax(logits)[chosen.id], abs=1e-5)
+
+
+def test_control_tokens_have_no_penalty():
+    history = Sampler(201_088).history([200_006, 4])
+    history.note(200_008)
+    assert len(history.drawn) == 199_998 and history.read.sum() == 1 and not history.drawn.any()
+
+
+def test_min_tokens_hold_stop_tokens_back_unless_nothing_else_may_come():
+    logits = np.array([1, 9, 3, 2], np.float32)
+    params = SamplingParams(temperature=0, stop_ids=(1, 9_999))
+    assert Sampler(4).choose(logits, params, Uniforms([]), may_stop=False).id == 2
+    only = np.array([0, 1, 0, 0], np.uint8)
+    assert Sampler(4).choose(logits, params, Uniforms([]), only, may_stop=False).id == 1

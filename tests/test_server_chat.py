@@ -142,7 +142,8 @@ def test_logprobs_end_with_the_text(served):
     ("body", "says", "code"),
     [
         ({"model": "gpt-9"}, "The model `gpt-9` does not exist; this server has `tiny`", "model_not_found"),
-        ({"logit_bias": {"5": 1}}, "logit_bias isn't supported", "unsupported_parameter"),
+        ({"logit_bias": {"x": 1}}, "logit_bias: use ids of tokens", None),
+        ({"prompt": 1, "modalities": ["audio"]}, "modalities isn't supported", "unsupported_parameter"),
         ({"temperature": 3}, "temperature: ", "invalid_value"),
         ({"reasoning_effort": "extreme"}, "reasoning_effort: ", "invalid_value"),
         ({"messages": []}, "messages: ", "invalid_value"),

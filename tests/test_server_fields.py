@@ -219,3 +219,31 @@ def test_paths_and_methods_that_there_are_not(served):
     assert missing.status_code == 404 and "/v1/chat/completions" in missing.json()["error"]["message"]
     assert httpx2.head(server.url + "/v1/models").status_code == 200
     assert "POST" in httpx2.options(server.url + "/v1/responses").headers["allow"]
+
+
+def test_sampling_that_clients_send_reaches_the_engine(served):
+    server, engine = served()
+    chat(
+        server,
+        frequency_penalty=0.5,
+        presence_penalty=-1,
+        repeat_penalty=1.1,
+        logit_bias={"50": -100},
+        top_p=0,
+    )
+    params = engine.params
+    assert (params.frequency_penalty, params.presence_penalty, params.repetition_penalty) == (0.5, -1, 1.1)
+    assert params.logit_bias == ((50, -100),) and 0 < params.top_p < 1e-5
+    chat(server, top_k=-1, max_tokens=-1, min_tokens=3)
+    assert (engine.params.top_k, engine.params.max_tokens, engine.params.min_tokens) == (0, None, 3)
+    chat(server, ignore_eos=True, max_tokens=7)
+    assert engine.params.min_tokens == engine.params.max_tokens == 7
+
+
+def test_usage_in_every_chunk(served):
+    server, _ = served(THOUGHT)
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    lines = chat(server, stream=True, stream_options=options).text.split("\n\n")
+    chunks = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: {")]
+    counts = [chunk["usage"]["completion_tokens"] for chunk in chunks if "usage" in chunk]
+    assert len(counts) >= 3 and counts == sorted(counts) and counts[0] < counts[-1]

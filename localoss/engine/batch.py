@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from localoss.engine.passes import Passes
 from localoss.engine.prompt_lookup import PromptLookup
-from localoss.engine.sampler import Sampler, Token
+from localoss.engine.sampler import History, Sampler, Token
 from localoss.engine.sequence import Sequence
 from localoss.errors import Cancelled, LocalossError
 from localoss.model.stack import F32Array
@@ -45,6 +45,7 @@ class Slot:
     rows: F32Array | None = None
     _is_begun: bool = False
     _drawn: int | None = None  # the token that is to be run next
+    _history: History | None = None  # where there are penalties
     _draft_rows: F32Array | None = None  # where logits of draft tokens stay while they come true
 
     def is_cancelled(self) -> bool:
@@ -100,8 +101,13 @@ class Slot:
             self.end()
             return None
         allowed = self.mask() if self.mask else None
-        token = sampler.choose(self.rows[0], params, self.sequence.random, allowed)
+        if self._history is None and params.has_penalties:
+            self._history = sampler.history(self.prompt)
+        may_stop = self.tokens_made >= params.min_tokens
+        token = sampler.choose(self.rows[0], params, self.sequence.random, allowed, self._history, may_stop)
         self.tokens_made += 1
+        if self._history is not None:
+            self._history.note(token.id)
         if token.id in params.stop_ids or self.tokens_made == params.max_tokens:
             self.end()
         elif self.lookup and self.lookup.comes(token.id):  # it was run with the one before

@@ -1,5 +1,6 @@
 """From logits to a token: greedy, or drawn with temperature, top-k, top-p and min-p."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,7 +8,7 @@ from numpy.typing import NDArray
 
 from localoss.errors import LocalossError
 from localoss.kernels import sampling as kernels
-from localoss.options import SamplingParams
+from localoss.options import FIRST_CONTROL_ID, SamplingParams
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,21 @@ class Token:
     top: tuple[tuple[int, float], ...] = ()
 
 
+class History:
+    """Which tokens a sequence has read and drawn, for the penalties. Control tokens don't count."""
+
+    def __init__(self, vocab: int, prompt: Sequence[int]) -> None:
+        self._text = min(vocab, FIRST_CONTROL_ID)
+        self.drawn = np.zeros(self._text, np.int32)
+        self.read = np.zeros(self._text, np.uint8)
+        ids = np.asarray(prompt, np.int64)
+        self.read[ids[ids < self._text]] = 1
+
+    def note(self, token: int) -> None:
+        if token < self._text:
+            self.drawn[token] += 1
+
+
 class Sampler:
     """Chooses among `vocab` tokens; its buffers are reused from token to token."""
 
@@ -31,25 +47,49 @@ class Sampler:
         self._logits = np.full(padded, -np.inf, np.float32)
         self._weights = np.zeros(padded, np.float32)
 
+    def history(self, prompt: Sequence[int]) -> History:
+        """The history of a sequence that begins with `prompt`."""
+        return History(self._vocab, prompt)
+
     def choose(
         self,
         logits: NDArray[np.float32],
         params: SamplingParams,
         random: np.random.Generator,
         mask: NDArray[np.uint8] | None = None,
+        history: History | None = None,
+        may_stop: bool = True,
     ) -> Token:
         """Choose one of `logits` (V,) f32; `mask` (V,) is nonzero where a token is allowed.
+
+        history: what penalties are for. may_stop: else none of params.stop_ids, unless no other is allowed.
 
         Raises: LocalossError if the mask allows nothing or the logits hold NaN.
         """
         work = self._logits
         log_total = self._load(logits)
+        if history is not None and params.has_penalties:
+            penalties = params.frequency_penalty, params.presence_penalty, params.repetition_penalty
+            kernels.penalize(work, history.drawn, history.read, *map(np.float32, penalties))
+        if params.logit_bias:
+            ids, bias = zip(*params.logit_bias, strict=True)
+            kernels.add_bias(work[: self._vocab], np.array(ids, np.int64), np.array(bias, np.float32))
         if mask is not None:
             work[: self._vocab][np.asarray(mask) == 0] = -np.inf
+        if not may_stop:
+            self._hold_back([token for token in params.stop_ids if token < self._vocab])
         chosen = self._choose(work, params, random)
         if work[chosen] == -np.inf:
             raise LocalossError("the constraint allows no token; this is a bug in the mask")
         return _token(chosen, logits, log_total, params.logprobs)
+
+    def _hold_back(self, tokens: list[int]) -> None:
+        """Rule `tokens` out, unless nothing else is left."""
+        work = self._logits
+        held = work[tokens]
+        work[tokens] = -np.inf
+        if work[kernels.best(work)] == -np.inf:
+            work[tokens] = held
 
     def score(self, logits: NDArray[np.float32], token: int, logprobs: int = 0) -> Token:
         """Give `token` with its logprob under `logits` (V,) f32. Raises: LocalossError for NaN."""

@@ -33,6 +33,10 @@ def warm_up(kv_dtype: str, exact: bool, threads: int) -> None:
     """Compile the kernels for these options, or load them from Numba's cache."""
     model = Model(_TINY, blank_weights(_TINY, Dtypes()), threads, exact, max_tokens=1)
     x = model.forward([Chunk([0], 0, KVCache(_TINY, 64, 1, kv_dtype))])
-    greedy, all_cuts = SamplingParams(temperature=0), SamplingParams(top_k=1, top_p=0.5, min_p=0.5)
+    greedy, all_cuts = (
+        SamplingParams(temperature=0),
+        SamplingParams(top_k=1, top_p=0.5, min_p=0.5, presence_penalty=1, logit_bias=((0, 1.0),)),
+    )
+    sampler = Sampler(_TINY.vocab)
     for params in (greedy, all_cuts):
-        Sampler(_TINY.vocab).choose(model.logits(x)[0], params, np.random.default_rng(0))
+        sampler.choose(model.logits(x)[0], params, np.random.default_rng(0), history=sampler.history([0]))

@@ -55,6 +55,29 @@ def best(logits):
 
 
 @jit
+def penalize(logits, drawn, read, frequency, presence, repetition):
+    """Lower the logits of tokens that were drawn or read.
+
+    logits (≥ V,) f32 array. drawn (V,) i32: how often each was. read (V,) u8: whether it was in the prompt.
+    """
+    for i in range(len(drawn)):
+        if drawn[i] or read[i]:
+            logit = logits[i]
+            logit = logit / repetition if logit > 0 else logit * repetition
+            if drawn[i]:
+                logit -= frequency * drawn[i] + presence
+            logits[i] = logit
+
+
+@jit
+def add_bias(logits, ids, bias):
+    """Add bias (n,) f32 to the logits, a f32 array, of ids (n,) i64 within it; others are left out."""
+    for i in range(len(ids)):
+        if 0 <= ids[i] < len(logits):
+            logits[ids[i]] += bias[i]
+
+
+@jit
 def to_weights(weights, logits, temperature):
     """Write exp((logits - max) / temperature) to weights, 0 for what is as good as none.
 

@@ -23,7 +23,7 @@ from localoss.server.core.answering import Done, Question, Text, Usage
 from localoss.server.core.errors import ApiError
 from localoss.server.core.fields import note_unknown
 from localoss.server.core.logprobs import chat_logprobs
-from localoss.server.core.schemas import STREAMS, effort_of, refuse_unless, stops_of
+from localoss.server.core.schemas import STREAMS, effort_of, limit_of, refuse_unless, stops_of
 from localoss.server.core.service import (
     Service,
     client_of,
@@ -75,7 +75,7 @@ async def _questions(service: Service, body: ChatRequest, toolbox: Toolbox) -> l
         instructions.append(wanted.instructions)
     setup = ChatSetup(effort_of(effort), "\n\n".join(instructions) or None, toolbox.functions)
     prompt = await service.prompt(setup, messages, "messages")
-    limit = body.max_completion_tokens or body.max_tokens
+    limit = limit_of(body.max_completion_tokens, body.max_tokens)
     top = (body.top_logprobs or 0) if body.logprobs else 0
     return [
         Question(
@@ -140,16 +140,21 @@ class _Completion:
 
     async def chunks(self, questions: list[Question], first: Any) -> AsyncIterator[dict[str, Any] | None]:
         """The chunks of a stream: a role, deltas, a finish reason; usage at the end if asked for."""
-        usages = []
+        usages: list[Usage] = []
+        options = self._body.stream_options
         for index, question in enumerate(questions):
             job = first if index == 0 else self._service.ask(question, self._client, follows=True)
+            made = sum(usage.completion for usage in usages)
             yield self._chunk(index, {"role": "assistant", "content": ""})
             calls, joiner = 0, _Joiner()
             async for piece in pieces_of(job):
                 if piece is None:
                     yield None
                 elif isinstance(piece, Text):
-                    yield self._chunk(index, _text_delta(piece, joiner.text(piece)), piece=piece)
+                    chunk = self._chunk(index, _text_delta(piece, joiner.text(piece)), piece=piece)
+                    if options and options.continuous_usage_stats:
+                        chunk["usage"] = _counts(len(question.prompt), made + piece.generated_tokens)
+                    yield chunk
                 elif isinstance(piece, ToolCall):
                     yield self._chunk(index, self._words.delta(piece, calls))
                     calls += 1
@@ -157,7 +162,6 @@ class _Completion:
                     self._service.note(piece)
                     usages.append(piece.usage)
                     yield self._chunk(index, {}, self._words.reason(piece.reason))
-        options = self._body.stream_options
         if options and options.include_usage:
             yield {**self._base, "object": "chat.completion.chunk", "choices": [], "usage": _usage(usages)}
 
@@ -256,13 +260,18 @@ class _Words:
         return "function_call" if self._is_older and reason == "tool_calls" else reason
 
 
-def _usage(usages: list[Usage]) -> dict[str, Any]:
-    """The counts of all choices; they share one prompt."""
-    prompt, completion = usages[0].prompt, sum(usage.completion for usage in usages)
+def _counts(prompt: int, completion: int) -> dict[str, Any]:
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
+    }
+
+
+def _usage(usages: list[Usage]) -> dict[str, Any]:
+    """The counts of all choices; they share one prompt."""
+    return {
+        **_counts(usages[0].prompt, sum(usage.completion for usage in usages)),
         "prompt_tokens_details": {"cached_tokens": usages[0].cached, "audio_tokens": 0},
         "completion_tokens_details": {
             "reasoning_tokens": sum(usage.reasoning for usage in usages),

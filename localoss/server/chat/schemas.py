@@ -75,8 +75,8 @@ class ChatRequest(Sampled):
     reasoning: Reasoning | None = None
     chat_template_kwargs: TemplateOptions | None = None
     think_budget: ThinkBudget = None
-    max_tokens: Annotated[int | None, Field(ge=1)] = None
-    max_completion_tokens: Annotated[int | None, Field(ge=1)] = None
+    max_tokens: Annotated[int | None, Field(ge=-1)] = None
+    max_completion_tokens: Annotated[int | None, Field(ge=-1)] = None
     n: Annotated[int | None, Field(ge=1, le=MAX_CHOICES)] = None
     seed: Seed = None
     stop: Stop = None
@@ -98,17 +98,11 @@ class ChatRequest(Sampled):
     prompt_cache_retention: str | None = None
     verbosity: str | None = None
     # Not supported: refused unless they ask for nothing.
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
     modalities: list[str] | None = None
     audio: dict[str, Any] | None = None
 
 
 NEUTRAL: dict[str, list[Any]] = {
-    "frequency_penalty": [0],
-    "presence_penalty": [0],
-    "logit_bias": [{}],
     "modalities": [["text"]],
     "audio": [],
 }

@@ -26,6 +26,7 @@ from localoss.server.core.schemas import (
     Seed,
     Stop,
     StreamOptions,
+    limit_of,
     refuse_unless,
     stops_of,
 )
@@ -40,9 +41,6 @@ _MAX_PROMPTS = 256
 TokenId = Annotated[int, Field(ge=0, lt=harmony.VOCABULARY_TOKENS)]
 Prompts = Annotated[list[str] | list[TokenId] | list[list[TokenId]], Field(max_length=1_000_000)]
 _NEUTRAL: dict[str, list[Any]] = {
-    "frequency_penalty": [0],
-    "presence_penalty": [0],
-    "logit_bias": [{}],
     "suffix": [""],
 }
 
@@ -51,7 +49,7 @@ class CompletionRequest(Sampled):
     """The body of /v1/completions."""
 
     prompt: str | Prompts
-    max_tokens: Annotated[int | None, Field(ge=0)] = None
+    max_tokens: Annotated[int | None, Field(ge=-1)] = None
     n: Annotated[int | None, Field(ge=1, le=MAX_CHOICES)] = None
     best_of: Annotated[int | None, Field(ge=1, le=MAX_CHOICES)] = None
     echo: bool | None = None
@@ -59,9 +57,6 @@ class CompletionRequest(Sampled):
     seed: Seed = None
     stop: Stop = None
     stream_options: StreamOptions | None = None
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
     suffix: str | None = None
 
 
@@ -107,7 +102,7 @@ class _Completion:
         self, service: Service, body: CompletionRequest, client: str, prompts: list[list[int]]
     ) -> None:
         self._service, self._body, self._client = service, body, client
-        self._limit = _DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+        self._limit = limit_of(_DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens)
         self._questions = [
             Question(prompt, None, params=self._params(index), stops=stops_of(body.stop))
             for prompt in prompts

@@ -44,12 +44,16 @@ class Opened:
 
 @dataclass(frozen=True)
 class Text:
-    """More text of the open part; an answer's with its tokens. is_first: the part's first."""
+    """More text of the open part; an answer's with its tokens. is_first: the part's first.
+
+    generated_tokens: how many were so far, of all parts.
+    """
 
     part: Part
     text: str
     is_first: bool
     tokens: tuple[Token, ...] = ()
+    generated_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -182,7 +186,7 @@ class Answering:
         tokens, self._tokens = self._tokens, []
         if self._stopped:
             tokens = _tokens_within(text, tokens)
-        return Text(self._part, text, is_first, tuple(tokens))
+        return Text(self._part, text, is_first, tuple(tokens), self._turn.generated_tokens)
 
     def _done(self) -> Done:
         turn = self._turn

@@ -30,9 +30,16 @@ class Sampled(Known):
 
     model: Annotated[str, Field(max_length=512, description="A name that /v1/models lists.")]
     temperature: Annotated[float | None, Field(ge=0, le=2)] = None
-    top_p: Annotated[float | None, Field(gt=0, le=1)] = None
-    top_k: Annotated[int | None, Field(ge=0, le=1_000_000)] = None
+    top_p: Annotated[float | None, Field(ge=0, le=1)] = None
+    top_k: Annotated[int | None, Field(ge=-1, le=1_000_000)] = None
     min_p: Annotated[float | None, Field(ge=0, le=1)] = None
+    frequency_penalty: Annotated[float | None, Field(ge=-2, le=2)] = None
+    presence_penalty: Annotated[float | None, Field(ge=-2, le=2)] = None
+    repetition_penalty: Annotated[float | None, Field(ge=0.01, le=10)] = None
+    repeat_penalty: Annotated[float | None, Field(ge=0.01, le=10)] = None
+    logit_bias: Annotated[dict[str, float] | None, Field(max_length=1024)] = None
+    ignore_eos: bool | None = None
+    min_tokens: Annotated[int | None, Field(ge=0)] = None
     stream: bool | None = None
     user: Annotated[str | None, Field(description="Requests of one user wait in one line.")] = None
 
@@ -60,6 +67,7 @@ STREAMS: dict[int | str, dict[str, Any]] = {
 class StreamOptions(Known):
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
+    continuous_usage_stats: bool | None = None
 
 
 class JsonSchemaFormat(Tolerant):
@@ -89,6 +97,22 @@ Seed = Annotated[int | None, Field(ge=-(2**63), lt=2**63)]
 def effort_of(asked: str | None) -> str:
     """The model's effort for a request's."""
     return _EFFORTS.get(asked or "medium", asked or "medium")
+
+
+def bias_of(given: dict[str, float] | None) -> tuple[tuple[int, float], ...]:
+    """What is added to tokens' logits, by their ids. Raises: ApiError for what is no token or bias."""
+    pairs = []
+    for token, bias in (given or {}).items():
+        if not token.isdecimal() or len(token) > 6 or not -100 <= bias <= 100:
+            raise ApiError("logit_bias: use ids of tokens, and -100 to 100", param="logit_bias")
+        pairs.append((int(token), bias))
+    return tuple(pairs)
+
+
+def limit_of(*asked: int | None) -> int | None:
+    """The most tokens of an answer, of the first field that says it; -1 asks for no limit."""
+    limit = next((one for one in asked if one is not None), None)
+    return None if limit == -1 else limit
 
 
 def stops_of(stop: str | list[str] | None) -> tuple[str, ...]:

@@ -21,12 +21,15 @@ from localoss.server.core.json_text import dumps
 from localoss.server.core.metrics import Metrics
 from localoss.server.core.pool import SequencePool
 from localoss.server.core.response_store import ResponseStore
-from localoss.server.core.schemas import Sampled
+from localoss.server.core.schemas import Sampled, bias_of
 from localoss.server.core.threads import aside
 from localoss.server.core.worker import Job, Work, Worker
 
 _PING_AFTER_S = 10.0  # proxies and clients give up on a stream that says nothing
 _SEED_STEP = 1  # the choices of one request differ by it
+
+_LEAST_TOP_P = 1e-6  # what top_p 0 asks for: the likeliest token alone
+_NO_END = 2**31  # more tokens than any context
 
 T = TypeVar("T")
 
@@ -97,11 +100,16 @@ def sampling_of(body: Sampled, max_tokens: int | None, seed: int | None, choice:
     defaults = SamplingParams()
     return SamplingParams(
         temperature=defaults.temperature if body.temperature is None else body.temperature,
-        top_p=defaults.top_p if body.top_p is None else body.top_p,
-        top_k=defaults.top_k if body.top_k is None else body.top_k,
+        top_p=defaults.top_p if body.top_p is None else max(body.top_p, _LEAST_TOP_P),
+        top_k=defaults.top_k if body.top_k is None else max(body.top_k, 0),
         min_p=defaults.min_p if body.min_p is None else body.min_p,
         seed=None if seed is None else (seed + choice * _SEED_STEP) % 2**64,
         max_tokens=max_tokens,
+        frequency_penalty=body.frequency_penalty or 0.0,
+        presence_penalty=body.presence_penalty or 0.0,
+        repetition_penalty=body.repetition_penalty or body.repeat_penalty or 1.0,
+        logit_bias=bias_of(body.logit_bias),
+        min_tokens=(max_tokens or _NO_END) if body.ignore_eos else body.min_tokens or 0,
     )
 
 

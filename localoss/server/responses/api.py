@@ -16,7 +16,7 @@ from localoss.server.core.errors import ApiError, as_api_error
 from localoss.server.core.fields import leave_out, note_unknown
 from localoss.server.core.json_text import printable
 from localoss.server.core.response_store import Record
-from localoss.server.core.schemas import STREAMS, effort_of, refuse_unless
+from localoss.server.core.schemas import STREAMS, effort_of, limit_of, refuse_unless
 from localoss.server.core.service import (
     Service,
     client_of,
@@ -132,7 +132,7 @@ async def _question(service: Service, body: ResponseRequest, toolbox: Toolbox) -
     effort = body.reasoning.effort if body.reasoning else None
     setup = ChatSetup(effort_of(effort), "\n\n".join(filter(None, parts)) or None, toolbox.functions)
     prompt = await service.prompt(setup, messages, "input")
-    params = sampling_of(body, body.max_output_tokens, body.seed)
+    params = sampling_of(body, limit_of(body.max_output_tokens), body.seed)
     params = replace(params, logprobs=body.top_logprobs or 0)
     rules = replace(rules, think_budget=service.think_budget(body.think_budget, effort))
     return Question(prompt, setup, rules, params), _Said(new, calls, toolbox, left_out)

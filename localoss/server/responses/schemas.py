@@ -63,7 +63,7 @@ class ResponseRequest(Sampled):
     store: bool | None = None
     reasoning: Reasoning | None = None
     think_budget: ThinkBudget = None
-    max_output_tokens: Annotated[int | None, Field(ge=1)] = None
+    max_output_tokens: Annotated[int | None, Field(ge=-1)] = None
     text: TextOptions | None = None
     tools: Tools = None
     tool_choice: ToolChoice = None

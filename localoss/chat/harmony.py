@@ -123,8 +123,11 @@ def encoding() -> "library.HarmonyEncoding":
 
 
 def check_vocabulary(vocab_tokens: int) -> None:
-    """Raises: ModelError unless a model with `vocab_tokens` logits can write harmony."""
-    if vocab_tokens < VOCABULARY_TOKENS:
+    """Raises: ModelError unless a model with `vocab_tokens` logits can write harmony.
+
+    Fine-tuning may cut the vocabulary to the tokenizer's 200,019 or pad it: only what harmony writes counts.
+    """
+    if vocab_tokens <= CALL:
         raise ModelError(
             f"the model has a vocabulary of {vocab_tokens:,} tokens, not gpt-oss's {VOCABULARY_TOKENS:,}: "
             "it cannot chat"
@@ -209,7 +212,9 @@ def _control_pattern() -> re.Pattern[str]:
 
 
 def token_bytes(token: int) -> bytes:
-    """The bytes of a text token: possibly half a character."""
+    """The bytes of a token: possibly half a character; a control token's are its name."""
+    if token >= VOCABULARY_TOKENS:  # a padded vocabulary's, which the encoding doesn't know
+        return f"<|reserved_{token}|>".encode()
     return encoding().decode([token], errors="surrogateescape").encode("utf-8", "surrogateescape")
 
 

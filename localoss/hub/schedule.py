@@ -30,7 +30,9 @@ def tensors_of_outputs(tensors: list[str], layers: int) -> dict[str, list[str]]:
         if prefix in by_layer:
             by_layer[prefix].append(name)
     needs = {layer_file(layer): by_layer[layer_prefix(layer)] for layer in range(layers)}
-    return needs | {VOCABULARY_FILE: [EMBEDDING, FINAL_NORM, UNEMBEDDING]}
+    # Each with what MLX puts beside it; tied embeddings have no unembedding.
+    modules = {name.removesuffix("weight") for name in (EMBEDDING, FINAL_NORM, UNEMBEDDING)}
+    return needs | {VOCABULARY_FILE: [name for name in tensors if f"{name.rpartition('.')[0]}." in modules]}
 
 
 def schedule(

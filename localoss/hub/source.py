@@ -17,6 +17,7 @@ from quant.format.config import parse_config
 from quant.format.json_file import parse_json
 from quant.format.layout import CONFIG_FILES, TensorSpec
 from quant.format.safetensors import (
+    ADAPTER,
     INDEX_FILE,
     SINGLE_FILE,
     TensorFiles,
@@ -27,6 +28,7 @@ from quant.format.safetensors import (
 from quant.format.writer import Writer
 from quant.sources import Source
 from quant.sources.huggingface import HuggingFaceSource
+from quant.sources.names import hf_names
 
 REST = ".rest.safetensors"  # what is still needed of a shard that is gone
 
@@ -45,7 +47,10 @@ class PulledSource(HuggingFaceSource):
         config = parse_config(
             _json(hub, "config.json", small_files["config.json"]), f"{hub.repository}: config.json"
         )
-        self.headers, self.shard_of = _tensors(hub)
+        stored, shard_of = _tensors(hub)
+        self._names = hf_names(shard_of, hub.repository)
+        self.headers = {shard: self._renamed(header) for shard, header in stored.items()}
+        self.shard_of = {self._names[name]: shard for name, shard in shard_of.items()}
         Source.__init__(self, TensorFiles(folder, once=True), hub.repository, config, small_files)
         self.revision = hub.commit
         for name, shard in self.shard_of.items():
@@ -57,6 +62,9 @@ class PulledSource(HuggingFaceSource):
         if keep_shards:
             self._keep_small_files()
         self._needs = schedule.tensors_of_outputs(list(self.shard_of), config.layers)
+
+    def _renamed(self, header: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
+        return {self._names.get(name, name): info for name, info in header.items()}
 
     def _keep_small_files(self) -> None:
         """What makes a checkpoint of the shards, in a folder that any program reads. Raises: QuantError."""
@@ -143,7 +151,7 @@ class PulledSource(HuggingFaceSource):
                     self.files.tensors[name] = (cached, info)
             return
         path = transfer.fetch(self._hub, file, self._folder, self._progress.say, advance)
-        if read_header(path)[0] != self.headers[shard]:  # that came by itself, without a checksum
+        if self._renamed(read_header(path)[0]) != self.headers[shard]:  # it came without a checksum
             raise WrongFileError(f"{shard}: its header had come damaged; run the same command again to go on")
 
     def _cached(self, shard: str) -> Path | None:
@@ -201,6 +209,8 @@ class PulledSource(HuggingFaceSource):
 def _small_files(hub: Hub) -> dict[str, bytes]:
     """The configuration's files. Raises: DownloadError."""
     if "config.json" not in hub.files:
+        if any(name.startswith(ADAPTER) for name in hub.files):
+            raise GoneError(f"{hub.repository} is a LoRA adapter, not a model; merge it into its base model")
         ggufs = [name for name in hub.files if name.endswith(".gguf")]
         hint = "download its .gguf and give it with --from" if ggufs else "is it a model for transformers?"
         raise GoneError(f"{hub.repository} has no config.json; {hint}")
@@ -215,16 +225,35 @@ def _json(hub: Hub, name: str, content: bytes) -> object:
 
 
 def _tensors(hub: Hub) -> tuple[dict[str, dict[str, TensorInfo]], dict[str, str]]:
-    """The headers of the shards that the index names, by name, and the shard of each tensor."""
+    """The shards' headers by name, and the shard of each tensor: those of the index, else all there are.
+
+    Raises: DownloadError, QuantError.
+    """
     if INDEX_FILE not in hub.files:
-        if SINGLE_FILE not in hub.files:
-            raise GoneError(f"{hub.repository} has neither {INDEX_FILE} nor {SINGLE_FILE}; nothing to pull")
-        header = hub.header(SINGLE_FILE)
-        return {SINGLE_FILE: header}, dict.fromkeys(header, SINGLE_FILE)
+        return _tensors_without_index(hub)
     where = Path(f"{hub.repository}/{INDEX_FILE}")
     shard_of = parse_weight_map(where, _json(hub, INDEX_FILE, hub.small_file(INDEX_FILE)))
     headers = {shard: hub.header(shard) for shard in sorted(set(shard_of.values()))}
     for name, shard in shard_of.items():
         if name not in headers[shard]:
             raise QuantError(f"{where}: {name} is not in {shard} though it says so; tell the model's owner")
+    return headers, shard_of
+
+
+def _tensors_without_index(hub: Hub) -> tuple[dict[str, dict[str, TensorInfo]], dict[str, str]]:
+    """Of model.safetensors alone if it is there, else of all shards but adapters."""
+    shards = [name for name in sorted(hub.files) if name.endswith(".safetensors") and "/" not in name]
+    shards = [SINGLE_FILE] if SINGLE_FILE in shards else [n for n in shards if not n.startswith(ADAPTER)]
+    if not shards:
+        raise GoneError(f"{hub.repository} has neither {INDEX_FILE} nor {SINGLE_FILE}; nothing to pull")
+    headers = {shard: hub.header(shard) for shard in shards}
+    shard_of: dict[str, str] = {}
+    for shard, header in headers.items():
+        for name in header:
+            if name in shard_of:
+                raise QuantError(
+                    f"{hub.repository}: tensor {name} is in {shard_of[name]} and in {shard}, and there is no "
+                    f"{INDEX_FILE} that says which one is meant; tell the model's owner"
+                )
+            shard_of[name] = shard
     return headers, shard_of

@@ -9,6 +9,8 @@ from quant.errors import QuantError
 from quant.format.json_file import read_json
 
 MOST_LAYERS = 512  # so that a damaged number can't ask for more memory than there is
+DEFAULT_HEAD_DIM = 64  # transformers' own, whatever hidden_size and heads are
+OTHER_FORMS = "get the model with MXFP4 experts, in bfloat16, or as GGUF"
 SWIGLU_ALPHA = 1.702  # fixed by the architecture; not in config.json
 
 
@@ -73,16 +75,14 @@ def parse_config(raw: Any, where: str = "config.json") -> ModelConfig:
     """Check `raw`, the parsed JSON, and give it as a ModelConfig. Raises: QuantError."""
     if not isinstance(raw, dict):
         raise QuantError(f"{where}: expected a JSON object")
-    if raw.get("model_type") != "gpt_oss":
-        kind = raw.get("model_type", "not given")
-        raise QuantError(f"{where}: model_type is {kind!r}; localoss runs gpt_oss models only")
-    quantization = raw.get("quantization_config")
-    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
-    if method not in (None, "mxfp4"):
-        raise QuantError(
-            f"{where}: weights quantized by {method!r}, which localoss cannot read; "
-            "get the model with MXFP4 experts, in bfloat16, or as GGUF"
-        )
+    _check_kind(raw, where)
+    for key in ("quantization_config", "compression_config"):
+        quantization = raw.get(key)
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+        if method not in (None, "mxfp4"):
+            raise QuantError(
+                f"{where}: weights quantized by {method!r}, which localoss cannot read; {OTHER_FORMS}"
+            )
     try:
         config = _config_from(raw)
     except KeyError as error:
@@ -91,6 +91,24 @@ def parse_config(raw: Any, where: str = "config.json") -> ModelConfig:
         raise QuantError(f"{where}: a value of the wrong kind ({error})") from None
     _check(config, where)
     return config
+
+
+def _check_kind(raw: dict[str, Any], where: str) -> None:
+    """Raises: QuantError for a relative of gpt-oss that computes something else, and for any other model."""
+    kind = raw.get("model_type", "not given")
+    heads = raw.get("architectures")
+    heads = [str(head) for head in heads] if isinstance(heads, list) else []
+    if "privacy_filter" in str(kind) or any("PrivacyFilter" in head for head in heads):
+        raise QuantError(f"{where}: privacy-filter labels tokens and writes no text; localoss cannot run it")
+    if "gpt_oss_puzzle" in str(kind) or any("GptOssPuzzle" in head for head in heads):
+        raise QuantError(
+            f"{where}: a gpt_oss_puzzle model: its layers differ in shape; localoss runs gpt_oss models only"
+        )
+    if kind != "gpt_oss":
+        raise QuantError(f"{where}: model_type is {kind!r}; localoss runs gpt_oss models only")
+    for head in heads:
+        if head.endswith("Classification"):
+            raise QuantError(f"{where}: a classifier ({head}), which writes no text; localoss cannot run it")
 
 
 def _config_from(raw: dict[str, Any]) -> ModelConfig:
@@ -108,9 +126,9 @@ def _config_from(raw: dict[str, Any]) -> ModelConfig:
         intermediate=_integer(raw, "intermediate_size"),
         heads=heads,
         kv_heads=_integer(raw, "num_key_value_heads"),
-        head_dim=_integer(raw, "head_dim") if "head_dim" in raw else _integer(raw, "hidden_size") // heads,
-        experts=_integer(raw, "num_local_experts"),
-        active_experts=_integer(raw, "num_experts_per_tok"),
+        head_dim=DEFAULT_HEAD_DIM if raw.get("head_dim") is None else _integer(raw, "head_dim"),
+        experts=_integer(raw, "num_local_experts", "num_experts"),
+        active_experts=_integer(raw, "num_experts_per_tok", "experts_per_token", "num_experts_per_token"),
         vocab=_integer(raw, "vocab_size"),
         context=_integer(raw, "max_position_embeddings"),
         sliding_window=_integer(raw, "sliding_window"),
@@ -134,7 +152,7 @@ def _rope_from(raw: dict[str, Any]) -> RopeConfig:
     return RopeConfig(
         theta=float(rope.get("rope_theta", raw.get("rope_theta", 150_000.0))),
         factor=float(rope.get("factor", 1.0)) if kind == "yarn" else 1.0,
-        original_context=int(original),
+        original_context=int(float(original)),
         beta_fast=float(rope.get("beta_fast") or 32.0),
         beta_slow=float(rope.get("beta_slow") or 1.0),
         truncate=bool(rope.get("truncate", True)),
@@ -142,8 +160,12 @@ def _rope_from(raw: dict[str, Any]) -> RopeConfig:
     )
 
 
-def _integer(raw: dict[str, Any], key: str, most: int = 2**31 - 1) -> int:
+def _integer(raw: dict[str, Any], *keys: str, most: int = 2**31 - 1) -> int:
+    """The number under the first of `keys` that is there: 131072.0 too, which some programs write."""
+    key = next((key for key in keys if raw.get(key) is not None), keys[0])
     value = raw[key]
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= most:
         raise ValueError(f"{key} is {value!r}, expected an integer from 1 to {most:,}")
     return value

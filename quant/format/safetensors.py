@@ -27,7 +27,10 @@ DTYPE_BYTES = {
     **dict.fromkeys(("U32", "I32", "F32"), 4),
     **dict.fromkeys(("U64", "I64", "F64"), 8),
 }
-NUMPY_DTYPES = {"U8": np.uint8, "I8": np.int8, "F16": np.float16, "BF16": np.uint16, "F32": np.float32}
+NUMPY_DTYPES = {
+    **{"U8": np.uint8, "I8": np.int8, "U32": np.uint32},
+    **{"BF16": np.uint16, "F16": np.float16, "F32": np.float32, "F64": np.float64},
+}
 WANTED = "give a gpt-oss checkpoint: a folder with its safetensors files, or a .gguf file"
 DAMAGED = "the file is damaged; download it again"
 
@@ -150,12 +153,15 @@ class TensorFiles:
     def require(self, name: str, dtypes: tuple[str, ...], shape: tuple[int, ...]) -> None:
         """Raises: QuantError if tensor `name` is missing, or not of `shape` and one of `dtypes`."""
         if name not in self.tensors:
-            raise QuantError(f"{self.folder}: tensor {name} is missing; download the checkpoint again")
+            raise QuantError(
+                f"{self.folder}: tensor {name} is missing; the checkpoint is incomplete, or in a layout that "
+                "localoss does not know: get it as Hugging Face publishes it, or as GGUF"
+            )
         path, info = self.tensors[name]
         if info.dtype not in dtypes or info.shape != shape:
             raise QuantError(
                 f"{path}: {name} is {info.dtype} {list(info.shape)} where the configuration makes it "
-                f"{dtypes[0]} {list(shape)}; the two do not belong together, download the checkpoint again"
+                f"{dtypes[0]} {list(shape)}; the two do not belong together"
             )
 
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[Any]:

@@ -15,7 +15,7 @@ from quant.format.hf_names import Shape, experts_prefix, float_shapes
 from quant.format.numbers import F32, U8, Weights, bf16_to_f32
 from quant.format.safetensors import TensorFiles
 
-FLOATS = ("BF16", "F16", "F32")
+FLOATS = ("BF16", "F16", "F32", "F64")
 SAMPLE_BYTES = 4096  # of each tensor's start, for the fingerprint
 
 

@@ -2,23 +2,33 @@
 
 from pathlib import Path
 
-import numpy as np
-
 from quant.errors import QuantError
 from quant.format.config import read_config
-from quant.format.hf_names import Shape, block_shapes, dense_shapes, experts_prefix, float_shapes
-from quant.format.json_file import MOST_BYTES
+from quant.format.finite import require_finite_blocks
+from quant.format.hf_names import EMBEDDING, UNEMBEDDING, Shape, float_shapes
+from quant.format.json_file import MOST_BYTES, parse_json
 from quant.format.layout import CONFIG_FILES
-from quant.format.numbers import Weights
+from quant.format.numbers import F32, Weights, decode_mxfp4, unpack_blocks
 from quant.format.safetensors import DAMAGED, Checkpoint
 from quant.sources.base import FLOATS, Blocks, Source
+from quant.sources.hf_experts import HfExperts
+from quant.sources.mlx import Packed, read_packed, require_packed
+from quant.sources.names import with_hf_names
 
 
 class HuggingFaceSource(Source):
     def __init__(self, folder: Path):
+        if not (folder / "config.json").exists() and any(folder.glob("adapter_*")):
+            raise QuantError(f"{folder}: a LoRA adapter, not a model; merge it into its base model first")
         config = read_config(folder / "config.json")
         small_files = {name: _small(folder / name) for name in CONFIG_FILES if (folder / name).exists()}
-        super().__init__(Checkpoint(folder), folder.resolve().name, config, small_files)
+        files = Checkpoint(folder)
+        files.tensors = with_hf_names(files.tensors, folder)
+        super().__init__(files, folder.resolve().name, config, small_files)
+
+    @property
+    def _experts(self) -> HfExperts:
+        return HfExperts(self.files, self.config)
 
     @property
     def paths(self) -> list[Path]:
@@ -26,32 +36,61 @@ class HuggingFaceSource(Source):
 
     @property
     def has_mxfp4_experts(self) -> bool:
-        return experts_prefix(0) + "gate_up_proj" not in self.files.tensors
+        return self._experts.is_mxfp4()
 
     def require_tensors(self) -> None:
         for name in float_shapes(self.config):
-            self.files.require(name, FLOATS, self.stored_shape(name))
-        for layer in range(self.config.layers):
-            if self.has_mxfp4_experts:
-                for name, shape in block_shapes(self.config, layer).items():
-                    self.files.require(name, ("U8",), shape)
+            if ".experts." in name:
+                continue
+            stored, _ = self.locate(name)
+            if stored not in self.files.tensors and name == UNEMBEDDING:
+                raise QuantError(
+                    f"{self.files.folder}: {name} is missing, and config.json does not say "
+                    '"tie_word_embeddings": true; add that if the model was trained so, else the save is '
+                    "incomplete"
+                )
+            shape = self.stored_shape(name)
+            if self._is_packed(stored):
+                require_packed(self.files, _packed(stored, shape[-1]), shape)
             else:
-                for name, shape in dense_shapes(self.config, layer).items():
-                    self.files.require(name, FLOATS, shape)
+                self.files.require(stored, FLOATS, shape)
+        self._experts.require()
 
     def stored_shape(self, name: str) -> Shape:
         """The shape that tensor `name` has in its file."""
         return self.shape(name)
 
     def locate(self, name: str) -> tuple[str, int]:
+        if name == UNEMBEDDING and name not in self.files.tensors and self._is_tied:
+            return EMBEDDING, 0
         return name, 0
 
+    def read(self, stored: str, start: int, stop: int) -> Weights:
+        if not self._is_packed(stored):
+            return super().read(stored, start, stop)
+        matrix = read_packed(self.files, _packed(stored, self.shape(stored)[-1]), start, stop)
+        if isinstance(matrix, Blocks):
+            require_finite_blocks(stored, matrix.blocks, matrix.scales)
+            return decode_mxfp4(unpack_blocks(matrix.blocks), matrix.scales)
+        return matrix
+
     def expert(self, layer: int, name: str, expert: int) -> Blocks | Weights:
-        stored = experts_prefix(layer) + name
-        if self.has_mxfp4_experts:
-            blocks = self.files.read_rows(f"{stored}_blocks", expert, expert + 1)[0]
-            return Blocks(blocks, self.files.read_rows(f"{stored}_scales", expert, expert + 1)[0])
-        return np.ascontiguousarray(self.read(stored, expert, expert + 1)[0].T)
+        return self._experts.matrix(layer, name, expert)
+
+    def expert_bias(self, layer: int, name: str, expert: int) -> F32:
+        return self._experts.bias(layer, name, expert)
+
+    @property
+    def _is_tied(self) -> bool:
+        return parse_json(self.small_files["config.json"]).get("tie_word_embeddings") is True
+
+    def _is_packed(self, stored: str) -> bool:
+        return stored in self.files.tensors and self.files.tensors[stored][1].dtype == "U32"
+
+
+def _packed(stored: str, columns: int) -> Packed:
+    module = stored.removesuffix("weight")
+    return Packed(stored, f"{module}scales", f"{module}biases", columns)
 
 
 def _small(path: Path) -> bytes:

@@ -47,7 +47,7 @@ class ReducedSource(HuggingFaceSource):
         wanted = np.arange(start, stop)
         places = np.searchsorted(self._token_ids, wanted)
         known = np.append(self._token_ids, -1)[places] == wanted
-        return self.read(name, 0, last + 1)[np.where(known, places, last)]
+        return self.read(self.locate(name)[0], 0, last + 1)[np.where(known, places, last)]
 
 
 def _read_token_ids(path: Path, vocab: int) -> list[int]:

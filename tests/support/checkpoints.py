@@ -46,6 +46,11 @@ CHECKPOINTS: dict[str, dict[str, Any]] = {
     ),
 }  # fmt: skip
 
+SAFETENSORS_DTYPES = {
+    **{"uint8": "U8", "uint16": "BF16", "uint32": "U32"},
+    **{"float16": "F16", "float32": "F32", "float64": "F64"},
+}
+
 
 def config_for(
     layers: int,
@@ -152,11 +157,11 @@ def write_tensors(
 
 
 def write_safetensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
-    """Write `tensors`; uint16 arrays are bfloat16 bits, uint8 are MXFP4's blocks and scales."""
+    """Write `tensors`; uint16 arrays are bfloat16 bits, others what their dtype says."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, array in tensors.items():
-        dtype = {"uint16": "BF16", "uint8": "U8"}[array.dtype.name]
+        dtype = SAFETENSORS_DTYPES[array.dtype.name]
         end = offset + array.nbytes
         header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [offset, end]}
         offset = end

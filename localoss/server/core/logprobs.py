@@ -3,20 +3,18 @@
 from collections.abc import Sequence
 from typing import Any
 
-from localoss.chat.harmony import TEXT_TOKENS, encoding, token_bytes
+from localoss.chat.harmony import TEXT_TOKENS, token_bytes
 from localoss.engine.sampler import Token
 
 
 def token_text(token: int) -> str:
     """What a token is called in a response; a control token by its name, part of a character as it can be."""
-    if token < TEXT_TOKENS:
-        return token_bytes(token).decode("utf-8", "replace")
-    return encoding().decode([token])
+    return token_bytes(token).decode("utf-8", "replace")
 
 
 def raw_token_text(token: int) -> str:
     """As OpenAI's completions write a token: part of a character by its bytes."""
-    spelled = token_bytes(token) if token < TEXT_TOKENS else encoding().decode([token]).encode()
+    spelled = token_bytes(token)
     try:
         return spelled.decode()
     except UnicodeDecodeError:

@@ -120,9 +120,9 @@ def test_weights_that_are_nan_name_the_tensor(source, tmp_path):
     data = bytearray(shard.read_bytes())
     data[info.offset + 30 : info.offset + 32] = b"\xc0\x7f"
     shard.write_bytes(data)
-    with pytest.raises(QuantError, match=rf"{name}\[0, 15\] is NaN"):
-        convert(source, tmp_path / "out")
-    convert(source, tmp_path / "bf16", Dtypes(attention="bf16"))
+    for attention in ("int8", "bf16"):
+        with pytest.raises(QuantError, match=rf"{name}\[0, 15\] is NaN"):
+            convert(source, tmp_path / attention, Dtypes(attention=attention))
 
 
 def test_folders_of_another_kind(source, model, tmp_path):

@@ -133,9 +133,20 @@ def _used(path: Path) -> float:
 
 def new_name() -> str:
     """A name for a new session: the time, and a number if it is taken."""
+    _sweep()
     time = f"{datetime.datetime.now():%Y-%m-%d-%H%M}"
     names = (f"{time}-{number}" if number > 1 else time for number in itertools.count(1))
     return next(name for name in names if not folder_of(name).exists())
+
+
+def _sweep() -> None:
+    """Remove what a chat leaves that was killed before anything was said: an empty folder."""
+    folder = sessions_folder()
+    for path in folder.iterdir() if folder.is_dir() else ():
+        with contextlib.suppress(BusyError, OSError):
+            if not any(path.iterdir()):
+                with disk.locked(path, BUSY):
+                    path.rmdir()
 
 
 def _bytes_of(folder: Path) -> int:

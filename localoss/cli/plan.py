@@ -1,6 +1,7 @@
 """`localoss plan`: what a model takes of memory, and whether this machine has it."""
 
 import json
+import sys
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -52,6 +53,9 @@ def plan(
         ),
     ] = None,
     threads: options.Threads = None,
+    interactive: Annotated[
+        bool, typer.Option("-i", "--interactive", help="Change the plan with the arrow keys.")
+    ] = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Say what a model takes of memory, and whether it fits; nothing is loaded or downloaded.
@@ -74,7 +78,9 @@ def plan(
         made = choose_context(made, machine.limit_bytes)
     else:
         made = replace(made, context_tokens=context)
-    if as_json:
+    if interactive:
+        _change(label, made, machine)
+    elif as_json:
         typer.echo(json.dumps(_report(label, made, machine, memory is None, gpu_memory), indent=2))
     else:
         _print(label, made, machine, memory is None, gpu_memory)
@@ -98,6 +104,19 @@ def _what(model: str) -> tuple[str, Any, Any]:
         label = f"{folder.name} (as `localoss quantize` would make it)"
         return label, read_config(folder / "config.json"), Dtypes()
     return model, read_config(folder / "config.json"), read_manifest(folder).dtypes
+
+
+def _change(label: str, plan: "Plan", machine: "Machine") -> None:
+    """Let the user change `plan`, and print what was taken. Raises: UsageError without a terminal."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise UsageError("-i needs a terminal; leave it out, or give --json")
+    from localoss.cli.plan_live import LivePlan, show
+
+    limit = machine.limit_bytes
+    live = LivePlan(plan, limit, lambda p, columns: _bar(p, limit, min(_BAR_COLUMNS, columns)))
+    typer.echo(f"{label}\n")
+    if show(live):
+        typer.echo(live.options)
 
 
 def _report(

@@ -12,7 +12,7 @@ REQUESTS = [json.loads(line) for line in _LINES]
 # What no text model on one machine has; the answer says what is served.
 NOT_HERE = ("/v1/embeddings", "/v1/moderations", "/v1/audio/speech", "/v1/conversations", "/api/embed")
 NOT_HERE += ("/v1/responses/compact",)
-NOT_YET = ("/api/chat", "/api/generate", "/api/pull", "/api/show", "/v1/messages")
+NOT_YET = ("/api/chat", "/api/generate", "/api/pull", "/api/show")
 # Wrong by OpenAI's own rules, or what the recording has left of them: an image in a new message, words and
 # ids that were replaced, no input at all.
 REFUSED = ("reads text only", "tool_choice 'text'", "'id_2' not found", "conversation isn't", "prompt isn't")

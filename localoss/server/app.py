@@ -9,6 +9,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from localoss import __version__
+from localoss.server.anthropic import api as anthropic_api
 from localoss.server.chat import api as chat_api
 from localoss.server.completions import api as completions_api
 from localoss.server.core import errors, fields
@@ -42,7 +43,13 @@ def build_app(
     )
     app.state.service, app.state.strict = service, strict
     app.state.ignored_names = set()  # those that the log has been told of
-    for part in (router, chat_api.router, responses_api.router, completions_api.router):
+    for part in (
+        router,
+        chat_api.router,
+        responses_api.router,
+        completions_api.router,
+        anthropic_api.router,
+    ):
         app.include_router(part)
     _name_the_model(app, service.model)
     errors.install(app)

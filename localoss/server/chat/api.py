@@ -245,7 +245,7 @@ class _Words:
                 "type": "custom",
                 "custom": {"name": offered.name, "input": offered.text_of(call)},
             }
-        function = {"name": call.name, "arguments": call.arguments}
+        function = {"name": offered.name, "arguments": call.arguments}
         return {"id": call.id, "type": "function", "function": function}
 
     def delta(self, call: ToolCall, index: int) -> dict[str, Any]:

@@ -77,13 +77,17 @@ class Usage:
 
 @dataclass(frozen=True)
 class Done:
-    """The answer is over. reason: stop, length or tool_calls. messages: what the next turn's prompt holds."""
+    """The answer is over. reason: stop, length or tool_calls. messages: what the next turn's prompt holds.
+
+    is_stopped: a stop sequence ended it.
+    """
 
     reason: str
     usage: Usage
     messages: tuple[Message, ...]
     prefill_s: float
     decode_s: float
+    is_stopped: bool = False
 
 
 Piece = Opened | Text | Closed | ToolCall | Done
@@ -205,6 +209,7 @@ class Answering:
             tuple(messages),
             turn.prefill_s,
             turn.decode_s,
+            self._stopped,
         )
 
 

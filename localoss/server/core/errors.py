@@ -38,8 +38,27 @@ class ApiError(Exception):
         error = {"message": message, "type": self.kind, "param": self.param, "code": self.code}
         return {"error": {key: _printable(value) for key, value in error.items()}}
 
-    def response(self) -> JSONResponse:
-        return JSONResponse(self.body(), self.status, self.headers)
+    def response(self, path: str = "") -> JSONResponse:
+        """The refusal of a request of `path`, in the shape of the API that it belongs to."""
+        body = anthropic_body(self) if path.startswith("/v1/messages") else self.body()
+        return JSONResponse(body, self.status, self.headers)
+
+
+_ANTHROPIC_KINDS = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+
+
+def anthropic_body(error: ApiError) -> dict[str, Any]:
+    """An error as Anthropic's API shapes it."""
+    kind = "invalid_request_error" if error.status < 500 else "api_error"
+    kind = _ANTHROPIC_KINDS.get(error.status, kind)
+    return {"type": "error", "error": {"type": kind, "message": error.body()["error"]["message"]}}
 
 
 def context_length_error(prompt_tokens: int, context_tokens: int, param: str) -> ApiError:
@@ -76,7 +95,7 @@ def install(app: FastAPI) -> None:
 
     async def refuse_body(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        return _validation_error(error.errors()).response()
+        return _validation_error(error.errors()).response(request.url.path)
 
     async def refuse(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
@@ -88,10 +107,10 @@ def install(app: FastAPI) -> None:
             status=error.status_code,
             code=_CODES.get(error.status_code),
             headers=dict(error.headers or {}),
-        ).response()
+        ).response(request.url.path)
 
     async def explain(request: Request, error: Exception) -> JSONResponse:
-        return as_api_error(error).response()
+        return as_api_error(error).response(request.url.path)
 
     app.add_exception_handler(RequestValidationError, refuse_body)
     app.add_exception_handler(HTTPException, refuse)

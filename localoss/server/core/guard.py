@@ -25,7 +25,7 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and (error := self._refusal(scope)):
-            await error.response()(scope, receive, send)
+            await error.response(scope["path"])(scope, receive, send)
         else:
             await self._app(scope, _limited(receive), send)
 
@@ -43,6 +43,8 @@ class Guard:
         if self._api_key is None or scope["path"] in _OPEN_PATHS or scope["method"] == "OPTIONS":
             return None
         scheme, _, key = headers.get("authorization", "").partition(" ")
+        if "x-api-key" in headers:  # Anthropic's clients
+            scheme, key = "bearer", headers["x-api-key"]
         if scheme.lower() == "bearer" and hmac.compare_digest(key.strip().encode("latin-1"), self._api_key):
             return None
         return ApiError(

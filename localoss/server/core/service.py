@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -131,8 +131,17 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
         watching.cancel()
 
 
-def event_stream(events: AsyncIterator[dict[str, Any] | None], *, named: bool, last: str | None) -> Any:
-    """Server-sent events; None is a sign of life. named: with event lines. last: what ends the stream."""
+def event_stream(
+    events: AsyncIterator[dict[str, Any] | None],
+    *,
+    named: bool,
+    last: str | None,
+    error_body: Callable[[ApiError], dict[str, Any]] | None = None,
+) -> Any:
+    """Server-sent events; None is a sign of life. named: with event lines. last: what ends the stream.
+
+    error_body: how an error is told; None for OpenAI's way.
+    """
 
     async def lines() -> AsyncIterator[str]:
         try:
@@ -143,8 +152,9 @@ def event_stream(events: AsyncIterator[dict[str, Any] | None], *, named: bool, l
                     name = f"event: {event['type']}\n" if named else ""
                     yield f"{name}data: {dumps(event)}\n\n"
         except Exception as error:
-            body = as_api_error(error).body()
-            flat = {"type": "error", **body["error"]}
+            told = as_api_error(error)
+            body = told.body()
+            flat = error_body(told) if error_body else {"type": "error", **body["error"]}
             yield f"event: error\ndata: {dumps(flat)}\n\n" if named else f"data: {dumps(body)}\n\n"
         finally:
             with suppress(RuntimeError):

@@ -120,13 +120,14 @@ def open_toolbox(definitions: Sequence[Any]) -> Toolbox:
 
 
 def model_name(name: str, namespace: str | None) -> str:
-    """The name that the model calls a namespace's function by. Raises: ApiError for one it can't write."""
-    if not namespace:
-        flat = name
-    else:
-        flat = f"{namespace.rstrip('_')}__{name}"
-        if len(flat) > _MAX_NAME_CHARS:  # a digest keeps two long names apart
-            flat = f"{flat[: _MAX_NAME_CHARS - 9]}_{hashlib.sha256(flat.encode()).hexdigest()[:8]}"
+    """The name that the model calls a function by, which may be a namespace's or too long.
+
+    Raises: ApiError for one that the model can't write.
+    """
+    flat = f"{namespace.rstrip('_')}__{name}" if namespace else name
+    if len(flat) > _MAX_NAME_CHARS:  # a digest keeps two long names apart
+        digest = hashlib.sha256(flat.encode("utf-8", "replace")).hexdigest()[:8]
+        flat = f"{flat[: _MAX_NAME_CHARS - 9]}_{digest}"
     try:
         return Function(flat).name
     except UsageError as error:
@@ -160,7 +161,7 @@ def _parsed(tool: Mapping[str, Any], kind: str, namespace: str | None) -> tuple[
         tool = _as_function(tool)
     inner = tool.get("function", tool)
     name = inner.get("name") if isinstance(inner, Mapping) else None
-    if isinstance(name, str) and namespace:
+    if isinstance(name, str) and (namespace or len(name) > _MAX_NAME_CHARS):
         tool = dict(inner) | {"type": "function", "name": model_name(name, namespace)}
     try:
         function, is_strict = parse_function(tool)

@@ -18,7 +18,7 @@ from quant.format.config import ModelConfig
 from quant.format.hf_names import EMBEDDING, EXPERT_MATRICES, FINAL_NORM, UNEMBEDDING, layer_prefix
 from quant.format.numbers import GROUP, bf16_to_f32
 from quant.format.writer import PART
-from quant.gguf_vocabulary import VOCABULARY_TOKENS, add_placeholder, add_vocabulary
+from quant.gguf_vocabulary import CALL, add_placeholder, add_vocabulary
 from quant.sources.gguf import LAYER_NAMES
 from quant.sources.gguf_file import FORMATS, ggml_mxfp4
 from quant.sources.model import Coded, ModelSource
@@ -70,9 +70,11 @@ def _write(
     gguf: Any, source: ModelSource, path: Path, progress: Progress | None, vocabulary: Path | None
 ) -> None:
     writer = gguf.GGUFWriter(path, "gpt-oss")
+    writer.add_name(source.manifest.source.name)
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     _add_metadata(gguf, writer, source.config)
-    if vocabulary and source.config.vocab == VOCABULARY_TOKENS:
-        add_vocabulary(writer, vocabulary)
+    if vocabulary and source.config.vocab > CALL:
+        add_vocabulary(writer, vocabulary, source.config.vocab)
     else:
         add_placeholder(writer, source.config.vocab)
     tensors = list(_tensors(source))
@@ -116,6 +118,8 @@ def _add_metadata(gguf: Any, writer: Any, config: ModelConfig) -> None:
     writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
     writer.add_rope_scaling_factor(config.rope.factor)
     writer.add_rope_scaling_orig_ctx_len(config.rope.original_context)
+    writer.add_rope_scaling_yarn_beta_fast(config.rope.beta_fast)
+    writer.add_rope_scaling_yarn_beta_slow(config.rope.beta_slow)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_expert_count(config.experts)
     writer.add_expert_used_count(config.active_experts)

@@ -13,7 +13,7 @@ from typing import Any
 from quant.errors import QuantError
 
 VOCABULARY_TOKENS = 201_088  # rows of gpt-oss's embedding
-START_OF_TEXT, END_OF_TEXT, RETURN = 199_998, 199_999, 200_002
+START_OF_TEXT, END_OF_TEXT, RETURN, CALL = 199_998, 199_999, 200_002, 200_012
 NAMES = {
     START_OF_TEXT: "startoftext",
     END_OF_TEXT: "endoftext",
@@ -23,7 +23,7 @@ NAMES = {
     200_006: "start",
     200_007: "end",
     200_008: "message",
-    200_012: "call",
+    CALL: "call",
 }
 LAST_CONTROL = 200_018  # what follows has rows in the embedding, and no name
 NORMAL, CONTROL, UNUSED = 1, 3, 5  # llama.cpp's kinds of tokens
@@ -31,13 +31,13 @@ CHAT_TEMPLATE = (Path(__file__).parent / "chat_template.jinja").read_text(encodi
 Merge = tuple[bytes, bytes]
 
 
-def add_vocabulary(writer: Any, path: Path) -> None:
+def add_vocabulary(writer: Any, path: Path, tokens: int = VOCABULARY_TOKENS) -> None:
     """Add the vocabulary of tiktoken's file `path`, harmony's control tokens and a chat template to gguf's
-    `writer`. Raises: QuantError for a file that is missing or another.
+    `writer`, `tokens` in all, more than CALL. Raises: QuantError for a file that is missing or another.
     """
     ranks = read_ranks(path)
     words = [_visible(token) for token in ranks]
-    controls = range(len(ranks), VOCABULARY_TOKENS)
+    controls = range(len(ranks), tokens)
     words += [f"<|{NAMES.get(token, f'reserved_{token}')}|>" for token in controls]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-4o")

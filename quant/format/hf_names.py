@@ -109,7 +109,9 @@ def config_json(dimensions: dict[str, Any], rope: dict[str, Any], mxfp4: bool) -
         },
     }
     layers = dimensions.get("num_hidden_layers")
-    if isinstance(layers, int) and 0 < layers <= MOST_LAYERS:  # else parse_config says what is wrong
+    if (
+        "layer_types" not in dimensions and isinstance(layers, int) and 0 < layers <= MOST_LAYERS
+    ):  # else parse_config says what is wrong
         config["layer_types"] = [("sliding_attention", "full_attention")[i % 2] for i in range(layers)]
     if mxfp4:
         config["quantization_config"] = MXFP4_CONFIG

@@ -36,7 +36,12 @@ from quant.sources.gguf_file import (
 
 ARCHITECTURES = ("gpt-oss", "gptoss")  # llama.cpp's word, Ollama's
 _MATRICES = tuple(name for name, _, _ in FORMATS.values() if name not in MXFP4_FORMATS)
-_VECTORS = ("F32", "F16", "BF16")
+_VECTORS = ("F32", "F16", "BF16", "F64")
+_OTHER_FILES = {
+    "adapter": "a LoRA adapter, not a model; merge it into its base model first",
+    "imatrix": "an importance matrix, which other programs quantize with; give the model's GGUF",
+    "mmproj": "a projector for images; give the model's GGUF",
+}
 # Published name -> the names that it may have.
 _VOCABULARY = {
     EMBEDDING: ("token_embd.weight",),
@@ -152,6 +157,8 @@ def _places(config: ModelConfig, files: GgufFile) -> dict[str, tuple[str, int]]:
         return next((name for name in names if name in files.tensors), names[0])
 
     places = {name: (there(stored), 0) for name, stored in _VOCABULARY.items()}
+    if places[UNEMBEDDING][0] not in files.tensors:  # tied embeddings: ggml's converters leave it out
+        places[UNEMBEDDING] = places[EMBEDDING]
     for layer in range(config.layers):
         block, prefix = f"blk.{layer}.", layer_prefix(layer)
         for name, stored in LAYER_NAMES.items():
@@ -172,26 +179,29 @@ def _config_json(path: Path, files: GgufFile) -> bytes:
     GGUF does not carry YaRN's betas and truncation, the limit of SwiGLU and which layers slide: these are
     the same in every gpt-oss.
     """
-    architecture = files.metadata.get("general.architecture")
-    if architecture not in ARCHITECTURES:
-        raise QuantError(f"{path}: a {architecture!r} model; localoss runs gpt-oss models only")
+    architecture = _architecture(path, files)
 
     def entry(*keys: str, default: Any = None) -> Any:
         found = (files.metadata.get(f"{architecture}.{key}") for key in keys)
         value = next((value for value in found if value is not None), default)
+        if isinstance(value, list):  # one number a layer
+            if len(set(value)) != 1:
+                raise QuantError(f"{path}: {keys[0]} differs from layer to layer; localoss runs gpt-oss only")
+            value = value[0]
         if value is None:
             raise QuantError(f"{path}: {architecture}.{keys[0]} is missing; {DAMAGED}")
         return _shortest(value)
 
     if "token_embd.weight" not in files.tensors:
         raise QuantError(f"{path}: tensor token_embd.weight is missing; {DAMAGED}")
+    heads = entry("attention.head_count")
     dimensions = {
         "num_hidden_layers": entry("block_count"),
         "hidden_size": entry("embedding_length"),
         "intermediate_size": entry("expert_feed_forward_length", "feed_forward_length"),
-        "num_attention_heads": entry("attention.head_count"),
+        "num_attention_heads": heads,
         "num_key_value_heads": entry("attention.head_count_kv"),
-        "head_dim": entry("attention.key_length"),
+        "head_dim": entry("attention.key_length", default=_head_dim(files, heads)),
         "num_local_experts": entry("expert_count"),
         "num_experts_per_tok": entry("expert_used_count"),
         "vocab_size": files.tensors["token_embd.weight"][1].shape[0],
@@ -202,9 +212,44 @@ def _config_json(path: Path, files: GgufFile) -> bytes:
     }
     rope = {
         "factor": entry("rope.scaling.factor"),
-        "original_max_position_embeddings": entry("rope.scaling.original_context_length", default=4096),
+        "original_max_position_embeddings": entry(
+            "rope.scaling.original_context_length", "rope.scaling.yarn_orig_ctx", default=4096
+        ),
+        "beta_fast": entry("rope.scaling.yarn_beta_fast", default=32.0),
+        "beta_slow": entry("rope.scaling.yarn_beta_slow", default=1.0),
     }
-    return config_json(dimensions, rope, mxfp4=True)
+    return config_json(dimensions | _layer_types(path, files, architecture), rope, mxfp4=True)
+
+
+def _architecture(path: Path, files: GgufFile) -> str:
+    """general.architecture. Raises: QuantError for another model's, and for files that are no model."""
+    architecture, kind = (files.metadata.get(f"general.{key}") for key in ("architecture", "type"))
+    if architecture == "clip":
+        kind = "mmproj"
+    if architecture == "imatrix" or "imatrix.chunk_count" in files.metadata:
+        kind = "imatrix"
+    if kind in _OTHER_FILES:
+        raise QuantError(f"{path}: {_OTHER_FILES[kind]}")
+    if architecture not in ARCHITECTURES:
+        raise QuantError(f"{path}: a {architecture!r} model; localoss runs gpt-oss models only")
+    return str(architecture)
+
+
+def _head_dim(files: GgufFile, heads: Any) -> int | None:
+    """From the query matrix, for files that don't tell; None where that can't be."""
+    query = files.tensors.get("blk.0.attn_q.weight")
+    return query[1].shape[0] // heads if query and type(heads) is int and heads > 0 else None
+
+
+def _layer_types(path: Path, files: GgufFile, architecture: str) -> dict[str, list[str]]:
+    """Which layers slide, where the file tells."""
+    pattern = files.metadata.get(f"{architecture}.attention.sliding_window_pattern")
+    if not isinstance(pattern, list):
+        return {}
+    layers = files.metadata.get(f"{architecture}.block_count")
+    if len(pattern) != layers:
+        raise QuantError(f"{path}: sliding_window_pattern has {len(pattern)} of {layers} layers; {DAMAGED}")
+    return {"layer_types": ["sliding_attention" if slides else "full_attention" for slides in pattern]}
 
 
 def _shortest(value: Any) -> Any:

@@ -24,6 +24,7 @@ MOST_HEADER_BYTES = 40 << 20
 MOST_TEXT_BYTES = 1 << 20
 MOST_TENSORS, MOST_PAIRS = 16_384, 4_096
 MOST_SPLITS = 1_000
+MOST_NUMBERS = 4_096  # in an array that is kept: one per layer
 MAGIC = b"GGUF"
 MXFP4_BYTES = 17  # a scale, then 16 bytes of codes
 FORMATS = {  # ggml's number: (name, weights a block, bytes a block)
@@ -40,10 +41,21 @@ FORMATS = {  # ggml's number: (name, weights a block, bytes a block)
     12: ("Q4_K", 256, 144),
     13: ("Q5_K", 256, 176),
     14: ("Q6_K", 256, 210),
+    16: ("IQ2_XXS", 256, 66),
+    17: ("IQ2_XS", 256, 74),
+    18: ("IQ3_XXS", 256, 98),
+    19: ("IQ1_S", 256, 50),
     20: ("IQ4_NL", 32, 18),
+    21: ("IQ3_S", 256, 110),
+    22: ("IQ2_S", 256, 82),
     23: ("IQ4_XS", 256, 136),
+    28: ("F64", 1, 8),
+    29: ("IQ1_M", 256, 56),
     30: ("BF16", 1, 2),
+    34: ("TQ1_0", 256, 54),
+    35: ("TQ2_0", 256, 66),
     39: ("MXFP4", 32, 17),
+    40: ("NVFP4", 64, 36),
 }
 MXFP4_FORMATS = ("MXFP4", "MXFP4_PUBLISHED")
 _SCALARS = {
@@ -110,7 +122,7 @@ def split_prefix(path: Path) -> str | None:
 
 
 class GgufFile(TensorFiles):
-    """One GGUF file: its tensors, rows first as in NumPy, and its metadata but for arrays.
+    """One GGUF file: its tensors, rows first as in NumPy, and its metadata but for texts in arrays.
 
     Raises: QuantError for a file that is missing, truncated, malformed, or in an unknown number format.
     """
@@ -187,7 +199,7 @@ class _Cursor:
         return self.take(size)
 
     def value(self, kind: int) -> Any:
-        """A metadata value of type `kind`; None for an array, which is passed over."""
+        """A metadata value of type `kind`; None for an array of texts or a long one, passed over."""
         if kind == _STRING:
             # Only keys and a few names are wanted: a damaged text elsewhere doesn't matter.
             return self.text().decode("utf-8", errors="replace")
@@ -198,6 +210,8 @@ class _Cursor:
         kind, count = self.scalar("<I"), self.scalar("<Q")
         if kind == _STRING:
             self._skip_texts(count)
+        elif kind in _SCALARS and count <= MOST_NUMBERS:
+            return [self.scalar(_SCALARS[kind]) for _ in range(count)]
         elif kind in _SCALARS:
             self._skip(count * struct.calcsize(_SCALARS[kind]))
         else:
@@ -246,7 +260,12 @@ def dequantize(packed: U8, dtype: str, columns: int) -> F32:
         ) from None
     _, weights, size = next(form for form in FORMATS.values() if form[0] == dtype)
     rows = packed.reshape(-1, columns // weights * size)
-    return np.asarray(quants.dequantize(rows, GGMLQuantizationType[dtype]), np.float32)
+    try:
+        return np.asarray(quants.dequantize(rows, GGMLQuantizationType[dtype]), np.float32)
+    except (KeyError, NotImplementedError):
+        raise QuantError(
+            f"this gguf package does not read {dtype}; get a newer one: pip install -U gguf"
+        ) from None
 
 
 def _dequantize_q8_0(packed: U8, columns: int) -> F32:

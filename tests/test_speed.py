@@ -89,3 +89,24 @@ def test_probabilities_without_colours(home, monkeypatch, capsys, logprob, shown
     assert cli.main(["run", "tiny", "Hi", "--show-probabilities"]) == 0
     assert capsys.readouterr().out == shown
     assert cli.main(["run", "tiny", "Hi", "--show-probabilities", "--json"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("memory", "says"),
+    [("16GB", "comes from the disk, slowly"), ("24GB", "it fits still"), ("6GB", "it does not run")],
+)
+def test_a_machine_that_is_named_is_no_empty_one(home, capsys, memory, says):
+    assert cli.main(["plan", "gpt-oss-20b", "--memory", memory]) == 0
+    out = capsys.readouterr().out
+    assert "A system with a browser holds some 4.0 GB" in out and says in out
+
+
+def test_advice_can_be_followed(home, capsys, monkeypatch):
+    """Closing programs frees no more than they hold."""
+    from localoss.plan import machine
+
+    busy = machine.Machine(int(32e9), int(9e9))
+    for name, says in (("gpt-oss-20b", "close programs that hold"), ("gpt-oss-120b", "a machine with")):
+        monkeypatch.setattr(machine, "this_machine", lambda: busy)
+        assert cli.main(["plan", name]) == 0
+        assert f"To make it fit: {says}" in capsys.readouterr().out

@@ -12,11 +12,13 @@ from localoss.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
     from localoss.plan.machine import Machine
     from localoss.plan.memory import Plan
 
 _BAR_COLUMNS = 64
+_USED_BYTES = 4_000_000_000  # of a laptop's memory that isn't free: the system, a browser, what else is open
 _LETTERS = {"experts": "█", "attention": "▓", "embedding": "▒", "unembedding": "▒", "routers and norms": "▒"}
 _OWN_LETTER, _FREE_LETTER = "#", "·"
 _SPEED = (
@@ -27,6 +29,11 @@ _SOURCES = {
     "bench of this model": ", from its bench on this machine",
     "bench": ", from another model's bench on this machine",
     "typical laptop": ", as on a typical laptop: `localoss bench` measures this one",
+}
+_WHEN_USED = {
+    "fits": "it fits still",
+    "from disk": "a part of the weights comes from the disk, slowly",
+    "too large": "it does not run",
 }
 _VERDICTS = {
     "fits": "It fits, with {left} to spare.",
@@ -173,7 +180,7 @@ def _print(
     head = f"{label} · context {plan.context_tokens:,} tokens{several} · KV cache {plan.kv_dtype}"
     console.print(f"{head}\n", markup=False)
     limit = machine.limit_bytes
-    console.print(_bar(plan, limit, min(_BAR_COLUMNS, console.width - 1)) + "\n", markup=False)
+    console.print(_coloured(_bar(plan, limit, min(_BAR_COLUMNS, console.width - 1))), end="\n\n")
     _print_parts(console, plan)
     where = "This machine" if is_this_machine else "Such a machine"
     where = "This control group" if machine.in_cgroup else where
@@ -189,6 +196,12 @@ def _print(
     )
     if speed := estimate(plan, limit):
         console.print(_SPEED.format(speed=speed, source=_SOURCES[speed.source]))
+    if not is_this_machine:
+        left = replace(machine, available_bytes=max(machine.total_bytes - _USED_BYTES, 0)).limit_bytes
+        console.print(
+            f"That is an empty machine. A system with a browser holds some {gigabytes(_USED_BYTES)}; "
+            f"a model may take {gigabytes(left)} then, and {_WHEN_USED[plan.verdict(left)]}."
+        )
     longest = plan.longest_context(limit)
     if longest:
         console.print(f"The longest context that fits: {longest:,} tokens.")
@@ -212,6 +225,16 @@ def _print_gpu(console: "Console", plan: "Plan", gpu_bytes: int) -> None:
         f"(--gpu-layers {plan.gpu_layers}): {gigabytes(plan.gpu_bytes)}, of it {parts}.\n"
         f"The machine's memory takes {gigabytes(plan.total_bytes)} then."
     )
+
+
+def _coloured(bar: str) -> "Text":
+    """The bar with a colour for each kind of part; what is free and the scale stay as they are."""
+    from rich.text import Text
+
+    text = Text(bar, overflow="fold")
+    for letters, style in ((r"█+", "cyan"), (r"▓+", "blue"), (r"▒+", "magenta"), (r"#+", "yellow")):
+        text.highlight_regex(letters, style)
+    return text
 
 
 def _bar(plan: "Plan", limit_bytes: int, columns: int = _BAR_COLUMNS) -> str:

@@ -93,7 +93,7 @@ def test_probabilities_without_colours(home, monkeypatch, capsys, logprob, shown
 
 @pytest.mark.parametrize(
     ("memory", "says"),
-    [("16GB", "comes from the disk, slowly"), ("24GB", "it fits still"), ("6GB", "it does not run")],
+    [("16GB", "comes from the disk, slowly"), ("24GB", "it fits still"), ("4.5GB", "it does not run")],
 )
 def test_a_machine_that_is_named_is_no_empty_one(home, capsys, memory, says):
     assert cli.main(["plan", "gpt-oss-20b", "--memory", memory]) == 0

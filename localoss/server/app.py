@@ -16,6 +16,7 @@ from localoss.server.core import errors, fields
 from localoss.server.core.guard import Guard
 from localoss.server.core.schemas import ErrorBody
 from localoss.server.core.service import Service
+from localoss.server.ollama import api as ollama_api
 from localoss.server.responses import api as responses_api
 
 router = APIRouter()
@@ -49,6 +50,7 @@ def build_app(
         responses_api.router,
         completions_api.router,
         anthropic_api.router,
+        ollama_api.router,
     ):
         app.include_router(part)
     _name_the_model(app, service.model)

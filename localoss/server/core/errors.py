@@ -40,7 +40,10 @@ class ApiError(Exception):
 
     def response(self, path: str = "") -> JSONResponse:
         """The refusal of a request of `path`, in the shape of the API that it belongs to."""
-        body = anthropic_body(self) if path.startswith("/v1/messages") else self.body()
+        if path.startswith("/api/"):
+            body = ollama_body(self)
+        else:
+            body = anthropic_body(self) if path.startswith("/v1/messages") else self.body()
         return JSONResponse(body, self.status, self.headers)
 
 
@@ -59,6 +62,11 @@ def anthropic_body(error: ApiError) -> dict[str, Any]:
     kind = "invalid_request_error" if error.status < 500 else "api_error"
     kind = _ANTHROPIC_KINDS.get(error.status, kind)
     return {"type": "error", "error": {"type": kind, "message": error.body()["error"]["message"]}}
+
+
+def ollama_body(error: ApiError) -> dict[str, Any]:
+    """An error as Ollama's API shapes it."""
+    return {"error": error.body()["error"]["message"]}
 
 
 def context_length_error(prompt_tokens: int, context_tokens: int, param: str) -> ApiError:

@@ -1,0 +1,1 @@
+"""/api/chat and its kin, in Ollama's words."""

@@ -1,0 +1,306 @@
+"""Ollama's API: lines of JSON instead of events, and counts in nanoseconds."""
+
+import datetime
+import json
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+from localoss import __version__
+from localoss.chat import harmony
+from localoss.chat.harmony import ChatSetup
+from localoss.chat.rules import AnswerRules
+from localoss.chat.tools import ToolCall
+from localoss.server.chat.prompts import (
+    JSON_OBJECT,
+    Format,
+    convert_messages,
+    rules_for,
+    split_instructions,
+)
+from localoss.server.chat.schemas import ChatMessage, ContentPart, SentCall
+from localoss.server.core.answering import Done, Piece, Question, Text
+from localoss.server.core.errors import ApiError, as_api_error, ollama_body
+from localoss.server.core.fields import note_unknown
+from localoss.server.core.json_text import dumps
+from localoss.server.core.schemas import Sampled, effort_of, stops_of
+from localoss.server.core.service import Service, sampling_of, unless_gone
+from localoss.server.core.threads import aside
+from localoss.server.core.toolbox import Toolbox, open_toolbox
+from localoss.server.ollama.schemas import Asked, ChatRequest, GenerateRequest, NamedModel, OllamaMessage
+
+router = APIRouter(prefix="/api")
+
+Line = dict[str, Any]
+_PENALTIES = ("repeat_penalty", "presence_penalty", "frequency_penalty")
+_SAMPLED = ("temperature", "top_p", "top_k", "min_p", *_PENALTIES)
+
+
+@router.post("/chat", summary="Chat (Ollama)")
+async def chat(body: ChatRequest, request: Request) -> Response:
+    service = _service(request, body.model)
+    toolbox = (await aside(open_toolbox, body.tools or [])).choose(None)
+    note_unknown(body, request, toolbox.left_out)
+    if not body.messages:
+        return _loaded(body, {"message": {"role": "assistant", "content": ""}})
+    question = await _question(service, body, [_message(one) for one in body.messages], toolbox)
+    return await _answered(request, service, body, question, _ChatWords(toolbox, _shows(body)))
+
+
+@router.post("/generate", summary="Generate (Ollama)")
+async def generate(body: GenerateRequest, request: Request) -> Response:
+    service = _service(request, body.model)
+    note_unknown(body, request)
+    if not body.prompt:
+        return _loaded(body, {"response": ""})
+    if body.raw:
+        tokens = await aside(harmony.encode_raw, body.prompt)
+        service.check_length(len(tokens), "prompt")
+        question = _sampled(body, Question(tokens, None, AnswerRules()))
+    else:
+        asked = _message(OllamaMessage(role="user", content=body.prompt, images=body.images))
+        system = [ChatMessage(role="system", content=body.system)] if body.system else []
+        question = await _question(service, body, [*system, asked], Toolbox())
+    return await _answered(request, service, body, question, _GenerateWords(_shows(body)))
+
+
+@router.get("/tags")
+async def list_models(request: Request) -> dict[str, Any]:
+    """The models that requests may name."""
+    return {"models": [_model(request.app.state.service)]}
+
+
+@router.get("/ps")
+async def list_loaded(request: Request) -> dict[str, Any]:
+    """The model that is in memory."""
+    service: Service = request.app.state.service
+    context = {"context_length": service.engine.context_tokens, "expires_at": "9999-12-31T23:59:59Z"}
+    return {"models": [_model(service) | context | {"size_vram": 0}]}
+
+
+@router.get("/version")
+async def version(request: Request) -> dict[str, str]:
+    """localoss's version."""
+    return {"version": __version__}
+
+
+@router.post("/show", summary="Show a model (Ollama)")
+async def show(body: NamedModel, request: Request) -> Response:
+    service = _service(request, body.model or body.name or "")
+    config = service.engine.config
+    facts = {
+        "general.architecture": "gptoss",
+        "gptoss.block_count": config.layers,
+        "gptoss.context_length": service.engine.context_tokens,
+        "gptoss.embedding_length": config.hidden,
+        "gptoss.expert_count": config.experts,
+    }
+    shown = {
+        "modelfile": "",
+        "parameters": "",
+        "template": "",
+        "details": _model(service)["details"],
+        "model_info": facts,
+        "capabilities": ["completion", "tools", "thinking"],
+    }
+    return JSONResponse(shown)
+
+
+@router.post("/pull", summary="Pull a model that is there already (Ollama)")
+async def pull(body: NamedModel, request: Request) -> Response:
+    """Success for the model that is served. Raises: ApiError for another: the command line fetches models."""
+    name = body.model or body.name or ""
+    try:
+        _service(request, name)
+    except ApiError:
+        raise ApiError(
+            f"model {name[:100]!r} isn't here; `localoss pull` fetches models", status=404
+        ) from None
+    success = {"status": "success"}
+    if body.stream is False:
+        return JSONResponse(success)
+    lines = "".join(dumps(line) + "\n" for line in ({"status": "pulling manifest"}, success))
+    return Response(lines, media_type="application/x-ndjson")
+
+
+def _service(request: Request, name: str) -> Service:
+    """The service, if it has the model `name`, which may have Ollama's tag. Raises: ApiError."""
+    service: Service = request.app.state.service
+    service.check_model(name.removesuffix(":latest"))
+    return service
+
+
+def _model(service: Service) -> dict[str, Any]:
+    made = datetime.datetime.fromtimestamp(service.created, datetime.UTC).isoformat()
+    details = {"format": "localoss", "family": "gptoss", "families": ["gptoss"], "parent_model": ""}
+    details |= {"parameter_size": "", "quantization_level": ""}
+    named = {"name": service.model, "model": service.model, "digest": "", "size": 0}
+    return {**named, "modified_at": made, "details": details}
+
+
+def _message(message: OllamaMessage) -> ChatMessage:
+    """The message in chat completions' form, of which there is one conversion."""
+    content: str | list[ContentPart] | None = message.content
+    if message.images:
+        content = [ContentPart(type="text", text=message.content or ""), ContentPart(type="image")]
+    calls = [SentCall(id=call.id, function=call.function) for call in message.tool_calls or []]
+    return ChatMessage(
+        role=message.role,
+        content=content,
+        reasoning_content=message.thinking,
+        tool_calls=calls or None,
+        tool_call_id=message.tool_call_id,
+        name=message.tool_name,
+    )
+
+
+async def _question(service: Service, body: Asked, messages: list[ChatMessage], toolbox: Toolbox) -> Question:
+    """Raises: ApiError."""
+    wanted = Format(body.format) if isinstance(body.format, dict) else JSON_OBJECT if body.format else None
+    effort = body.think if isinstance(body.think, str) else "none" if body.think is False else None
+    rules = await aside(rules_for, toolbox, wanted)
+    rules = replace(rules, think_budget=service.think_budget(None, effort))
+    instructions, converted = split_instructions(convert_messages(messages, service.thoughts))
+    if wanted:
+        instructions.append(wanted.instructions)
+    setup = ChatSetup(effort_of(effort), "\n\n".join(instructions) or None, toolbox.functions)
+    prompt = await service.prompt(setup, converted, "messages")
+    return _sampled(body, Question(prompt, setup, rules))
+
+
+def _sampled(body: Asked, question: Question) -> Question:
+    options = body.options
+    if options is None:
+        return question
+    given = {name: getattr(options, name) for name in _SAMPLED}
+    limit = None if options.num_predict is None or options.num_predict < 0 else options.num_predict
+    params = sampling_of(Sampled(model=body.model, **given), limit, options.seed)
+    return replace(question, params=params, stops=stops_of(options.stop))
+
+
+def _shows(body: Asked) -> bool:
+    return body.think is not False
+
+
+def _loaded(body: Asked, said: Line) -> Response:
+    """What an empty question gets, which only wants the model in memory."""
+    line = {"model": body.model, "created_at": _now(), **said, "done": True, "done_reason": "load"}
+    return JSONResponse(line)
+
+
+class _ChatWords:
+    """/api/chat: pieces become messages."""
+
+    def __init__(self, toolbox: Toolbox, shows_thinking: bool) -> None:
+        self._toolbox, self._shows_thinking = toolbox, shows_thinking
+
+    def lines(self, piece: Piece) -> Iterator[Line]:
+        if isinstance(piece, Text) and piece.text:
+            if piece.part == "thinking":
+                if self._shows_thinking:
+                    yield self.said("", thinking=piece.text)
+            else:
+                yield self.said(piece.text)
+        elif isinstance(piece, ToolCall):
+            try:
+                arguments = json.loads(piece.arguments)
+            except ValueError:  # a schema that couldn't be followed
+                arguments = {}
+            name = self._toolbox.as_offered(piece.name).name
+            yield self.said(
+                "", tool_calls=[{"id": piece.id, "function": {"name": name, "arguments": arguments}}]
+            )
+
+    def said(self, content: str, **more: Any) -> Line:
+        return {"message": {"role": "assistant", "content": content, **more}}
+
+    def whole(self, lines: list[Line]) -> Line:
+        messages = [line["message"] for line in lines]
+        more: dict[str, Any] = {}
+        if thinking := "".join(message.get("thinking", "") for message in messages):
+            more["thinking"] = thinking
+        if calls := [call for message in messages for call in message.get("tool_calls", [])]:
+            more["tool_calls"] = calls
+        return self.said("".join(message["content"] for message in messages), **more)
+
+
+class _GenerateWords:
+    """/api/generate: pieces become text."""
+
+    def __init__(self, shows_thinking: bool) -> None:
+        self._shows_thinking = shows_thinking
+
+    def lines(self, piece: Piece) -> Iterator[Line]:
+        if isinstance(piece, Text) and piece.text:
+            if piece.part != "thinking":
+                yield {"response": piece.text}
+            elif self._shows_thinking:
+                yield {"response": "", "thinking": piece.text}
+
+    def said(self, content: str) -> Line:
+        return {"response": content}
+
+    def whole(self, lines: list[Line]) -> Line:
+        said = {"response": "".join(line["response"] for line in lines)}
+        thinking = "".join(line.get("thinking", "") for line in lines)
+        return said | ({"thinking": thinking} if thinking else {})
+
+
+async def _answered(
+    request: Request, service: Service, body: Asked, question: Question, words: _ChatWords | _GenerateWords
+) -> Response:
+    """The answer, as lines or, without a stream, as one."""
+    started = time.perf_counter()
+    job = service.ask(question, request.client.host if request.client else "")
+
+    async def lines() -> AsyncIterator[Line]:
+        async for piece in job.items():
+            for line in words.lines(piece):
+                yield {"model": body.model, "created_at": _now(), **line, "done": False}
+            if isinstance(piece, Done):
+                service.note(piece)
+                base = {"model": body.model, "created_at": _now()}
+                yield {**base, **words.said(""), **_figures(piece, time.perf_counter() - started)}
+
+    async def whole() -> Response:
+        *given, last = [line async for line in lines()]
+        return JSONResponse(last | words.whole(given))
+
+    if body.stream is False:
+        return await unless_gone(request, whole())
+    return StreamingResponse(_told(lines()), media_type="application/x-ndjson")
+
+
+async def _told(lines: AsyncIterator[Line]) -> AsyncIterator[str]:
+    """Lines of JSON, the last of which is an error if there is one."""
+    try:
+        async for line in lines:
+            yield dumps(line) + "\n"
+    except Exception as error:
+        yield dumps(ollama_body(as_api_error(error))) + "\n"
+    finally:
+        with suppress(RuntimeError):
+            await lines.aclose()  # type: ignore[attr-defined]
+
+
+def _figures(done: Done, total_s: float) -> Line:
+    """What the last line says; times in nanoseconds."""
+    return {
+        "done": True,
+        "done_reason": "length" if done.reason == "length" else "stop",
+        "total_duration": round(total_s * 1e9),
+        "load_duration": 0,
+        "prompt_eval_count": done.usage.prompt,
+        "prompt_eval_duration": round(done.prefill_s * 1e9),
+        "eval_count": done.usage.completion,
+        "eval_duration": round(done.decode_s * 1e9),
+    }
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat().replace("+00:00", "Z")

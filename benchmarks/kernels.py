@@ -204,9 +204,7 @@ class Bench:
 
 def measure(seconds: float, threads: int | None) -> list[Result]:
     """All results on the instruction set of this process."""
-    from localoss import kernels, settings
 
-    kernels.keep_compiled_in(settings.kernel_cache(), settings.simd() or "best")
     from localoss.engine.loader import usable_threads
 
     bench = Bench(seconds, usable_threads(threads))

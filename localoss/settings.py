@@ -91,13 +91,6 @@ def llama_cpp_models() -> list[Path]:
     return [user_cache_path("llama.cpp", appauthor=False)]
 
 
-def kernel_cache() -> Path:
-    """The user's cache folder for compiled kernels."""
-    from platformdirs import user_cache_path
-
-    return user_cache_path("localoss", appauthor=False) / "kernels"
-
-
 def debug() -> bool:
     """LOCALOSS_DEBUG: whether errors show their traceback."""
     return _is_on("LOCALOSS_DEBUG")

@@ -11,7 +11,6 @@ from hypothesis import settings as hypothesis_settings
 from support import checkpoints
 from support.gpu_fixtures import gpu_adapter  # noqa: F401 - a fixture
 
-from localoss import kernels, settings
 from quant.convert import convert
 from quant.format.manifest import Dtypes
 
@@ -21,9 +20,6 @@ if TYPE_CHECKING:
 # A busy machine draws slowly: that says nothing about the code.
 hypothesis_settings.register_profile("any machine", suppress_health_check=[HealthCheck.too_slow])
 hypothesis_settings.load_profile("any machine")
-
-# Before any test file imports a kernel, so that one compiled by an earlier run is found.
-kernels.keep_compiled_in(settings.kernel_cache(), settings.simd() or "best")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

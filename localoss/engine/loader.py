@@ -46,7 +46,7 @@ def usable_threads(asked: int | None, config: ModelConfig | None = None) -> int:
 def load_engine(model: str | Path, options: LoadOptions, listener: Listener) -> "Engine":
     """See localoss.load."""
     folder = find_model(str(model))
-    prepare_kernels()
+    settings.let_threads_sleep()
     from localoss.engine.warmup import warm_up
 
     dtypes = read_manifest(folder).dtypes  # first: it tells a folder that is no model at all
@@ -120,8 +120,3 @@ class _Loading:
         except GpuError as error:
             self.listener.notice(f"no layers on a GPU: {error}; the CPU runs them all")
             return None
-
-
-def prepare_kernels() -> None:
-    settings.let_threads_sleep()
-    kernels.keep_compiled_in(settings.kernel_cache(), settings.simd() or "best")

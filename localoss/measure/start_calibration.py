@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from localoss import kernels
-from localoss.engine.loader import prepare_kernels, usable_threads
+from localoss import kernels, settings
+from localoss.engine.loader import usable_threads
 
 if TYPE_CHECKING:
     from quant.calibration import Calibration
@@ -14,7 +14,7 @@ def start_calibration(
     tokens: Sequence[int], sha256: str, threads: int | None, compiling: Callable[[str], None]
 ) -> "Calibration":
     """calibration.calibration_of, once the kernels are there. Raises: UsageError for `threads`."""
-    prepare_kernels()
+    settings.let_threads_sleep()
     from localoss.engine.warmup import warm_up
     from localoss.measure.calibration import calibration_of
 

@@ -1,24 +1,25 @@
 """How the converter's loops are jitted, and how they read bfloat16 and float32 alike."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from quant.format.kernel_cache import KernelFolder
 from quant.format.numbers import Weights
+
+_FOLDER = KernelFolder(Path(__file__).parent.glob("*.py"))
 
 
 def jit(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Numba's jit, cached on disk where a folder for that can be written.
+    """Numba's jit, kept on disk.
 
     Division by zero gives infinity as NumPy's does: a check for it would keep loops out of vectors.
     """
-    try:
-        return numba.njit(nogil=True, cache=True, error_model="numpy")(function)
-    except RuntimeError:  # no place for the cache: compile once a process
-        return numba.njit(nogil=True, error_model="numpy")(function)
+    return _FOLDER.cached(numba.njit(nogil=True, error_model="numpy")(function))
 
 
 def words_of(weights: Weights) -> tuple[NDArray[Any], int]:

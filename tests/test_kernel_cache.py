@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from localoss.kernels import isa, simd
+from localoss.kernels import compiled, isa
 from localoss.settings import SIMD_NAMES
 
 ROOT = Path(__file__).parent.parent
@@ -97,7 +97,7 @@ def test_a_changed_callee_is_noticed(modules):
 
 def test_the_folder_depends_on_every_source_that_kernels_are_made_from():
     """Whatever a kernel module imports of ours is in the hash, or has no part in compiled code."""
-    hashed = {Path(path).resolve() for path in simd._SOURCES}
+    hashed = {Path(path).resolve() for path in compiled._SOURCES}
     uncompiled = {"errors", "settings", "isa", "config", "layout", "kernel_cache"}
     for path in sorted((ROOT / "localoss" / "kernels").rglob("*.py")):
         assert path.resolve() in hashed
@@ -139,7 +139,7 @@ def test_any_import_order_keeps_them_in_the_same_place(order, python, tmp_path):
         print(numba.config.CACHE_DIR == before)
     """
     (kernels, loops, same), _ = python(script, *ORDERS[order])
-    assert Path(kernels) == tmp_path / "cache" / "localoss" / "kernels" / simd._FOLDER._name
+    assert Path(kernels) == tmp_path / "cache" / "localoss" / "kernels" / compiled._FOLDER._name
     assert Path(loops).parent == Path(kernels).parent and same == "True"
 
 

@@ -5,35 +5,13 @@ Addresses are integers; loads and stores need no alignment.
 """
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic, models, register_model
 
-from localoss import settings
-from localoss.plan import sizes
-from quant.format.kernel_cache import KernelFolder
-
-# No nnan and no ninf: with them isnan is compiled away, and the softmax relies on infinities.
-FASTMATH = {"nsz", "arcp", "contract", "afn", "reassoc"}
-_SOURCES = [*Path(__file__).parent.rglob("*.py"), Path(sizes.__file__)]
-_FOLDER = KernelFolder(_SOURCES, settings.simd() or "best")
-
-
-def _kept(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """Numba's jit with `options`, whose compiled code is kept on disk."""
-    compiled = njit(nogil=True, **options)
-    return lambda function: _FOLDER.cached(compiled(function))
-
-
-jit = _kept(fastmath=FASTMATH)
-parallel = _kept(fastmath=FASTMATH, parallel=True)
-# Where how long a loop runs hangs on how a prompt was cut: the order of a sum must not hang on that.
-_IN_ORDER = {"nsz", "contract"}
-jit_in_order = _kept(fastmath=_IN_ORDER)
-parallel_in_order = _kept(fastmath=_IN_ORDER, parallel=True)
+from localoss.kernels.compiled import FASTMATH, jit, jit_in_order, parallel, parallel_in_order  # noqa: F401
 
 _ELEMENTS = {
     "i8": ir.IntType(8),

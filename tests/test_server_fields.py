@@ -247,3 +247,14 @@ def test_usage_in_every_chunk(served):
     chunks = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: {")]
     counts = [chunk["usage"]["completion_tokens"] for chunk in chunks if "usage" in chunk]
     assert len(counts) >= 3 and counts == sorted(counts) and counts[0] < counts[-1]
+
+
+def test_other_names_of_the_model(served):
+    server, _ = served(name="gpt-oss-20b", aliases=("claude-sonnet",))
+    for name in ("gpt-oss-20b", "gpt-oss:20b", "openai/gpt-oss-20b", "claude-sonnet"):
+        assert chat(server, model=name).status_code == 200
+    assert chat(server, model="gpt-oss:120b").status_code == 404
+    assert [model["id"] for model in server.get("/v1/models").json()["data"]] == [
+        "gpt-oss-20b",
+        "claude-sonnet",
+    ]

@@ -35,6 +35,12 @@ AllowedHost = Annotated[
         help="A name that clients reach this machine by, such as host.docker.internal; may be repeated.",
     ),
 ]
+Alias = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME", help="Another name for the model that clients may ask for; may be repeated."
+    ),
+]
 Strict = Annotated[
     bool, typer.Option("--strict", help="Refuse fields that aren't known, instead of naming them.")
 ]
@@ -51,6 +57,7 @@ def serve(
     cors_origin: CorsOrigin = None,
     allowed_host: AllowedHost = None,
     strict: Strict = False,
+    alias: Alias = None,
     think_budget: options.ThinkBudget = None,
     *,
     loading: LoadOptions,
@@ -91,6 +98,7 @@ def serve(
             cors_origins=cors_origin or (),
             allowed_hosts=allowed_host or (),
             strict=strict,
+            aliases=alias or (),
             conversations=conversations,
             queue=queue,
             think_budget=think_budget,

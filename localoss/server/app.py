@@ -53,7 +53,7 @@ def build_app(
         ollama_api.router,
     ):
         app.include_router(part)
-    _name_the_model(app, service.model)
+    _name_the_model(app, [service.model, *service.aliases])
     errors.install(app)
     app.add_middleware(_Methods)
     app.add_middleware(_Counted, service=service)
@@ -65,7 +65,7 @@ def build_app(
     return app
 
 
-def _name_the_model(app: FastAPI, name: str) -> None:
+def _name_the_model(app: FastAPI, names: list[str]) -> None:
     """Have the OpenAPI document say which model there is."""
     document = app.openapi
 
@@ -73,7 +73,7 @@ def _name_the_model(app: FastAPI, name: str) -> None:
         described = document()
         for schema in described["components"]["schemas"].values():
             if schema.get("required") and "model" in schema.get("properties", {}):
-                schema["properties"]["model"]["enum"] = [name]
+                schema["properties"]["model"]["enum"] = names
         return described
 
     app.openapi = openapi  # type: ignore[method-assign]
@@ -94,8 +94,8 @@ async def metrics(request: Request) -> Response:
 
 @router.get("/v1/models")
 async def list_models(request: Request) -> dict[str, Any]:
-    """The models: there is one."""
-    return {"object": "list", "data": [_model(request.app.state.service)]}
+    """The names that requests may give: the model's, and its aliases."""
+    return {"object": "list", "data": _models(request.app.state.service)}
 
 
 @router.get("/v1/models/{name:path}")
@@ -104,6 +104,10 @@ async def get_model(name: str, request: Request) -> dict[str, Any]:
     service: Service = request.app.state.service
     service.check_model(name)
     return _model(service)
+
+
+def _models(service: Service) -> list[dict[str, Any]]:
+    return [_model(service) | {"id": name} for name in (service.model, *service.aliases)]
 
 
 def _model(service: Service) -> dict[str, Any]:

@@ -52,6 +52,7 @@ def serve(
     cors_origins: Sequence[str],
     allowed_hosts: Sequence[str] = (),
     strict: bool = False,
+    aliases: Sequence[str] = (),
     conversations: int,
     queue: int,
     think_budget: int | None,
@@ -62,13 +63,14 @@ def serve(
 
     A second one cuts short what runs. think_budget: of requests that give none.
     allowed_hosts: other names that clients on this machine reach it by. strict: refuse unknown fields.
+    aliases: other names that requests may give the model.
     responses: the file that stored responses are kept in.
     listening: told the base URL once requests are taken.
     """
     harmony.encoding()  # half a second that the first request needn't wait for
     worker = Worker(queue)
     pool, store = SequencePool(engine, conversations), ResponseStore(responses)
-    service = Service(engine, model, worker, pool, store, think_budget)
+    service = Service(engine, model, worker, pool, store, think_budget, aliases=aliases)
     hosts = {*LOOPBACK, host, *allowed_hosts} if host in LOOPBACK else None  # elsewhere there is a key
     app = build_app(service, hosts=hosts, api_key=api_key, cors_origins=cors_origins, strict=strict)
     config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", server_header=False)

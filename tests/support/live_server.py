@@ -53,10 +53,12 @@ class Live:
 
 
 @contextlib.contextmanager
-def live(engine: Any, *, queue: int = 64, conversations: int = 4, name: str = MODEL, **options: Any):
+def live(
+    engine: Any, *, queue: int = 64, conversations: int = 4, name: str = MODEL, aliases=(), **options: Any
+):
     """Serve `engine` while the context lasts; options are build_app's."""
     worker = Worker(queue)
-    service = Service(engine, name, worker, SequencePool(engine, conversations))
+    service = Service(engine, name, worker, SequencePool(engine, conversations), aliases=aliases)
     app = build_app(service, **{"hosts": LOOPBACK} | options)
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", access_log=False, lifespan="off"))
     thread = threading.Thread(target=server.run, daemon=True)

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -14,6 +14,7 @@ from localoss.chat import harmony
 from localoss.chat.harmony import ChatSetup, Message
 from localoss.chat.tools import Thoughts
 from localoss.engine.engine import Engine
+from localoss.hub.registry import canonical_name
 from localoss.options import SamplingParams
 from localoss.server.core.answering import Answering, Done, Piece, Question
 from localoss.server.core.errors import ApiError, as_api_error, context_length_error
@@ -46,13 +47,14 @@ class Service:
     default_think_budget: int | None = None
     created: int = field(default_factory=lambda: int(time.time()))
     thoughts: Thoughts = field(default_factory=Thoughts)
+    aliases: Sequence[str] = ()  # other names that requests may give it
 
     def __post_init__(self) -> None:
         self.metrics = Metrics(self.worker)
 
     def check_model(self, name: str) -> None:
-        """Raises: ApiError 404 unless `name` is the model's."""
-        if name != self.model:
+        """Raises: ApiError 404 unless `name` is one of the model's: Ollama's and a repository's are, too."""
+        if name not in (self.model, *self.aliases) and canonical_name(name) != canonical_name(self.model):
             raise ApiError(
                 f"The model `{name}` does not exist; this server has `{self.model}`",
                 status=404,

@@ -91,3 +91,18 @@ def test_a_tensor_in_two_files_is_an_error_that_names_both(tensors, tmp_path):
     assert not (tmp_path / "out").exists()
     shutil.move(source / "old-backup.safetensors", tmp_path)
     convert(source, tmp_path / "out")
+
+
+def test_a_pointer_of_git_lfs(tmp_path):
+    source = single(tmp_path / "source", {})
+    (source / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(QuantError, match=r"Git LFS's pointer.*`git lfs pull`"):
+        convert(source, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.00.pth"])
+def test_weights_in_pytorchs_own_files(name, tmp_path):
+    source = single(tmp_path / "source", {})
+    (source / "model.safetensors").rename(source / name)
+    with pytest.raises(QuantError, match=r"safe_serialization=True"):
+        convert(source, tmp_path / "out")

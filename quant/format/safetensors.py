@@ -20,6 +20,7 @@ from quant.format.json_file import MOST_BYTES, parse_json, read_json
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 ADAPTER = "adapter_"  # begins the names of what PEFT saves
+LFS_POINTER = b"version https://git-lfs"
 MOST_AXES = 8
 DTYPE_BYTES = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
@@ -55,7 +56,13 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], int]:
         with open(path, "rb") as file:
             file_bytes = file.seek(0, 2)
             file.seek(0)
-            header_bytes = int.from_bytes(file.read(8), "little")
+            start = file.read(len(LFS_POINTER))
+            if start == LFS_POINTER:
+                raise QuantError(
+                    f"{path}: Git LFS's pointer, not the weights; fetch them with `git lfs pull`"
+                )
+            header_bytes = int.from_bytes(start[:8], "little")
+            file.seek(8)
             if file_bytes < 8 or header_bytes > min(MOST_BYTES, file_bytes - 8):
                 raise QuantError(f"{path}: not safetensors, or cut off in its header; download it again")
             text = file.read(header_bytes)
@@ -249,6 +256,11 @@ class Checkpoint(TensorFiles):
                     )
                 self.tensors[name] = (path, info)
         if not self.tensors:
+            if any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth")):
+                raise QuantError(
+                    f"{folder}: weights in PyTorch's own files, which can run code when read; save the model "
+                    "with save_pretrained(safe_serialization=True)"
+                )
             raise QuantError(f"{folder}: no {INDEX_FILE} and no *.safetensors; {WANTED}")
 
     def _read_index(self, index: Path) -> None:

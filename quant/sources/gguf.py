@@ -189,7 +189,10 @@ def _config_json(path: Path, files: GgufFile) -> bytes:
                 raise QuantError(f"{path}: {keys[0]} differs from layer to layer; localoss runs gpt-oss only")
             value = value[0]
         if value is None:
-            raise QuantError(f"{path}: {architecture}.{keys[0]} is missing; {DAMAGED}")
+            raise QuantError(
+                f"{path}: {architecture}.{keys[0]} is missing; make the file again from the checkpoint, "
+                "or get another"
+            )
         return _shortest(value)
 
     if "token_embd.weight" not in files.tensors:

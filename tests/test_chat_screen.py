@@ -238,6 +238,19 @@ def test_history_is_kept_and_private(chat, tmp_path):
     terminal.wait_for("> Remember me", where=terminal.line)
 
 
+def test_a_private_chat_leaves_no_history(chat, tmp_path):
+    terminal = chat("--private", answers=[FINAL + "Done.<|return|>"])
+    terminal.type("A secret\r")
+    terminal.wait_for("Done.")
+    terminal.wait_for_prompt()
+    terminal.type("\x1b[A")
+    terminal.wait_for("> A secret", where=terminal.line)
+    terminal.type("\x03\x04")
+    terminal.wait_for_end()
+    kept = [path for path in tmp_path.rglob("*") if path.is_file() and b"A secret" in path.read_bytes()]
+    assert not kept
+
+
 def test_completion(chat, tmp_path):
     (tmp_path / "notes.txt").write_text("Some notes.")
     terminal = chat(answers=[FINAL + "Done.<|return|>"], log=str(tmp_path / "log"))

@@ -65,6 +65,17 @@ def test_the_environment_goes_before_the_file(run, tmp_path, monkeypatch):
     assert report["settings"]["effort"]["from"] == str(tmp_path / "config.toml")
 
 
+def test_what_is_asked_for_stands_in_a_default_s_place(run, tmp_path):
+    (tmp_path / "config.toml").write_text("private = true\nsystem = 'Speak Latin.'\n")
+    (tmp_path / "system.txt").write_text("Speak Greek.")
+    assert run("chat", "tiny", piped="Hi\n")[0] == 0 and not list(tmp_path.glob("sessions/*"))
+    code, _, err, prompts = run(
+        "chat", "tiny", "--session=a", "--system-file", tmp_path / "system.txt", piped="Hi\n"
+    )
+    assert code == 0 and "Greek" in prompts[0] and "Latin" not in prompts[0], err
+    assert (tmp_path / "sessions" / "a" / "messages.json").exists()
+
+
 def test_presets(run, tmp_path):
     (tmp_path / "config.toml").write_text(
         "temperature = 0.1\n[presets.latin]\nsystem = 'Speak Latin.'\neffort = 'high'\ntemperature = 1\n"

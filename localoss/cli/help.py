@@ -19,6 +19,8 @@ _OTHER_WORDS = {
     "start": "serve",
     "ask": "run",
 }
+# What is asked for on the command line -> the default that it stands in the place of.
+_INSTEAD = {"--session": "private", "--continue": "private", "--system-file": "system"}
 _GROUPS = {
     "Sampling": ("max_tokens", "think_budget", "temperature", "top_p", "top_k", "min_p", "seed"),
     "Loading": (
@@ -69,6 +71,9 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         if ctx.parent is None and any(word in CONFIGURED for word in ctx._protected_args):
             defaults = {name: value for name, (value, _) in settings.configured().items() if name != "model"}
+            for option, name in _INSTEAD.items():
+                if any(word.partition("=")[0] == option for word in ctx.args):
+                    defaults.pop(name, None)
             ctx.default_map = dict.fromkeys(CONFIGURED, defaults)
         try:
             return super().invoke(ctx)

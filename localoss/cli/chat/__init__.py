@@ -204,6 +204,5 @@ def _typed_or_piped(talk: "Chat") -> "Input":
         return PipedInput()
     from localoss.cli.chat.prompt import TypedInput
 
-    return TypedInput(
-        settings.home() / "history", commands.COMMANDS, commands.choices, talk.status, talk.start
-    )
+    history = settings.home() / "history" if talk.session else None  # a private chat's lines stay in memory
+    return TypedInput(history, commands.COMMANDS, commands.choices, talk.status, talk.start)

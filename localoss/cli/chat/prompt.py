@@ -33,7 +33,7 @@ Choices = Callable[[str], Iterable[str] | None]
 
 
 class TypedInput:
-    """Messages typed at a terminal, with a history in `history_file`.
+    """Messages typed at a terminal, with a history in `history_file`, or in memory alone.
 
     choices: what may stand after a command; None for a file name. status: the line below the prompt.
     start: what the first message will wait for; if it fails, nobody need type on.
@@ -41,7 +41,7 @@ class TypedInput:
 
     def __init__(
         self,
-        history_file: Path,
+        history_file: Path | None,
         commands: Iterable[str],
         choices: Choices,
         status: Callable[[], str],
@@ -49,7 +49,7 @@ class TypedInput:
     ) -> None:
         self._start = start
         self._session: PromptSession[str] = PromptSession(
-            history=open_history(history_file),
+            history=open_history(history_file) if history_file else InMemoryHistory(),
             multiline=True,
             key_bindings=_keys(),
             completer=_Completer(list(commands), choices),

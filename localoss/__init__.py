@@ -3,13 +3,23 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from localoss.errors import LocalossError
 from localoss.options import Listener, LoadOptions, SamplingParams, changed
 
 if TYPE_CHECKING:
     from localoss.engine.engine import Engine
 
 __version__ = "0.1.0"
-__all__ = ["Listener", "LoadOptions", "SamplingParams", "load"]
+__all__ = ["Engine", "Listener", "LoadOptions", "LocalossError", "SamplingParams", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    """`localoss.Engine`, whose module takes a second to import: only for who asks for it."""
+    if name == "Engine":
+        from localoss.engine.engine import Engine
+
+        return Engine
+    raise AttributeError(f"module 'localoss' has no attribute {name!r}")
 
 
 def load(

@@ -1,10 +1,16 @@
 """Errors whose message is for the user: one line that says what is wrong and what to do about it."""
 
+from quant.errors import LocalossError
 
-class LocalossError(Exception):
-    """Something a user can mend. The command line prints the message alone and exits with `exit_code`."""
-
-    exit_code = 1
+__all__ = [
+    "Cancelled",
+    "ContextFullError",
+    "DeviceLost",
+    "GpuError",
+    "LocalossError",
+    "ModelError",
+    "UsageError",
+]
 
 
 class UsageError(LocalossError):

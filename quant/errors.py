@@ -1,9 +1,15 @@
-"""Errors of the converter whose message is for the user."""
+"""Errors whose message is for the user; the runner's are in localoss/errors.py, under the same root."""
 
 MOST_CHARACTERS = 600
 
 
-class QuantError(Exception):
+class LocalossError(Exception):
+    """Something a user can mend. The command line prints the message alone and exits with `exit_code`."""
+
+    exit_code = 1
+
+
+class QuantError(LocalossError):
     """A source, target or number format that cannot be used as asked; the message says why and what to do."""
 
     exit_code = 2

@@ -15,6 +15,7 @@ from localoss.hub.registry import known_models
 from localoss.model.forward import Chunk, Model
 from localoss.model.kv_cache import KVCache
 from localoss.model.weights import _NUMPY_DTYPES, _weights
+from localoss.options import LoadOptions
 from quant.format.layout import expert_run, layer_specs, vocabulary_specs
 from quant.format.manifest import Dtypes
 
@@ -76,7 +77,9 @@ def test_a_layer(name, experts, parts, chunk, gpu_adapter):
     weights = _weights([layer], vocabulary, config, dtypes)
 
     device = Device(gpu_adapter)
-    on_gpu = GpuLayers(device, config, dtypes, weights.tensors, 1, "f32", chunk)
+    on_gpu = GpuLayers(
+        device, config, dtypes, weights.tensors, 1, LoadOptions(192, kv_dtype="f32", chunk_tokens=chunk)
+    )
     if gpu_adapter.is_software:
         assert len(on_gpu._weights[0].experts) == parts
     results = []

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from localoss.chat import session_store, transcript
 from localoss.chat.conversation import Conversation
 from localoss.chat.session_store import BUSY, CACHE, MESSAGES, SET_ASIDE, folder_of
-from localoss.errors import GpuError, LocalossError, UsageError
+from localoss.errors import DeviceLost, LocalossError, UsageError
 from quant.format import disk
 from quant.format.layout import MANIFEST
 
@@ -107,9 +107,9 @@ class Session:
         self._cache = SavedCache(self.folder / CACHE, identity(digest, engine.config, engine.kv_dtype))
         try:
             self._cache.load(sequence, engine.context_tokens)
-        except GpuError as error:
+        except DeviceLost as error:
             sequence.restore([], [])
-            return f"the GPU is lost ({error}); the conversation is read anew"
+            return f"{error.device} is lost ({error}); the conversation is read anew"
         except (UnusableCacheError, OSError) as error:
             sequence.restore([], [])
             aside = self.folder / SET_ASIDE
@@ -129,8 +129,8 @@ class Session:
 
         try:
             self._cache.save(sequence, common_prefix(sequence.tokens, conversation.tokens()))
-        except GpuError as error:  # what was saved before is true still
-            return f"the cache of session {self.name} is not saved, for the GPU is lost ({error})"
+        except DeviceLost as error:  # what was saved before is true still
+            return f"the cache of session {self.name} is not saved, for {error.device} is lost ({error})"
         except OSError as error:
             shutil.rmtree(self.folder / CACHE, ignore_errors=True)  # it makes room, too
             self._cache = None

@@ -104,8 +104,7 @@ class _Loading:
             self.dtypes,
             weights.tensors,
             plan.gpu_layers,
-            self.options.kv_dtype,
-            min(self.options.chunk_tokens, plan.context_tokens),
+            replace(self.options, context_tokens=plan.context_tokens),
             self.listener.uploading,
         )
 

@@ -20,6 +20,7 @@ from localoss.gpu.device import Device, Dispatch, Reading, Recording
 from localoss.gpu.kernels import Kernels
 from localoss.gpu.weights import GpuLayer, GpuMatrix, Tensors, upload_layer, upload_matrix
 from localoss.model.stack import Rows
+from localoss.options import LoadOptions
 from localoss.plan.gpu_sizes import LOGIT_ROWS, gpu_buffer_sizes, most_runs, tokens_at_once
 from quant.format.config import ModelConfig
 from quant.format.layout import round_up
@@ -51,19 +52,19 @@ class GpuLayers:
         dtypes: Dtypes,
         tensors: Sequence[Tensors],
         layers: int,
-        kv_dtype: str,
-        max_tokens: int,
+        options: LoadOptions,
         uploaded: Callable[[int, int], None] = lambda done, total: None,
     ):
         """Upload the last `layers` of `tensors`, each layer's and then the vocabulary's.
 
-        max_tokens: of a forward pass. uploaded: told how many layers are there, of how many.
+        options: what the engine is loaded with. uploaded: told how many layers are there, of how many.
         """
         self.device, self.config, self.count = device, config, layers
         self.first = config.layers - layers
         self.decoded = Decoded()
-        self._max_tokens = max_tokens
-        self._kernels = Kernels(device, config, dtypes, kv_dtype)
+        most = min(options.chunk_tokens, options.context_tokens or options.chunk_tokens)
+        self._max_tokens = max_tokens = most  # of a forward pass
+        self._kernels = Kernels(device, config, dtypes, options.kv_dtype)
         sizes = gpu_buffer_sizes(config, max_tokens, self.unembeds)
         self._at = {name: device.buffer(size.nbytes) for name, size in sizes.items()}
         self._batch = device.uniform(0, 0, 0, 0)

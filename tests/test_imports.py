@@ -196,7 +196,7 @@ def test_help_imports_nothing_heavy(arguments):
 
 
 def test_help_comes_at_once():
-    """In processor time, which is all of it on an idle machine; the best of five, for this one may be busy."""
+    """In processor time, which is all of it on an idle machine: the best of five, for this may be none."""
     times_s = []
     for _ in range(5):
         before = os.times()

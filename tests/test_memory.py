@@ -2,6 +2,7 @@
 
 import ctypes
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -9,13 +10,14 @@ import psutil
 import pytest
 
 import localoss
-from localoss import cli
+from localoss import cli, kernels
 from localoss.cli.options import size_bytes
+from localoss.engine import loader
 from localoss.errors import UsageError
 from localoss.hub.registry import known_models
 from localoss.measure.bench import anonymous_bytes
 from localoss.model.kv_cache import KVCache
-from localoss.plan.machine import this_machine
+from localoss.plan.machine import cpu_quota, this_machine
 from localoss.plan.memory import (
     FITS,
     FROM_DISK,
@@ -235,6 +237,41 @@ def test_no_control_group(tmp_path):
     machine = this_machine(tmp_path, tmp_path)
     assert not machine.in_cgroup and 0 < machine.limit_bytes < machine.total_bytes
     assert machine.available_bytes - machine.limit_bytes == reserve_bytes(machine.total_bytes)
+
+
+@pytest.mark.parametrize(
+    ("outer", "inner", "threads"),
+    [
+        ("max 100000", "max 100000", None),
+        ("max 100000", "250000 100000", 2),
+        ("150000 100000", "400000 100000", 1),
+        ("max 100000", "50000 100000", 1),
+        ("300000 100000", "max 100000", 3),
+        ("broken", "", None),
+    ],
+)
+def test_processors_that_a_control_group_leaves(outer, inner, threads, tmp_path):
+    """Rounded down, of the tightest level, the same from both versions' files."""
+    proc, groups = tmp_path / "proc", tmp_path / "2"
+    control_group(proc, "self", cgroup="0::/user/app")
+    control_group(groups, "user", cpu__max=outer)
+    control_group(groups, "user/app", cpu__max=inner)
+    assert cpu_quota(groups, proc) == threads
+    control_group(proc, "self", cgroup="4:memory:/x\n12:cpu,cpuacct:/user/app\n0::/x")
+    for name in ("cpu", "cpu,cpuacct"):
+        groups = tmp_path / name
+        for path, limits in (("user", outer), ("user/app", inner)):
+            quota, _, period = limits.replace("max", "-1").partition(" ")
+            files = dict(cpu__cfs_quota_us=quota, cpu__cfs_period_us=period)
+            control_group(groups, f"{name}/{path}", **files)
+        assert cpu_quota(groups, proc) == threads
+
+
+def test_a_container_with_a_quota_runs_as_many_threads(monkeypatch):
+    monkeypatch.setattr(loader, "cpu_quota", lambda: 1)
+    assert loader.usable_threads(None) == 1
+    most = min(os.cpu_count() or 1, kernels.most_threads())
+    assert loader.usable_threads(most) == most, "what was asked for stands"
 
 
 # Held

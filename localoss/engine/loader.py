@@ -12,7 +12,7 @@ from localoss.errors import GpuError, UsageError
 from localoss.gpu.choice import fit_gpu, layer_number, open_gpu
 from localoss.hub.registry import find_model
 from localoss.options import Listener, LoadOptions
-from localoss.plan.machine import this_machine
+from localoss.plan.machine import cpu_quota, this_machine
 from localoss.plan.memory import Plan, check, choose_context
 from quant.format.config import ModelConfig, read_config
 from quant.format.manifest import Dtypes, read_manifest
@@ -28,7 +28,8 @@ _TINY = 1 << 20  # weights of a matrix: with fewer, threads take longer to meet 
 
 
 def usable_threads(asked: int | None, config: ModelConfig | None = None) -> int:
-    """How many threads to run kernels on, by default one per core, and one for a tiny model.
+    """How many threads to run kernels on; by default one per core, or as many as a container's processor
+    quota is for if that is less, and one for a tiny model.
 
     Raises: UsageError for too many.
     """
@@ -37,7 +38,7 @@ def usable_threads(asked: int | None, config: ModelConfig | None = None) -> int:
     if asked is None and config and config.hidden * config.intermediate < _TINY:
         return 1
     if asked is None:
-        return min(psutil.cpu_count(logical=False) or most, most)
+        return min(psutil.cpu_count(logical=False) or most, most, cpu_quota() or most)
     if not 1 <= asked <= most:
         raise UsageError(f"threads is {asked}; this machine can run 1 to {most}")
     return asked

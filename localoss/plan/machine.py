@@ -1,4 +1,4 @@
-"""What this machine, or the control group that this process is held in, has of memory."""
+"""What this machine, or the control group that this process is held in, has of memory and of processors."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,21 +45,52 @@ def this_machine(cgroups: Path = _CGROUPS, proc: Path = Path("/proc")) -> Machin
     return machine
 
 
+def cpu_quota(cgroups: Path = _CGROUPS, proc: Path = Path("/proc")) -> int | None:
+    """How many whole processors' time this process's control groups leave it, at least 1; None for no limit.
+
+    More threads than that would spend part of each period waiting, all of them at once.
+    """
+    quotas = []
+    for is_version_2, folder in _groups("cpu", cgroups, proc):
+        if is_version_2:
+            limits = _read(folder / "cpu.max").split()
+        else:
+            limits = [_read(folder / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")]
+        if len(limits) == 2 and all(
+            limit.isdecimal() and int(limit) for limit in limits
+        ):  # not "max", not -1
+            quotas.append(max(1, int(limits[0]) // int(limits[1])))
+    return min(quotas, default=None)
+
+
 def _cgroup_levels(cgroups: Path, proc: Path) -> list[tuple[int, int]]:
     """(limit, what is used and can't be dropped) of this process's group and each group around it."""
-    levels = []
+    version_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
+    version_2 = ("memory.max", "memory.current", "")
+    groups = _groups("memory", cgroups, proc)
+    levels = [_level(folder, *(version_2 if is_version_2 else version_1)) for is_version_2, folder in groups]
+    return [level for level in levels if level]
+
+
+def _groups(controller: str, cgroups: Path, proc: Path) -> list[tuple[bool, Path]]:
+    """(whether it is of version 2, folder) of each of this process's groups that may limit `controller`."""
+    groups = []
     for line in _read(proc / "self/cgroup").splitlines():
         number, controllers, path = line.split(":", 2)
-        if "memory" in controllers.split(","):
-            root, names = cgroups / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
-        elif number == "0" and not controllers:
-            root, names = cgroups, ("memory.max", "memory.current", "")
+        is_version_2 = number == "0" and not controllers
+        if is_version_2:
+            root = cgroups
+        elif controller in controllers.split(","):
+            root = cgroups / controller
+            root = (
+                root if root.exists() else cgroups / controllers
+            )  # the short name is a link, not always there
         else:
             continue
         # In a container the path is the host's, and what is mounted is the group itself.
         folders = [root, *(root / part for part in _ancestors(path))]
-        levels += [level for folder in folders if (level := _level(folder, *names))]
-    return levels
+        groups += [(is_version_2, folder) for folder in folders]
+    return groups
 
 
 def _ancestors(path: str) -> list[str]:

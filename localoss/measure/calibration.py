@@ -135,8 +135,8 @@ class _MeasuredLayer(CpuLayers):
         for name in ("qkv", "output"):
             self.counts[name] += tokens
 
-    def _experts(self, index: int, tokens: int) -> None:
-        super()._experts(index, tokens)
+    def _run_experts(self, index: int, tokens: int, count: int) -> None:
+        super()._run_experts(index, tokens, count)
         b, pairs = self.buffers, tokens * self.config.active_experts
         for name, inputs in (("gate_up_proj", b.gathered), ("down_proj", b.h)):
             columns = self.sums[name].shape[1]

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 from numpy.typing import NDArray
 
+from localoss.kernels.layer import Work
 from localoss.model.weights import address
 from localoss.plan.sizes import buffer_sizes
 from quant.format.config import ModelConfig
@@ -44,5 +45,4 @@ class Buffers:
         self.nbytes = sum(array.nbytes for array in arrays.values())
         self.at = SimpleNamespace(**{name: address(array) for name, array in arrays.items()})
         workers = (threads, self.at.scratch, self.at.counter)
-        # What every product takes: see kernels/layer.py.
-        self.work = (workers, exact, self.at.blocks, self.at.codes, self.at.scales, self.in_order)
+        self.work = tuple(Work(workers, exact, self.at.blocks, self.at.codes, self.at.scales, self.in_order))

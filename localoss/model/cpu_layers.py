@@ -25,18 +25,20 @@ class CpuLayers:
         self.first, self.count = first, count
         b = buffers
         self._work = b.work
-        self._expert_buffers = (
-            b.router_logits,
-            b.expert_ids,
-            b.expert_weights,
-            b.starts,
-            b.sources,
-            b.places,
-            b.active,
-            b.at.gathered,
-            b.at.h,
-            b.at.h_scales,
-            b.at.y,
+        self._expert_buffers = tuple(
+            kernels.ExpertBuffers(
+                logits=b.router_logits,
+                ids=b.expert_ids,
+                weights=b.expert_weights,
+                starts=b.starts,
+                sources=b.sources,
+                places=b.places,
+                active=b.active,
+                gathered=b.at.gathered,
+                h=b.at.h,
+                h_scales=b.at.h_scales,
+                y=b.at.y,
+            )
         )
         self._eps = np.float32(config.rms_norm_eps)
         self._swiglu = np.float32(SWIGLU_ALPHA), np.float32(config.swiglu_limit)
@@ -56,7 +58,7 @@ class CpuLayers:
             if cancelled():
                 raise Cancelled("stopped")
             self._attention(index, rows, qkv, out)
-            self._experts(index, tokens)
+            self._run_experts(index, tokens, self._route(index, tokens))
 
     def figures(self) -> dict[str, Any] | None:
         return None
@@ -97,18 +99,26 @@ class CpuLayers:
             )
         kernels.multiply(b.at.x, layer.output.tiles, tokens, True, work)
 
-    def _experts(self, index: int, tokens: int) -> None:
-        """x += Σ weight * expert(norm(x)) over each token's active experts."""
+    def _route(self, index: int, tokens: int) -> int:
+        """Choose each token's experts; gives how many have tokens: the first of buffers.active.
+
+        What needs to know the experts before they run, such as a cache of them, goes between this and
+        _run_experts.
+        """
         layer: Layer = self.weights.layers[index]
-        norm = (layer.mlp_norm, self._eps)
-        experts = (self.weights.gate_up, self.weights.down, layer.expert_runs, *self._swiglu)
-        kernels.mixture_of_experts(
+        count: int = kernels.route(
             self.buffers.at.x,
-            norm,
+            (layer.mlp_norm, self._eps),
             layer.router.tiles,
             layer.router_bias,
-            experts,
             self._expert_buffers,
             tokens,
             self._work,
         )
+        return count
+
+    def _run_experts(self, index: int, tokens: int, count: int) -> None:
+        """x += Σ weight * expert(norm(x)) over each token's experts, `count` different ones: see _route."""
+        runs = self.weights.layers[index].expert_runs
+        experts = (self.weights.gate_up, self.weights.down, runs, *self._swiglu)
+        kernels.run_experts(self.buffers.at.x, experts, self._expert_buffers, count, tokens, self._work)

@@ -17,7 +17,7 @@ from support.live_server import MODEL, live
 from support.scripted import HELLO, ScriptedEngine
 
 from localoss import cli
-from localoss.server.core.guard import MAX_BODY_BYTES
+from localoss.server.core.bodies import MAX_BODY_BYTES
 
 TESTS = Path(__file__).parent
 LONG = "<|channel|>final<|message|>" + "on " * 4000
@@ -97,7 +97,7 @@ def test_web_pages_may_ask_only_if_named():
         (b"[]", 400, "invalid_json"),
         (b"\xff\xfe", 400, None),
         (b"[" * 100_000, 400, None),
-        (b'{"model": NaN}', 400, "invalid_value"),
+        (b'{"model": NaN}', 400, "invalid_json"),
         (b'{"\\ud800": 1, "model": "tiny", "messages": []}', 400, None),
         (b" " * (MAX_BODY_BYTES + 1), 413, "request_too_large"),
     ],

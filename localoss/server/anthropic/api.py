@@ -15,6 +15,7 @@ from localoss.server.anthropic.prompts import convert_messages, toolbox_of
 from localoss.server.anthropic.schemas import CountRequest, MessagesRequest
 from localoss.server.chat.prompts import Format, rules_for, split_instructions
 from localoss.server.core.answering import Closed, Done, Opened, Piece, Question, Text, Usage
+from localoss.server.core.bodies import BodyRoute
 from localoss.server.core.errors import anthropic_body
 from localoss.server.core.fields import note_unknown
 from localoss.server.core.schemas import STREAMS, effort_of
@@ -29,7 +30,7 @@ from localoss.server.core.service import (
 from localoss.server.core.threads import aside
 from localoss.server.core.toolbox import Toolbox
 
-router = APIRouter()
+router = APIRouter(route_class=BodyRoute)
 
 _REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 Event = dict[str, Any]

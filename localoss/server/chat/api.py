@@ -20,6 +20,7 @@ from localoss.server.chat.prompts import (
 )
 from localoss.server.chat.schemas import NEUTRAL, ChatRequest, ResponseFormat
 from localoss.server.core.answering import Done, Question, Text, Usage
+from localoss.server.core.bodies import BodyRoute
 from localoss.server.core.errors import ApiError
 from localoss.server.core.fields import note_unknown
 from localoss.server.core.logprobs import chat_logprobs
@@ -35,7 +36,7 @@ from localoss.server.core.service import (
 from localoss.server.core.threads import aside
 from localoss.server.core.toolbox import Toolbox, open_toolbox
 
-router = APIRouter()
+router = APIRouter(route_class=BodyRoute)
 
 
 @router.post("/v1/chat/completions", responses=STREAMS, summary="Create a chat completion")

@@ -8,8 +8,11 @@ from localoss.server.core.schemas import (
     MAX_CHOICES,
     MAX_TOP_LOGPROBS,
     Effort,
+    Items,
     JsonSchemaFormat,
     Known,
+    Name,
+    Pairs,
     Sampled,
     Seed,
     Stop,
@@ -22,23 +25,23 @@ from localoss.server.core.schemas import (
 
 
 class ContentPart(Tolerant):
-    type: str
+    type: Name
     text: str | None = None
     refusal: str | None = None
 
 
 class CalledFunction(Tolerant):
-    name: str
+    name: Name
     arguments: str | dict[str, Any] | None = None
 
 
 class CustomCall(Tolerant):
-    name: str
+    name: Name
     input: str
 
 
 class SentCall(Tolerant):
-    id: str = ""
+    id: Name = ""
     type: Literal["function", "custom"] | None = None
     function: CalledFunction | None = None
     custom: CustomCall | None = None
@@ -46,10 +49,10 @@ class SentCall(Tolerant):
 
 class ChatMessage(Tolerant):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[ContentPart] | None = None
-    tool_calls: list[SentCall] | None = None
-    tool_call_id: str | None = None
-    name: str | None = None
+    content: str | Items[ContentPart] | None = None
+    tool_calls: Items[SentCall] | None = None
+    tool_call_id: Name | None = None
+    name: Name | None = None
     function_call: CalledFunction | None = None
     refusal: str | None = None
     reasoning_content: str | None = None
@@ -70,7 +73,7 @@ class ResponseFormat(Known):
 
 
 class ChatRequest(Sampled):
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Annotated[Items[ChatMessage], Field(min_length=1)]
     reasoning_effort: Effort | None = None
     reasoning: Reasoning | None = None
     chat_template_kwargs: TemplateOptions | None = None
@@ -90,19 +93,19 @@ class ChatRequest(Sampled):
     response_format: ResponseFormat | None = None
     # Without effect here: one call a turn is what harmony has, and nothing is billed, stored or moderated.
     parallel_tool_calls: bool | None = None
-    metadata: dict[str, Any] | None = None
+    metadata: Pairs[Any] | None = None
     store: bool | None = None
-    service_tier: str | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
-    prompt_cache_retention: str | None = None
-    verbosity: str | None = None
+    service_tier: Name | None = None
+    safety_identifier: Name | None = None
+    prompt_cache_key: Name | None = None
+    prompt_cache_retention: Name | None = None
+    verbosity: Name | None = None
     # Not supported: refused unless they ask for nothing.
-    modalities: list[str] | None = None
+    modalities: Items[Name] | None = None
     audio: dict[str, Any] | None = None
 
 
-NEUTRAL: dict[str, list[Any]] = {
+NEUTRAL: dict[str, Items[Any]] = {
     "modalities": [["text"]],
     "audio": [],
 }

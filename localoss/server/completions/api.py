@@ -15,6 +15,7 @@ from localoss.chat import harmony
 from localoss.engine.sampler import Token
 from localoss.options import SamplingParams
 from localoss.server.core.answering import Answering, Done, Question, Text, Usage
+from localoss.server.core.bodies import BodyRoute
 from localoss.server.core.errors import ApiError
 from localoss.server.core.fields import note_unknown
 from localoss.server.core.logprobs import raw_token_text
@@ -22,6 +23,7 @@ from localoss.server.core.schemas import (
     MAX_CHOICES,
     MAX_TOP_LOGPROBS,
     STREAMS,
+    Items,
     Sampled,
     Seed,
     Stop,
@@ -34,12 +36,13 @@ from localoss.server.core.service import Service, client_of, event_stream, piece
 from localoss.server.core.threads import aside
 from localoss.server.core.worker import Job
 
-router = APIRouter()
+router = APIRouter(route_class=BodyRoute)
 
 _DEFAULT_MAX_TOKENS = 16  # OpenAI's
 _MAX_PROMPTS = 256
 TokenId = Annotated[int, Field(ge=0, lt=harmony.VOCABULARY_TOKENS)]
-Prompts = Annotated[list[str] | list[TokenId] | list[list[TokenId]], Field(max_length=1_000_000)]
+Tokens = Annotated[list[TokenId], Field(max_length=1_000_000, fail_fast=True)]
+Prompts = Items[str] | Tokens | Items[Tokens]
 _NEUTRAL: dict[str, list[Any]] = {
     "suffix": [""],
 }

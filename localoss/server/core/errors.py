@@ -1,12 +1,11 @@
 """Errors as OpenAI's API shapes them: {"error": {"message", "type", "param", "code"}}."""
 
 import logging
-from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from localoss.errors import ContextFullError, LocalossError, UsageError
@@ -101,10 +100,6 @@ def install(app: FastAPI) -> None:
     """Have every error of `app`, whose routes are there already, answered in OpenAI's shape."""
     served = ", ".join(path for path in app.openapi().get("paths", {}) if "{" not in path)
 
-    async def refuse_body(request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, RequestValidationError)
-        return _validation_error(error.errors()).response(request.url.path)
-
     async def refuse(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         detail = str(error.detail)
@@ -120,27 +115,22 @@ def install(app: FastAPI) -> None:
     async def explain(request: Request, error: Exception) -> JSONResponse:
         return as_api_error(error).response(request.url.path)
 
-    app.add_exception_handler(RequestValidationError, refuse_body)
     app.add_exception_handler(HTTPException, refuse)
     app.add_exception_handler(ApiError, explain)
     app.add_exception_handler(LocalossError, explain)
     app.add_exception_handler(Exception, explain)
 
 
-def _validation_error(errors: Sequence[dict[str, Any]]) -> ApiError:
+def validation_error(error: ValidationError) -> ApiError:
     """The first thing that pydantic found, in words."""
-    error = errors[0]
-    where = ".".join(str(part) for part in error["loc"] if part != "body")
-    if error["type"] == "json_invalid":
-        return ApiError(f"the body is no valid JSON: {error['ctx']['error']}", code="invalid_json")
-    if error["type"] == "extra_forbidden":
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
         return ApiError(
             f"Unrecognized request argument supplied: {where}", code="unknown_parameter", param=where
         )
-    if where == "" or error["loc"] == ("body",):
-        return ApiError("the body must be a JSON object, sent as application/json", code="invalid_json")
-    code = "missing_required_parameter" if error["type"] == "missing" else "invalid_value"
-    return ApiError(f"{where}: {error['msg']}", code=code, param=where)
+    code = "missing_required_parameter" if first["type"] == "missing" else "invalid_value"
+    return ApiError(f"{where}: {first['msg']}", code=code, param=where)
 
 
 def _printable(value: str | None) -> str | None:

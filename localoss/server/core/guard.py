@@ -1,17 +1,14 @@
-"""Who may ask at all: the Host header against DNS rebinding, the API key, the size of a body."""
+"""Who may ask at all: the Host header against DNS rebinding, and the API key."""
 
 import hmac
 from collections.abc import Collection
 
 from starlette.datastructures import Headers
-from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from localoss.server.core.errors import ApiError
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
-MAX_BODY_BYTES = 16 * 1024 * 1024
-_TOO_LARGE = f"the body is larger than {MAX_BODY_BYTES:,} bytes"
 _OPEN_PATHS = ("/health",)  # tells nothing, and whoever watches over the server has no key
 
 
@@ -27,7 +24,7 @@ class Guard:
         if scope["type"] == "http" and (error := self._refusal(scope)):
             await error.response(scope["path"])(scope, receive, send)
         else:
-            await self._app(scope, _limited(receive), send)
+            await self._app(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> ApiError | None:
         headers = Headers(scope=scope)
@@ -38,8 +35,6 @@ class Guard:
                 status=403,
                 code="forbidden_host",
             )
-        if int(headers.get("content-length", "0")) > MAX_BODY_BYTES:
-            return _too_large()
         if self._api_key is None or scope["path"] in _OPEN_PATHS or scope["method"] == "OPTIONS":
             return None
         scheme, _, key = headers.get("authorization", "").partition(" ")
@@ -53,25 +48,6 @@ class Guard:
             code="invalid_api_key",
             headers={"WWW-Authenticate": "Bearer"},
         )
-
-
-def _limited(receive: Receive) -> Receive:
-    """`receive` for a body that may not say how long it is. Raises: HTTPException once it is too long."""
-    received = 0
-
-    async def receive_limited() -> Message:
-        nonlocal received
-        message = await receive()
-        received += len(message.get("body", b""))
-        if received > MAX_BODY_BYTES:
-            raise HTTPException(413, _TOO_LARGE)  # what FastAPI lets through while it reads a body
-        return message
-
-    return receive_limited
-
-
-def _too_large() -> ApiError:
-    return ApiError(_TOO_LARGE, status=413, code="request_too_large")
 
 
 def _host_name(host: str) -> str:

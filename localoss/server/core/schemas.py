@@ -1,9 +1,14 @@
-"""What the requests of all endpoints have in common. OpenAI's names; its own reference describes them."""
+"""What the requests of all endpoints have in common. OpenAI's names; its own reference describes them.
+
+Every list has a bound (tests/test_server_bounds.py finds one that has none) and ends at its first error, for
+pydantic would make an error of every element: so use Items, Pairs and Name.
+"""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from localoss.server.core.errors import ApiError
 
@@ -11,6 +16,21 @@ Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 _EFFORTS = {"none": "low", "minimal": "low", "xhigh": "high", "max": "high"}  # the model knows three
 Schema = dict[str, Any]
 MAX_STOPS, MAX_CHOICES, MAX_TOP_LOGPROBS, MAX_TOOLS = 16, 16, 20, 1024
+MAX_ITEMS = 32_768  # messages: harmony takes four tokens for the shortest one
+MAX_PAIRS = 1024
+
+T = TypeVar("T")
+
+
+def _few_pairs(value: Any) -> Any:
+    if isinstance(value, dict) and len(value) > MAX_PAIRS:
+        raise PydanticCustomError("too_long", "at most 1,024 keys are taken")
+    return value
+
+
+Items = Annotated[list[T], Field(max_length=MAX_ITEMS, fail_fast=True)]
+Pairs = Annotated[dict[str, T], BeforeValidator(_few_pairs), Field(max_length=MAX_PAIRS)]
+Name = Annotated[str, Field(max_length=512)]
 
 
 class Known(BaseModel):
@@ -37,11 +57,11 @@ class Sampled(Known):
     presence_penalty: Annotated[float | None, Field(ge=-2, le=2)] = None
     repetition_penalty: Annotated[float | None, Field(ge=0.01, le=10)] = None
     repeat_penalty: Annotated[float | None, Field(ge=0.01, le=10)] = None
-    logit_bias: Annotated[dict[str, float] | None, Field(max_length=1024)] = None
+    logit_bias: Pairs[float] | None = None
     ignore_eos: bool | None = None
     min_tokens: Annotated[int | None, Field(ge=0)] = None
     stream: bool | None = None
-    user: Annotated[str | None, Field(description="Requests of one user wait in one line.")] = None
+    user: Annotated[Name | None, Field(description="Requests of one user wait in one line.")] = None
 
 
 class Error(BaseModel):
@@ -79,13 +99,15 @@ class JsonSchemaFormat(Tolerant):
 
 Tools = Annotated[
     list[dict[str, Any]] | None,
-    Field(max_length=MAX_TOOLS, description="Functions: name, description, parameters, strict."),
+    Field(
+        max_length=MAX_TOOLS, fail_fast=True, description="Functions: name, description, parameters, strict."
+    ),
 ]
 ToolChoice = Annotated[
     str | dict[str, Any] | None, Field(description="none, auto, required, a tool or allowed_tools.")
 ]
 Stop = Annotated[
-    str | Annotated[list[str], Field(max_length=MAX_STOPS)] | None,
+    str | Annotated[list[str], Field(max_length=MAX_STOPS, fail_fast=True)] | None,
     Field(description="Text that ends the answer, and isn't part of it."),
 ]
 ThinkBudget = Annotated[

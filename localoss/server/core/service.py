@@ -17,6 +17,7 @@ from localoss.engine.engine import Engine
 from localoss.hub.registry import canonical_name
 from localoss.options import SamplingParams
 from localoss.server.core.answering import Answering, Done, Piece, Question
+from localoss.server.core.bodies import Bodies
 from localoss.server.core.errors import ApiError, as_api_error, context_length_error
 from localoss.server.core.json_text import dumps
 from localoss.server.core.metrics import Metrics
@@ -48,6 +49,7 @@ class Service:
     created: int = field(default_factory=lambda: int(time.time()))
     thoughts: Thoughts = field(default_factory=Thoughts)
     aliases: Sequence[str] = ()  # other names that requests may give it
+    bodies: Bodies = field(default_factory=Bodies)
 
     def __post_init__(self) -> None:
         self.metrics = Metrics(self.worker)

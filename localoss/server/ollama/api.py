@@ -25,6 +25,7 @@ from localoss.server.chat.prompts import (
 )
 from localoss.server.chat.schemas import ChatMessage, ContentPart, SentCall
 from localoss.server.core.answering import Done, Piece, Question, Text
+from localoss.server.core.bodies import BodyRoute
 from localoss.server.core.errors import ApiError, as_api_error, ollama_body
 from localoss.server.core.fields import note_unknown
 from localoss.server.core.json_text import dumps
@@ -34,7 +35,7 @@ from localoss.server.core.threads import aside
 from localoss.server.core.toolbox import Toolbox, open_toolbox
 from localoss.server.ollama.schemas import Asked, ChatRequest, GenerateRequest, NamedModel, OllamaMessage
 
-router = APIRouter(prefix="/api")
+router = APIRouter(prefix="/api", route_class=BodyRoute)
 
 Line = dict[str, Any]
 _PENALTIES = ("repeat_penalty", "presence_penalty", "frequency_penalty")

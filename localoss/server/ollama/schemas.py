@@ -40,7 +40,7 @@ class OllamaMessage(Tolerant):
     role: Literal["system", "user", "assistant", "tool"]
     content: str | None = None
     thinking: str | None = None
-    images: Annotated[list[Any] | None, Field(max_length=64)] = None
+    images: Annotated[list[Any] | None, Field(max_length=64, fail_fast=True)] = None
     tool_calls: Annotated[list[Call] | None, Field(max_length=1024, fail_fast=True)] = None
     tool_name: Annotated[str | None, Field(max_length=256)] = None
     tool_call_id: Annotated[str | None, Field(max_length=256)] = None
@@ -66,7 +66,7 @@ class GenerateRequest(Asked):
     prompt: str | None = None
     system: str | None = None
     raw: bool | None = None
-    images: Annotated[list[Any] | None, Field(max_length=64)] = None
+    images: Annotated[list[Any] | None, Field(max_length=64, fail_fast=True)] = None
 
 
 class NamedModel(Known):

@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse, Response
 from localoss.chat.harmony import ChatSetup, Message
 from localoss.server.chat.prompts import JSON_OBJECT, Format, rules_for, split_instructions
 from localoss.server.core.answering import Done, Question, Usage
+from localoss.server.core.bodies import BodyRoute
 from localoss.server.core.errors import ApiError, as_api_error
 from localoss.server.core.fields import leave_out, note_unknown
 from localoss.server.core.json_text import printable
@@ -37,7 +38,7 @@ from localoss.server.responses.schemas import (
     ResponseRequest,
 )
 
-router = APIRouter()
+router = APIRouter(route_class=BodyRoute)
 
 
 @router.post("/v1/responses", responses=STREAMS, summary="Create a response")

@@ -7,7 +7,10 @@ from pydantic import Field
 from localoss.server.core.schemas import (
     MAX_TOP_LOGPROBS,
     Effort,
+    Items,
     JsonSchemaFormat,
+    Name,
+    Pairs,
     Sampled,
     Seed,
     StreamOptions,
@@ -19,7 +22,7 @@ from localoss.server.core.schemas import (
 
 
 class InputPart(Tolerant):
-    type: str
+    type: Name
     text: str | None = None
     refusal: str | None = None
 
@@ -27,24 +30,24 @@ class InputPart(Tolerant):
 class InputItem(Tolerant):
     """A message, a call, its result, or thinking; what `type` says decides which fields count."""
 
-    type: str | None = None
+    type: Name | None = None
     role: Literal["system", "developer", "user", "assistant", "tool", "function"] | None = None
-    id: str | None = None
-    content: str | list[InputPart] | None = None
-    phase: str | None = None
-    call_id: str | None = None
-    name: str | None = None
-    namespace: str | None = None
+    id: Name | None = None
+    content: str | Items[InputPart] | None = None
+    phase: Name | None = None
+    call_id: Name | None = None
+    name: Name | None = None
+    namespace: Name | None = None
     arguments: str | dict[str, Any] | None = None
     input: str | None = None
     action: dict[str, Any] | None = None
-    summary: list[InputPart] | None = None
-    output: str | list[InputPart] | dict[str, Any] | None = None
+    summary: Items[InputPart] | None = None
+    output: str | Items[InputPart] | dict[str, Any] | None = None
 
 
 class Reasoning(Tolerant):
     effort: Effort | None = None
-    summary: str | None = None
+    summary: Name | None = None
 
 
 class TextFormat(JsonSchemaFormat):
@@ -53,11 +56,11 @@ class TextFormat(JsonSchemaFormat):
 
 class TextOptions(Tolerant):
     format: TextFormat | None = None
-    verbosity: str | None = None
+    verbosity: Name | None = None
 
 
 class ResponseRequest(Sampled):
-    input: str | Annotated[list[InputItem], Field(min_length=1)]
+    input: str | Annotated[Items[InputItem], Field(min_length=1)]
     instructions: str | None = None
     previous_response_id: Annotated[str | None, Field(max_length=128)] = None
     store: bool | None = None
@@ -67,24 +70,24 @@ class ResponseRequest(Sampled):
     text: TextOptions | None = None
     tools: Tools = None
     tool_choice: ToolChoice = None
-    metadata: dict[str, str] | None = None
-    include: list[str] | None = None
+    metadata: Pairs[str] | None = None
+    include: Items[Name] | None = None
     top_logprobs: Annotated[int | None, Field(ge=0, le=MAX_TOP_LOGPROBS)] = None
     seed: Seed = None
     stream_options: StreamOptions | None = None
     # Without effect here.
     parallel_tool_calls: bool | None = None
-    truncation: str | None = None
-    service_tier: str | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
-    prompt_cache_retention: str | None = None
+    truncation: Name | None = None
+    service_tier: Name | None = None
+    safety_identifier: Name | None = None
+    prompt_cache_key: Name | None = None
+    prompt_cache_retention: Name | None = None
     # Not supported: refused unless they ask for nothing.
     conversation: Any = None
     prompt: Any = None
 
 
-NEUTRAL: dict[str, list[Any]] = {
+NEUTRAL: dict[str, Items[Any]] = {
     "conversation": [],
     "prompt": [],
 }

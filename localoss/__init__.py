@@ -1,5 +1,6 @@
 """OpenAI's gpt-oss-20b and gpt-oss-120b on an ordinary laptop or desktop."""
 
+import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -7,19 +8,20 @@ from localoss.errors import LocalossError
 from localoss.options import Listener, LoadOptions, SamplingParams, changed
 
 if TYPE_CHECKING:
+    from localoss.chat.api import Chat as Chat
+    from localoss.chat.api import Reply as Reply
     from localoss.engine.engine import Engine
 
 __version__ = "0.1.0"
-__all__ = ["Engine", "Listener", "LoadOptions", "LocalossError", "SamplingParams", "load"]
+__all__ = ["Chat", "Engine", "Listener", "LoadOptions", "LocalossError", "Reply", "SamplingParams", "load"]
+_HOMES = {"Chat": "localoss.chat.api", "Reply": "localoss.chat.api", "Engine": "localoss.engine.engine"}
 
 
 def __getattr__(name: str) -> Any:
-    """`localoss.Engine`, whose module takes a second to import: only for who asks for it."""
-    if name == "Engine":
-        from localoss.engine.engine import Engine
-
-        return Engine
-    raise AttributeError(f"module 'localoss' has no attribute {name!r}")
+    """Chat, Reply and Engine, once they are asked for: their modules bring NumPy and Numba."""
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def load(

@@ -258,3 +258,35 @@ def test_other_names_of_the_model(served):
         "gpt-oss-20b",
         "claude-sonnet",
     ]
+
+
+WEATHER = "<|channel|>commentary to=functions.now <|constrain|>json<|message|>"
+WEATHER += '{"city": "Rome", "days": 3}<|call|>'
+NOW = {"name": "now", "parameters": {"type": "object"}}
+
+
+def data_of(answer):
+    lines = [line.removeprefix("data: ") for line in answer.text.split("\n") if line.startswith("data: {")]
+    return [json.loads(line) for line in lines]
+
+
+def test_arguments_stream_as_they_are_written(served):
+    server, _ = served(WEATHER)
+    chunks = data_of(chat(server, stream=True, tools=[{"type": "function", "function": NOW}]))
+    calls = [call for chunk in chunks for call in chunk["choices"][0]["delta"].get("tool_calls", [])]
+    assert calls[0]["id"] and calls[0]["function"] == {"name": "now", "arguments": ""} and len(calls) > 5
+    assert "".join(call["function"]["arguments"] for call in calls) == '{"city": "Rome", "days": 3}'
+    assert all("id" not in call and call["index"] == 0 for call in calls[1:])
+    events = data_of(respond(server, stream=True, tools=[NOW | {"type": "function"}]))
+    deltas = [event["delta"] for event in events if event["type"] == "response.function_call_arguments.delta"]
+    assert len(deltas) > 5 and "".join(deltas) == '{"city": "Rome", "days": 3}'
+
+
+def test_a_call_that_is_cut_reaches_the_client(served):
+    server, _ = served(WEATHER)
+    tools = [{"type": "function", "function": NOW}]
+    chunks = data_of(chat(server, stream=True, tools=tools, max_tokens=12))
+    assert chunks[-1]["choices"][0]["finish_reason"] == "length"
+    assert any(chunk["choices"][0]["delta"].get("tool_calls") for chunk in chunks)
+    response = respond(server, tools=[NOW | {"type": "function"}], max_output_tokens=12).json()
+    assert response["status"] == "incomplete" and response["output"][-1]["status"] == "incomplete"

@@ -45,11 +45,19 @@ def parse_function(definition: Mapping[str, Any]) -> tuple[Function, bool]:
     return function, bool(inner.get("strict"))
 
 
-def call_of(message: Message) -> ToolCall:
-    """The call that `message`, which has a recipient, makes; with an id of its own."""
+def new_call_id() -> str:
+    return f"call_{secrets.token_hex(12)}"
+
+
+def called_name(recipient: str) -> str:
+    """The function's name in a call's recipient."""
+    return recipient.removeprefix(_PREFIX)
+
+
+def call_of(message: Message, call_id: str | None = None) -> ToolCall:
+    """The call that `message`, which has a recipient, makes; with an id of its own unless one is given."""
     assert message.recipient
-    name = message.recipient.removeprefix(_PREFIX)
-    return ToolCall(f"call_{secrets.token_hex(12)}", name, message.text)
+    return ToolCall(call_id or new_call_id(), called_name(message.recipient), message.text)
 
 
 def call_message(name: str, arguments: str) -> Message:

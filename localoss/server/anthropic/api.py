@@ -14,7 +14,17 @@ from localoss.chat.tools import ToolCall
 from localoss.server.anthropic.prompts import convert_messages, toolbox_of
 from localoss.server.anthropic.schemas import CountRequest, MessagesRequest
 from localoss.server.chat.prompts import Format, rules_for, split_instructions
-from localoss.server.core.answering import Closed, Done, Opened, Piece, Question, Text, Usage
+from localoss.server.core.answering import (
+    CallOpened,
+    CallText,
+    Closed,
+    Done,
+    Opened,
+    Piece,
+    Question,
+    Text,
+    Usage,
+)
 from localoss.server.core.bodies import BodyRoute
 from localoss.server.core.errors import anthropic_body
 from localoss.server.core.fields import note_unknown
@@ -87,6 +97,7 @@ class _Message:
         self._service, self._body, self._toolbox = service, body, toolbox
         self._shows_thinking = body.thinking is not None and body.thinking.type != "disabled"
         self._content: list[dict[str, Any]] = []
+        self._is_in_call = False
         self._message: dict[str, Any] = {
             "id": f"msg_{secrets.token_hex(12)}",
             "type": "message",
@@ -114,7 +125,7 @@ class _Message:
                     yield event
 
     def _events(self, piece: Piece) -> Iterator[Event]:
-        if isinstance(piece, ToolCall):
+        if isinstance(piece, CallOpened | CallText | ToolCall):
             yield from self._call(piece)
         elif isinstance(piece, Done):
             yield from self._finish(piece)
@@ -133,19 +144,26 @@ class _Message:
                 yield self._delta({"type": "signature_delta", "signature": "localoss"})
             yield self._event("content_block_stop")
 
-    def _call(self, call: ToolCall) -> Iterator[Event]:
-        name = self._toolbox.as_offered(call.name).name
-        yield self._start({"type": "tool_use", "id": call.id, "name": name, "input": {}})
-        yield self._delta({"type": "input_json_delta", "partial_json": call.arguments})
-        try:
-            given = json.loads(call.arguments)
-        except ValueError:  # a schema that couldn't be followed
-            given = {}
-        self._content[-1]["input"] = given if isinstance(given, dict) else {}
-        yield self._event("content_block_stop")
+    def _call(self, piece: CallOpened | CallText | ToolCall) -> Iterator[Event]:
+        if isinstance(piece, CallOpened):
+            name = self._toolbox.as_offered(piece.name).name
+            self._is_in_call = True
+            yield self._start({"type": "tool_use", "id": piece.id, "name": name, "input": {}})
+        elif isinstance(piece, CallText):
+            yield self._delta({"type": "input_json_delta", "partial_json": piece.text})
+        else:
+            try:
+                given = json.loads(piece.arguments)
+            except ValueError:  # a schema that couldn't be followed
+                given = {}
+            self._content[-1]["input"] = given if isinstance(given, dict) else {}
+            self._is_in_call = False
+            yield self._event("content_block_stop")
 
     def _finish(self, done: Done) -> Iterator[Event]:
         self._service.note(done)
+        if self._is_in_call:  # it was cut
+            yield self._event("content_block_stop")
         stops = self._body.stop_sequences or []
         reason = "stop_sequence" if done.is_stopped else _REASONS[done.reason]
         sequence = stops[0] if done.is_stopped and len(stops) == 1 else None

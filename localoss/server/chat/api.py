@@ -19,7 +19,7 @@ from localoss.server.chat.prompts import (
     split_instructions,
 )
 from localoss.server.chat.schemas import NEUTRAL, ChatRequest, ResponseFormat
-from localoss.server.core.answering import Done, Question, Text, Usage
+from localoss.server.core.answering import CallOpened, CallText, Done, Question, Text, Usage
 from localoss.server.core.bodies import BodyRoute
 from localoss.server.core.errors import ApiError
 from localoss.server.core.fields import note_unknown
@@ -156,9 +156,10 @@ class _Completion:
                     if options and options.continuous_usage_stats:
                         chunk["usage"] = _counts(len(question.prompt), made + piece.generated_tokens)
                     yield chunk
-                elif isinstance(piece, ToolCall):
-                    yield self._chunk(index, self._words.delta(piece, calls))
-                    calls += 1
+                elif isinstance(piece, CallOpened | CallText | ToolCall):
+                    if delta := self._words.delta(piece, calls):
+                        yield self._chunk(index, delta)
+                    calls += isinstance(piece, ToolCall)
                 elif isinstance(piece, Done):
                     self._service.note(piece)
                     usages.append(piece.usage)
@@ -237,6 +238,7 @@ class _Words:
 
     def __init__(self, toolbox: Toolbox, is_older: bool) -> None:
         self._toolbox, self._is_older = toolbox, is_older
+        self._is_whole = False  # whether the open call is told of once it is whole
 
     def call(self, call: ToolCall) -> dict[str, Any]:
         offered = self._toolbox.as_offered(call.name)
@@ -249,10 +251,23 @@ class _Words:
         function = {"name": offered.name, "arguments": call.arguments}
         return {"id": call.id, "type": "function", "function": function}
 
-    def delta(self, call: ToolCall, index: int) -> dict[str, Any]:
-        if self._is_older:
-            return self.message([self.call(call)])
-        return {"tool_calls": [{"index": index, **self.call(call)}]}
+    def delta(self, piece: CallOpened | CallText | ToolCall, index: int) -> dict[str, Any] | None:
+        """What a stream says: a call's id and name, then its arguments as they are written.
+
+        A custom tool's text, and a call in the older form, comes whole.
+        """
+        if isinstance(piece, CallOpened):
+            self._is_whole = self._is_older or self._toolbox.as_offered(piece.name).is_custom
+        if self._is_whole:
+            if not isinstance(piece, ToolCall):
+                return None
+            call = self.call(piece)
+            return self.message([call]) if self._is_older else {"tool_calls": [{"index": index, **call}]}
+        if isinstance(piece, CallText):
+            return {"tool_calls": [{"index": index, "function": {"arguments": piece.text}}]}
+        if isinstance(piece, CallOpened):
+            return {"tool_calls": [{"index": index, **self.call(ToolCall(piece.id, piece.name, ""))}]}
+        return None
 
     def message(self, calls: list[dict[str, Any]]) -> dict[str, Any]:
         return {"function_call": calls[0]["function"]} if self._is_older else {"tool_calls": calls}

@@ -8,7 +8,7 @@ from localoss.chat.harmony import TEXT_TOKENS, ChatSetup, Message, token_bytes
 from localoss.chat.parser import Event, MessageStart, TextDelta
 from localoss.chat.rules import AnswerRules
 from localoss.chat.stops import StopFinder
-from localoss.chat.tools import Thoughts, ToolCall, call_of
+from localoss.chat.tools import Thoughts, ToolCall, call_of, called_name, new_call_id
 from localoss.chat.turn import Turn
 from localoss.engine.engine import Engine
 from localoss.engine.sampler import Token
@@ -66,6 +66,22 @@ class Closed:
 
 
 @dataclass(frozen=True)
+class CallOpened:
+    """A call begins; its ToolCall follows once it is whole, unless it is cut."""
+
+    id: str
+    name: str
+
+
+@dataclass(frozen=True)
+class CallText:
+    """More of the open call's arguments."""
+
+    id: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Usage:
     """Tokens. cached: of the prompt, those that were in a KV cache already. reasoning: of the completion."""
 
@@ -90,7 +106,7 @@ class Done:
     is_stopped: bool = False
 
 
-Piece = Opened | Text | Closed | ToolCall | Done
+Piece = Opened | Text | Closed | CallOpened | CallText | ToolCall | Done
 
 
 class Answering:
@@ -101,6 +117,7 @@ class Answering:
         self._turn = Turn(question.prompt, question.setup, question.params, question.rules)
         # The open part; None in a header and in a call.
         self._part: Part | None = "answer" if question.setup is None else None
+        self._call_id: str | None = None  # of the open call
         self._text: list[str] = []
         self._tokens: list[Token] = []  # of the open part, not given yet
         self._stops = StopFinder(question.stops)
@@ -151,17 +168,22 @@ class Answering:
 
     def _pieces(self, event: Event) -> Iterator[Piece]:
         if isinstance(event, MessageStart):
-            if not event.recipient:
+            if event.recipient:
+                self._call_id = new_call_id()
+                yield CallOpened(self._call_id, called_name(event.recipient))
+            else:
                 self._part = _PARTS[event.channel]
                 self._text.clear()
                 yield Opened(self._part)
         elif isinstance(event, TextDelta):
             if self._part:
                 yield from self._more(event.text)
+            elif self._call_id:
+                yield CallText(self._call_id, event.text)
         elif self._part:
             yield from self._close(event.ending != "cut")
         elif event.ending == "call":  # a call that was cut is none
-            call = call_of(event.message)
+            call = call_of(event.message, self._call_id)
             self._thoughts.keep(call.id, self._turn.messages[:-1])
             yield call
 

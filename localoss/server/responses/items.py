@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from localoss.chat.tools import ToolCall
-from localoss.server.core.answering import Closed, Done, Opened, Part, Piece, Text
+from localoss.server.core.answering import CallOpened, CallText, Closed, Opened, Part, Piece, Text
 from localoss.server.core.logprobs import chat_logprobs
 from localoss.server.core.toolbox import Toolbox
 
@@ -34,9 +34,13 @@ class Output:
         elif isinstance(piece, Closed):
             yield from self._close(piece)
         elif isinstance(piece, ToolCall):
-            yield from self._call(piece)
+            yield from self._close_call(piece)
+        elif isinstance(piece, CallOpened):
+            yield from self._open_call(piece)
+        elif isinstance(piece, CallText):
+            yield from self._more_of_call(piece.text)
         else:
-            assert isinstance(piece, Done)
+            yield from self._cut_call()
 
     def _open(self, part: Part) -> Iterator[Event]:
         item: dict[str, Any]
@@ -86,7 +90,7 @@ class Output:
         yield self._event("response.content_part.done", part=part, content=True)
         yield self._event("response.output_item.done", item=dict(item))
 
-    def _call(self, call: ToolCall) -> Iterator[Event]:
+    def _open_call(self, call: CallOpened) -> Iterator[Event]:
         offered = self._toolbox.as_offered(call.name)
         kind, field = ("custom_tool_call", "input") if offered.is_custom else ("function_call", "arguments")
         item: dict[str, Any] = {
@@ -99,18 +103,35 @@ class Output:
         }
         if offered.namespace:
             item["namespace"] = offered.namespace
-        self.calls[call.id] = call.name
         self.items.append(item)
         yield self._event("response.output_item.added", item=dict(item))
-        text = offered.text_of(call)
-        item |= {field: text, "status": "completed"}
-        event = "custom_tool_call_input" if offered.is_custom else "function_call_arguments"
-        done: dict[str, Any] = {field: text}
-        if not offered.is_custom:
-            done["name"] = offered.name
-        yield self._event(f"response.{event}.delta", delta=text)
-        yield self._event(f"response.{event}.done", **done)
+
+    def _more_of_call(self, text: str) -> Iterator[Event]:
+        """More arguments; a custom tool's text, which stands in them as JSON, comes once it is whole."""
+        item = self.items[-1]
+        if item["type"] == "function_call":
+            item["arguments"] += text
+            yield self._event("response.function_call_arguments.delta", delta=text)
+
+    def _close_call(self, call: ToolCall) -> Iterator[Event]:
+        item, text = self.items[-1], self._toolbox.as_offered(call.name).text_of(call)
+        self.calls[call.id] = call.name
+        item["status"] = "completed"
+        if item["type"] == "custom_tool_call":
+            item["input"] = text
+            yield self._event("response.custom_tool_call_input.delta", delta=text)
+            yield self._event("response.custom_tool_call_input.done", input=text)
+        else:
+            item["arguments"] = text
+            done = {"arguments": text, "name": item["name"]}
+            yield self._event("response.function_call_arguments.done", **done)  # type: ignore[arg-type]
         yield self._event("response.output_item.done", item=dict(item))
+
+    def _cut_call(self) -> Iterator[Event]:
+        """The end of a call that was cut, if there is one open."""
+        if self.items and self.items[-1]["status"] == "in_progress":
+            self.items[-1]["status"] = "incomplete"
+            yield self._event("response.output_item.done", item=dict(self.items[-1]))
 
     def _part(self, part: Part, text: str) -> dict[str, Any]:
         if part == "thinking":

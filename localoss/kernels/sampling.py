@@ -21,7 +21,7 @@ from localoss.kernels.simd import (
 )
 
 _BINS = 2048  # a weight in (0, 1] falls in the bin of its float32's upper bits: 8 bins to a power of 2
-_SPAN = 256  # weights that are summed together when drawing
+_SPAN = 256  # weights that are summed together before sums of sums
 _LEAST = 1.7e-38  # a little over e**-87, which simd.exp gives for everything further down
 
 
@@ -32,16 +32,19 @@ def _bin(weight_bits):
 
 @jit
 def log_sum_exp(logits):
-    """ln Σ exp(logits). logits (V,) f32 array, V a multiple of 8. Sums in f32, 8 at a time."""
+    """ln Σ exp(logits). logits (V,) f32 array, V a multiple of 8. Sums of a span in f32, of spans in f64."""
     start = logits.ctypes.data
     top = splat_f32(-np.inf)
     for i in range(0, len(logits), 8):
         top = maximum(top, load_f32x8(start + 4 * i))
     largest = max_lanes(top)
-    shift, total = splat_f32(largest), zero()
-    for i in range(0, len(logits), 8):
-        total = add(total, exp(sub(load_f32x8(start + 4 * i), shift)))
-    return largest + np.log(sum_lanes(total))
+    shift, total = splat_f32(largest), np.float64(0.0)
+    for first in range(0, len(logits), _SPAN):
+        span = zero()
+        for i in range(first, min(first + _SPAN, len(logits)), 8):
+            span = add(span, exp(sub(load_f32x8(start + 4 * i), shift)))
+        total += np.float64(sum_lanes(span))
+    return np.float64(largest) + np.log(total)
 
 
 @jit

@@ -122,5 +122,5 @@ class Sampler:
 def _token(token: int, logits: NDArray[np.float32], log_total: float, top: int) -> Token:
     likeliest = np.argpartition(logits, -top)[-top:] if top else np.empty(0, np.intp)
     likeliest = likeliest[np.argsort(-logits[likeliest], kind="stable")]
-    ranked = tuple((int(i), float(logits[i] - log_total)) for i in likeliest)
-    return Token(token, float(logits[token] - log_total), ranked)
+    ranked = tuple((int(i), float(logits[i]) - log_total) for i in likeliest)
+    return Token(token, float(logits[token]) - log_total, ranked)

@@ -9,6 +9,7 @@ __all__ = [
     "GpuError",
     "LocalossError",
     "ModelError",
+    "TooManyTokensError",
     "UsageError",
 ]
 
@@ -27,6 +28,15 @@ class ModelError(LocalossError):
 
 class ContextFullError(LocalossError):
     """More tokens than the context holds."""
+
+
+class TooManyTokensError(ContextFullError):
+    """A text that is not tokenized to its end, for what there is of it already doesn't fit."""
+
+    def __init__(self, tokens: int) -> None:
+        """tokens: how many there are at least."""
+        super().__init__(f"the text has at least {tokens:,} tokens, more than the context holds")
+        self.tokens = tokens
 
 
 class DeviceLost(LocalossError):

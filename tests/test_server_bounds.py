@@ -158,3 +158,35 @@ def test_every_post_reads_its_body_within_bounds(server):
     assert posts
     for route in posts:
         assert isinstance(route, bodies.BodyRoute), route
+
+
+LONG = "the quick brown fox " * 100_000
+TOO_LONG = [
+    ("/v1/chat/completions", {"messages": [{"role": "user", "content": LONG}]}),
+    ("/v1/chat/completions", {"messages": [{"role": "system", "content": LONG}, *CHAT["messages"]]}),
+    ("/v1/chat/completions", {"messages": CHAT["messages"] * 3000}),
+    ("/v1/responses", {"input": LONG}),
+    ("/v1/completions", {"prompt": LONG}),
+    ("/v1/completions", {"prompt": ["Hi", "<|start|>" * 9_000]}),
+    ("/v1/completions", {"prompt": LONG.replace(" ", "\u4e00")}),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), TOO_LONG, ids=range(len(TOO_LONG)))
+def test_what_cannot_fit_is_not_read_to_its_end(server, path, body, monkeypatch):
+    """2,000,000 characters took 45 s on a thread that everybody needs; a context's worth is read at most."""
+    from localoss.chat import harmony
+
+    encoded = []
+    pieces = harmony.pieces
+
+    def counting(text):
+        for piece in pieces(text):
+            encoded.append(len(piece))
+            yield piece
+
+    monkeypatch.setattr(harmony, "pieces", counting)
+    answer = httpx2.post(f"{server.url}{path}", json={"model": MODEL, **body}, timeout=60)
+    assert answer.status_code == 400 and answer.json()["error"]["code"] == "context_length_exceeded"
+    assert "maximum context length is 8192 tokens" in answer.json()["error"]["message"]
+    assert sum(encoded) < 100_000, "characters"

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from localoss import settings
 from localoss.chat.json_schema import readable
 from localoss.chat.pieces import PIECE_CHARS, has_endless_word, pieces
-from localoss.errors import ModelError, UsageError
+from localoss.errors import ModelError, TooManyTokensError, UsageError
 
 if TYPE_CHECKING:  # importing it takes a quarter of a second, and a chat's prompt doesn't wait for that
     import openai_harmony as library
@@ -34,6 +34,8 @@ EFFORTS = ("low", "medium", "high")
 KNOWLEDGE_CUTOFF = "2024-06"
 _FUNCTION_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}")
 _MAX_FUNCTION_CHARS = 1_000_000
+_MAX_TOKEN_BYTES = 128  # no token of o200k is longer
+_LEAST_MESSAGE_TOKENS = 4  # start, role, message, end
 
 
 @dataclass(frozen=True)
@@ -134,13 +136,17 @@ def check_vocabulary(vocab_tokens: int) -> None:
         )
 
 
-def render(setup: ChatSetup, messages: Sequence[Message]) -> list[int]:
+def render(setup: ChatSetup, messages: Sequence[Message], most_tokens: int | None = None) -> list[int]:
     """Tokens of the whole conversation, up to the `<|start|>assistant` that the model continues.
 
-    Raises: UsageError for functions that are too long to be read.
+    Raises: UsageError for functions that are too long to be read; TooManyTokensError as soon as there are
+    more than `most_tokens`, which nobody has to wait for.
     """
     import openai_harmony as library
 
+    if most_tokens is not None:
+        sizes = [len(text.encode("utf-8", "replace")) for text in _texts(setup, messages)]
+        _check_count(sum(sizes) // _MAX_TOKEN_BYTES + _LEAST_MESSAGE_TOKENS * len(messages), most_tokens)
     is_long = len(setup.instructions or "") > PIECE_CHARS
     head = [_system_message(setup)]
     if setup.instructions or setup.functions:
@@ -154,7 +160,18 @@ def render(setup: ChatSetup, messages: Sequence[Message]) -> list[int]:
     texts = [""] * len(head) + [message.content for message in messages]
     if is_long:
         texts[1] = f"# Instructions\n\n{setup.instructions}"
-    return _with_long_texts(tokens, texts)
+    return _with_long_texts(tokens, texts, most_tokens)
+
+
+def _texts(setup: ChatSetup, messages: Sequence[Message]) -> list[str]:
+    """All that a prompt is made of, but for functions, whose length is bounded, and dropped thoughts."""
+    return [setup.instructions or "", *(message.content for message in drop_finished_analysis(messages))]
+
+
+def _check_count(tokens: int, most_tokens: int | None) -> None:
+    """Raises: TooManyTokensError if there are more than `most_tokens`."""
+    if most_tokens is not None and tokens > most_tokens:
+        raise TooManyTokensError(tokens)
 
 
 def render_reply(messages: Sequence[Message]) -> list[tuple[list[int], bool]]:
@@ -189,20 +206,29 @@ def drop_finished_analysis(messages: Sequence[Message]) -> list[Message]:
     return [m for i, m in enumerate(messages) if i > last_final or m.channel != "analysis"]
 
 
-def encode_raw(text: str) -> list[int]:
-    """Tokens of `text` as it stands, control tokens included, for prompts without the chat format."""
+def encode_raw(text: str, most_tokens: int | None = None) -> list[int]:
+    """Tokens of `text` as it stands, control tokens included, for prompts without the chat format.
+
+    Raises: TooManyTokensError as soon as there are more than `most_tokens`.
+    """
+    if most_tokens is not None:
+        _check_count(len(text.encode("utf-8", "replace")) // _MAX_TOKEN_BYTES, most_tokens)
     tokens: list[int] = []
     for index, part in enumerate(_control_pattern().split(_well_formed(text))):
         is_control = index % 2 == 1
-        tokens += encoding().encode(part, allowed_special="all") if is_control else encode_text(part)
+        if is_control:
+            tokens += encoding().encode(part, allowed_special="all")
+        else:
+            tokens += encode_text(part, None if most_tokens is None else most_tokens - len(tokens))
     return tokens
 
 
-def encode_text(text: str) -> list[int]:
-    """Tokens of `text`, in which nothing counts as a control token."""
+def encode_text(text: str, most_tokens: int | None = None) -> list[int]:
+    """Tokens of `text`, in which nothing counts as a control token. Raises: as encode_raw."""
     tokens: list[int] = []
     for piece in pieces(_well_formed(text)):
         tokens += encoding().encode(piece, disallowed_special=())
+        _check_count(len(tokens), most_tokens)
     return tokens
 
 
@@ -263,9 +289,13 @@ def _check_lengths(functions: Sequence[Function]) -> None:
         )
 
 
-def _with_long_texts(tokens: list[int], texts: Sequence[str]) -> list[int]:
-    """`tokens`, rendered messages, with those of `texts` put in that were too long for the library."""
+def _with_long_texts(tokens: list[int], texts: Sequence[str], most_tokens: int | None = None) -> list[int]:
+    """`tokens`, rendered messages, with those of `texts` put in that were too long for the library.
+
+    Raises: TooManyTokensError.
+    """
     filled: list[int] = []
+    _check_count(len(tokens), most_tokens)
     position = 0
     for text in texts:
         start = tokens.index(MESSAGE, position) + 1
@@ -275,7 +305,8 @@ def _with_long_texts(tokens: list[int], texts: Sequence[str]) -> list[int]:
             while tokens[position] < TEXT_TOKENS:
                 position += 1
             functions = encoding().decode(tokens[start:position])  # which follow long instructions
-            filled += encode_text(f"{text}\n\n{functions}" if functions else text)
+            room = None if most_tokens is None else most_tokens - len(filled)
+            filled += encode_text(f"{text}\n\n{functions}" if functions else text, room)
     return filled + tokens[position:]
 
 

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from localoss.chat import harmony
 from localoss.engine.sampler import Token
+from localoss.errors import TooManyTokensError
 from localoss.options import SamplingParams
 from localoss.server.core.answering import Answering, Done, Question, Text, Usage
 from localoss.server.core.bodies import BodyRoute
@@ -71,7 +72,10 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
         raise ApiError("best_of must be 1 or n: every choice is given", param="best_of")
     service.check_model(body.model)
     note_unknown(body, request)
-    prompts = await aside(_token_lists, body.prompt)
+    try:
+        prompts = await aside(_token_lists, body.prompt, service.engine.context_tokens)
+    except TooManyTokensError as error:
+        raise service.too_long(error, "prompt") from None
     for prompt in prompts:
         service.check_length(len(prompt), "prompt")
     completion = _Completion(service, body, client_of(request, body), prompts)
@@ -81,13 +85,13 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
     return await unless_gone(request, completion.whole(first))
 
 
-def _token_lists(prompt: str | list[Any]) -> list[list[int]]:
-    """The tokens of each prompt. Raises: ApiError for too many."""
+def _token_lists(prompt: str | list[Any], most_tokens: int) -> list[list[int]]:
+    """The tokens of each prompt. Raises: ApiError for too many prompts, TooManyTokensError for one."""
     if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)):
         prompt = [prompt]
     if len(prompt) > _MAX_PROMPTS:
         raise ApiError(f"{len(prompt)} prompts; send at most {_MAX_PROMPTS}", param="prompt")
-    tokens = [harmony.encode_raw(one) if isinstance(one, str) else list(one) for one in prompt]
+    tokens = [harmony.encode_raw(one, most_tokens) if isinstance(one, str) else list(one) for one in prompt]
     return [one or [harmony.END_OF_TEXT] for one in tokens or [[]]]
 
 

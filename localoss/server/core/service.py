@@ -14,6 +14,7 @@ from localoss.chat import harmony
 from localoss.chat.harmony import ChatSetup, Message
 from localoss.chat.tools import Thoughts
 from localoss.engine.engine import Engine
+from localoss.errors import TooManyTokensError
 from localoss.hub.registry import canonical_name
 from localoss.options import SamplingParams
 from localoss.server.core.answering import Answering, Done, Piece, Question
@@ -66,9 +67,24 @@ class Service:
 
     async def prompt(self, setup: ChatSetup, messages: list[Message], param: str) -> list[int]:
         """The tokens of a conversation, which came as `param`. Raises: ApiError if it doesn't fit."""
-        tokens = await aside(harmony.render, setup, messages)
+        try:
+            tokens = await aside(harmony.render, setup, messages, self.engine.context_tokens)
+        except TooManyTokensError as error:
+            raise self.too_long(error, param) from None
         self.check_length(len(tokens), param)
         return tokens
+
+    async def raw_prompt(self, text: str, param: str) -> list[int]:
+        """The tokens of raw text, control tokens included. Raises: ApiError if it doesn't fit."""
+        try:
+            tokens = await aside(harmony.encode_raw, text, self.engine.context_tokens)
+        except TooManyTokensError as error:
+            raise self.too_long(error, param) from None
+        self.check_length(len(tokens), param)
+        return tokens
+
+    def too_long(self, error: TooManyTokensError, param: str) -> ApiError:
+        return context_length_error(error.tokens, self.engine.context_tokens, param)
 
     def check_length(self, tokens: int, param: str) -> None:
         """Raises: ApiError if a prompt of so many tokens leaves no room for an answer."""

@@ -12,7 +12,6 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from localoss import __version__
-from localoss.chat import harmony
 from localoss.chat.harmony import ChatSetup
 from localoss.chat.rules import AnswerRules
 from localoss.chat.tools import ToolCall
@@ -60,8 +59,7 @@ async def generate(body: GenerateRequest, request: Request) -> Response:
     if not body.prompt:
         return _loaded(body, {"response": ""})
     if body.raw:
-        tokens = await aside(harmony.encode_raw, body.prompt)
-        service.check_length(len(tokens), "prompt")
+        tokens = await service.raw_prompt(body.prompt, "prompt")
         question = _sampled(body, Question(tokens, None, AnswerRules()))
     else:
         asked = _message(OllamaMessage(role="user", content=body.prompt, images=body.images))

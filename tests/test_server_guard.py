@@ -53,12 +53,22 @@ def in_background(server, **options):
     return thread
 
 
+REBOUND = ["rebound.example", "127.0.0.1.evil.example", "localhost.evil.example", "localhost:evil.example"]
+REBOUND += [
+    "localhost:80:evil.example",
+    "[::1]evil.example",
+    "[::1]:evil",
+    "[::1",
+    "localhost:80@evil.example",
+]
+
+
 def test_host_names_are_checked():
     with live(ScriptedEngine()) as server:
         port = server.url.rpartition(":")[2]
         for host in ("localhost", "127.0.0.1", "LOCALHOST", "[::1]"):
             assert server.get("/v1/models", headers={"Host": f"{host}:{port}"}).status_code == 200
-        for host in ("rebound.example", "127.0.0.1.evil.example", "localhost.evil.example", ""):
+        for host in (*REBOUND, ""):
             answer = server.get("/v1/models", headers={"Host": host})
             assert (answer.status_code, answer.json()["error"]["code"]) == (403, "forbidden_host")
 

@@ -1,6 +1,7 @@
 """Who may ask at all: the Host header against DNS rebinding, and the API key."""
 
 import hmac
+import re
 from collections.abc import Collection
 
 from starlette.datastructures import Headers
@@ -50,8 +51,10 @@ class Guard:
         )
 
 
+_HOST = re.compile(r"(?:\[(?P<address>[^\]]*)\]|(?P<name>[^:]*))(?::\d*)?")
+
+
 def _host_name(host: str) -> str:
-    """The name in a Host header, without its port: `[::1]:80` is `::1`."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0].lower()
-    return host.partition(":")[0].lower()
+    """The name in a Host header, without its port: `[::1]:80` is `::1`; nothing for what is no such thing."""
+    match = _HOST.fullmatch(host)
+    return (match["address"] or match["name"] or "").lower() if match else ""

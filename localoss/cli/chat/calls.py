@@ -5,10 +5,12 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 
+from localoss.chat.grammar import ANY_OBJECT, Grammar
 from localoss.chat.harmony import ChatSetup, Message
 from localoss.chat.rules import AnswerRules, argument_grammars
 from localoss.chat.tools import ToolCall, ToolFile, call_of, result_message
 from localoss.cli.terminal import printable, say
+from localoss.errors import UsageError
 
 _COMMAND_S = 120.0
 _MAX_RESULT_CHARS = 50_000
@@ -19,7 +21,16 @@ class Calls:
     """Answers calls at a terminal. Over pipes nobody can be asked, so nothing is run there."""
 
     def __init__(self, tools: ToolFile, ask: Callable[[str], str | None] | None) -> None:
-        """ask: puts a question to the user and gives the line that is typed, None for none."""
+        """ask: puts a question to the user and gives the line that is typed, None for none.
+
+        Raises: UsageError for a schema that can't be followed: the file is the user's, who can mend it, while
+        a client's tools are followed as far as they go.
+        """
+        for function in tools.functions:
+            try:
+                Grammar(function.parameters or ANY_OBJECT, strict=function.name in tools.strict)
+            except UsageError as error:
+                raise UsageError(f"function {function.name!r}: {error}") from None
         self._tools, self._ask = tools, ask
         self._always: set[str] = set()  # functions whose command may run without another question
         self.rules = AnswerRules(arguments=argument_grammars(tools.functions, tools.strict))

@@ -19,7 +19,7 @@ from localoss.server.chat.prompts import (
     split_instructions,
 )
 from localoss.server.chat.schemas import NEUTRAL, ChatRequest, ResponseFormat
-from localoss.server.core.answering import CallOpened, CallText, Done, Question, Text, Usage
+from localoss.server.core.answering import CallOpened, CallText, Done, Question, Reading, Text, Usage
 from localoss.server.core.bodies import BodyRoute
 from localoss.server.core.errors import ApiError
 from localoss.server.core.fields import note_unknown
@@ -37,6 +37,8 @@ from localoss.server.core.threads import aside
 from localoss.server.core.toolbox import Toolbox, open_toolbox
 
 router = APIRouter(route_class=BodyRoute)
+
+_PROGRESS_EVERY_S = 0.5  # how often a client that asks for progress is told, where there is any
 
 
 @router.post("/v1/chat/completions", responses=STREAMS, summary="Create a chat completion")
@@ -148,9 +150,11 @@ class _Completion:
             made = sum(usage.completion for usage in usages)
             yield self._chunk(index, {"role": "assistant", "content": ""})
             calls, joiner = 0, _Joiner()
-            async for piece in pieces_of(job):
+            async for piece in self._pieces(job, question.reading):
                 if piece is None:
                     yield None
+                elif isinstance(piece, dict):
+                    yield self._chunk(index, {}) | {"prompt_progress": piece}
                 elif isinstance(piece, Text):
                     chunk = self._chunk(index, _text_delta(piece, joiner.text(piece)), piece=piece)
                     if options and options.continuous_usage_stats:
@@ -166,6 +170,22 @@ class _Completion:
                     yield self._chunk(index, {}, self._words.reason(piece.reason))
         if options and options.include_usage:
             yield {**self._base, "object": "chat.completion.chunk", "choices": [], "usage": _usage(usages)}
+
+    async def _pieces(self, job: Any, reading: Reading) -> AsyncIterator[Any]:
+        """The job's pieces, with None now and then; and how far the prompt is read, if that was asked for."""
+        if not self._body.return_progress:
+            async for piece in pieces_of(job):
+                yield piece
+            return
+        told = -1
+        async for piece in pieces_of(job, _PROGRESS_EVERY_S):
+            if reading.total and reading.done != told:
+                told = reading.done
+                yield _progress(reading)
+            elif piece is None:
+                yield None
+            if piece is not None:
+                yield piece
 
     def _chunk(
         self, index: int, delta: dict[str, Any], reason: str | None = None, piece: Text | None = None
@@ -274,6 +294,15 @@ class _Words:
 
     def reason(self, reason: str) -> str:
         return "function_call" if self._is_older and reason == "tool_calls" else reason
+
+
+def _progress(reading: Reading) -> dict[str, int]:
+    return {
+        "total": reading.total,
+        "cache": reading.cached,
+        "processed": reading.done,
+        "time_ms": round(reading.time_s * 1000),
+    }
 
 
 def _counts(prompt: int, completion: int) -> dict[str, Any]:

@@ -86,6 +86,9 @@ class ChatRequest(Sampled):
     logprobs: bool | None = None
     top_logprobs: Annotated[int | None, Field(ge=0, le=MAX_TOP_LOGPROBS)] = None
     stream_options: StreamOptions | None = None
+    return_progress: Annotated[
+        bool | None, Field(description="Chunks of a stream tell how far the prompt is read, as llama.cpp's.")
+    ] = None
     tools: Tools = None
     tool_choice: ToolChoice = None
     functions: Tools = None

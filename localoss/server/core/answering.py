@@ -1,5 +1,6 @@
 """One answer of the model, as both APIs tell it: parts, calls and counts, made on the engine's thread."""
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
@@ -21,11 +22,33 @@ _PARTS: dict[str, Part] = {"analysis": "thinking", "commentary": "preamble", "fi
 _REASONS = {"return": "stop", "call": "tool_calls", "end": "stop", "length": "length", "context": "length"}
 
 
+@dataclass
+class Reading:
+    """How far a prompt is read, in tokens: noted on the engine's thread, looked at on the event loop.
+
+    cached: how many of `total` were in a KV cache. time_s: since the first of the others was begun.
+    """
+
+    total: int = 0
+    cached: int = 0
+    done: int = 0
+    time_s: float = 0.0
+    _began_s: float = 0.0
+
+    def note(self, done: int, total: int) -> None:
+        """As the engine's progress: at the first call `done` is what was cached."""
+        now = time.monotonic()
+        if not self.total:
+            self.cached, self._began_s = done, now
+        self.done, self.total, self.time_s = done, total, now - self._began_s
+
+
 @dataclass(frozen=True)
 class Question:
     """All that an answer depends on. stops: what ends the final message, and isn't part of it.
 
     setup: what the prompt was rendered with; None for raw text, whose continuation is all answer.
+    reading: told how far the prompt is read.
     """
 
     prompt: list[int]
@@ -33,6 +56,7 @@ class Question:
     rules: AnswerRules = field(default_factory=AnswerRules)
     params: SamplingParams = field(default_factory=SamplingParams)
     stops: tuple[str, ...] = ()
+    reading: Reading = field(default_factory=Reading, compare=False)
 
 
 @dataclass(frozen=True)
@@ -134,7 +158,7 @@ class Answering:
                 sequence=self._pool.take(turn.prompt),
                 mask=turn.mask if turn.setup else None,
                 checkpoints=turn.checkpoints,
-                progress=turn.note_prefill,
+                progress=self._note_progress,
                 cancelled=cancelled,
             ):
                 yield from self.push(token)
@@ -160,6 +184,10 @@ class Answering:
             if isinstance(error, Cancelled):
                 raise error
         yield self._done()
+
+    def _note_progress(self, done: int, total: int) -> None:
+        self._turn.note_prefill(done, total)
+        self._question.reading.note(done, total)
 
     def _note(self, token: Token) -> None:
         is_raw = self._question.setup is None  # where harnesses count every token, the last one too

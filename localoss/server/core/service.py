@@ -185,6 +185,6 @@ def event_stream(
     return StreamingResponse(lines(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
 
 
-def pieces_of(job: Job) -> AsyncIterator[Piece | None]:
-    """The job's pieces, with None now and then while there is nothing."""
-    return job.items(idle_s=_PING_AFTER_S)
+def pieces_of(job: Job, idle_s: float | None = None) -> AsyncIterator[Piece | None]:
+    """The job's pieces, with None after every `idle_s` without any; by default now and then."""
+    return job.items(_PING_AFTER_S if idle_s is None else idle_s)

@@ -29,7 +29,7 @@ from localoss.server.core.errors import ApiError, as_api_error, ollama_body
 from localoss.server.core.fields import note_unknown
 from localoss.server.core.json_text import dumps
 from localoss.server.core.schemas import Sampled, effort_of, stops_of
-from localoss.server.core.service import Service, sampling_of, unless_gone
+from localoss.server.core.service import Service, pieces_of, sampling_of, unless_gone
 from localoss.server.core.threads import aside
 from localoss.server.core.toolbox import Toolbox, open_toolbox
 from localoss.server.ollama.schemas import Asked, ChatRequest, GenerateRequest, NamedModel, OllamaMessage
@@ -258,12 +258,12 @@ async def _answered(
     job = service.ask(question, request.client.host if request.client else "")
 
     async def lines() -> AsyncIterator[Line]:
-        async for piece in job.items():
-            for line in words.lines(piece):
-                yield {"model": body.model, "created_at": _now(), **line, "done": False}
+        async for piece in pieces_of(job):
+            base = {"model": body.model, "created_at": _now()}
+            for line in [words.said("")] if piece is None else words.lines(piece):  # an empty one: still here
+                yield {**base, **line, "done": False}
             if isinstance(piece, Done):
                 service.note(piece)
-                base = {"model": body.model, "created_at": _now()}
                 yield {**base, **words.said(""), **_figures(piece, time.perf_counter() - started)}
 
     async def whole() -> Response:

@@ -180,13 +180,13 @@ class _Answer:
             pass
         return JSONResponse(self._response)
 
-    async def events(self, pieces: AsyncIterator[Any], raises: bool = False) -> AsyncIterator[Event | None]:
+    async def events(self, pieces: AsyncIterator[Any], raises: bool = False) -> AsyncIterator[Event]:
         """The stream's events, numbered. raises: give no event for an error but raise it."""
         number = 0
         try:
             async for event in self._events(pieces):
-                yield event and event | {"sequence_number": number}
-                number += event is not None
+                yield event | {"sequence_number": number}
+                number += 1
         except Exception as error:
             if raises:
                 raise
@@ -195,12 +195,12 @@ class _Answer:
             self._response |= {"status": "failed", "error": failed}
             yield {"type": "response.failed", "response": self._response, "sequence_number": number}
 
-    async def _events(self, pieces: AsyncIterator[Any]) -> AsyncIterator[Event | None]:
+    async def _events(self, pieces: AsyncIterator[Any]) -> AsyncIterator[Event]:
         yield {"type": "response.created", "response": dict(self._response)}
         yield {"type": "response.in_progress", "response": dict(self._response)}
         async for piece in pieces:
-            if piece is None:
-                yield None
+            if piece is None:  # a sign of life that is no comment: Codex doesn't count those
+                yield {"type": "response.in_progress", "response": dict(self._response)}
                 continue
             for event in self._output.events(piece):
                 yield event

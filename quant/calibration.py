@@ -17,6 +17,7 @@ from quant.format.layout import CALIBRATION_FILE, TensorSpec
 from quant.format.manifest import Dtypes, Text
 from quant.format.numbers import F32
 from quant.format.safetensors import TensorFiles, read_header
+from quant.format.weight_formats import WEIGHT_FORMATS
 from quant.sources import Source
 
 FLOOR = np.float32(0.01)  # of a matrix's mean: a column that the text left still counts a little
@@ -38,13 +39,13 @@ def calibration_specs(config: ModelConfig, dtypes: Dtypes) -> dict[str, TensorSp
     """The moments that int4 matrices ask for. Raises: QuantError if none is int4."""
     specs: dict[str, TensorSpec] = {}
     for layer in range(config.layers):
-        if dtypes.attention == "int4":
+        if WEIGHT_FORMATS[dtypes.attention].calibrated:
             specs[f"layer-{layer:03d}.qkv"] = TensorSpec("F32", (config.hidden,))
             specs[f"layer-{layer:03d}.output"] = TensorSpec("F32", (config.q_rows,))
-        if dtypes.experts == "int4":
+        if WEIGHT_FORMATS[dtypes.experts].calibrated:
             specs[f"layer-{layer:03d}.gate_up_proj"] = TensorSpec("F32", (config.experts, config.hidden))
             specs[f"layer-{layer:03d}.down_proj"] = TensorSpec("F32", (config.experts, config.intermediate))
-    if dtypes.unembedding == "int4":
+    if WEIGHT_FORMATS[dtypes.unembedding].calibrated:
         specs["unembedding"] = TensorSpec("F32", (config.hidden,))
     if not specs:
         raise QuantError(

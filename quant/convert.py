@@ -25,6 +25,7 @@ from quant.format.layout import (
     vocabulary_specs,
 )
 from quant.format.manifest import Dtypes, Manifest, Origin
+from quant.format.weight_formats import MXFP4
 from quant.format.writer import Writer, file_bytes
 from quant.output_folder import Target
 from quant.sources import Source, open_source
@@ -211,7 +212,7 @@ def _parts(
 
 def _check_experts(checkpoint: Source, dtypes: Dtypes) -> None:
     """Raises: QuantError if MXFP4 experts would be rounded a second time."""
-    if checkpoint.has_mxfp4_experts and dtypes.experts != "mxfp4":
+    if checkpoint.has_mxfp4_experts and dtypes.experts != MXFP4.name:
         raise QuantError(
             f"{checkpoint.name}: its experts are MXFP4 already and are kept bit for bit; leave out --experts"
         )

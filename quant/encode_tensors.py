@@ -22,17 +22,17 @@ from quant.format.hf_names import (
     experts_prefix,
     layer_prefix,
 )
-from quant.format.layout import TILE_ROWS, ExpertRun, expert_run, round_up
+from quant.format.layout import ExpertRun, expert_run, round_up
 from quant.format.manifest import Dtypes
-from quant.format.numbers import F32, U8, Weights, decode_mxfp4, f32_to_bf16, unpack_blocks
+from quant.format.numbers import F32, U8, Weights, decode_mxfp4, unpack_blocks
 from quant.format.tiles import scales_to_tiles
+from quant.format.weight_formats import MXFP4, ROUTER, TILE_ROWS, WEIGHT_FORMATS, Coded
 from quant.pipeline import in_order
 from quant.sources import Blocks, Source
 
 SLICE_BYTES = 16 << 20  # of a source tensor, read at once
 Part = tuple[str, NDArray[Any]]  # tensor of the model directory, its next entries
-Coded = tuple[NDArray[Any], NDArray[Any] | None]  # codes, and scales where the format has them
-Encoder = Callable[[Weights], Coded]
+Encode = Callable[[Weights], Coded]
 NO_MOMENTS = Moments(None)
 
 
@@ -54,7 +54,7 @@ def layer_parts(source: Source, layer: int, dtypes: Dtypes, moments: Moments = N
                 [f"{attention}o_proj.weight"],
                 _tiler(dtypes.attention, moments.of(weighed + "output")),
             ),
-            "router": ([f"{prefix}mlp.router.weight"], _bf16_tiles),
+            "router": ([f"{prefix}mlp.router.weight"], _tiler(ROUTER, None)),
         },
     )
     for name, names in {
@@ -80,8 +80,10 @@ def vocabulary_parts(source: Source, dtypes: Dtypes, moments: Moments = NO_MOMEN
         else:
             yield part
     slices = _slices(source, EMBEDDING, pad=False)
+    encode_rows = WEIGHT_FORMATS[dtypes.embedding].encode_rows
+    assert encode_rows is not None  # manifest.CHOICES: formats that an embedding may have, have it
     for codes, scales in in_order(
-        partial(_encoded, EMBEDDING, _ROWS[dtypes.embedding], start, weights) for start, weights in slices
+        partial(_encoded, EMBEDDING, encode_rows, start, weights) for start, weights in slices
     ):
         yield "embedding.codes", codes
         if scales is not None:
@@ -91,7 +93,7 @@ def vocabulary_parts(source: Source, dtypes: Dtypes, moments: Moments = NO_MOMEN
     yield from embedding_scales
 
 
-def _matrices(source: Source, matrices: dict[str, tuple[list[str], Encoder]]) -> Iterator[Part]:
+def _matrices(source: Source, matrices: dict[str, tuple[list[str], Encode]]) -> Iterator[Part]:
     """Tiles of all `matrices` (name: source tensors, one below the other, and encoder), then their scales."""
     later: list[Part] = []
     work = (
@@ -107,11 +109,11 @@ def _matrices(source: Source, matrices: dict[str, tuple[list[str], Encoder]]) ->
     yield from later
 
 
-def _part(name: str, tensor: str, encode: Encoder, start: int, weights: Weights) -> tuple[str, Coded]:
+def _part(name: str, tensor: str, encode: Encode, start: int, weights: Weights) -> tuple[str, Coded]:
     return name, _encoded(tensor, encode, start, weights)
 
 
-def _encoded(tensor: str, encode: Encoder, start: int, weights: Weights) -> Coded:
+def _encoded(tensor: str, encode: Encode, start: int, weights: Weights) -> Coded:
     """encode(weights) of `tensor`'s rows from `start` on. Raises: QuantError, for NaN and infinity too."""
     require_finite(tensor, weights, start)
     coded: Coded = _named(tensor, encode, weights)
@@ -124,21 +126,10 @@ def _vector(source: Source, name: str) -> F32:
     return vector
 
 
-def _bits(weights: Weights) -> Coded:
-    return weights if weights.dtype == np.uint16 else f32_to_bf16(weights), None
-
-
-def _bf16_tiles(weights: Weights) -> Coded:
-    return fast.tile_bf16(weights), None
-
-
-def _tiler(dtype: str, moments: F32 | None) -> Encoder:
-    """What makes tiles of `dtype`; `moments` weigh the columns of int4."""
-    return partial(fast.tile_int4, moments=moments) if dtype == "int4" else _TILES[dtype]
-
-
-_ROWS: dict[str, Encoder] = {"int8": fast.encode_int8_rows, "bf16": _bits}
-_TILES: dict[str, Encoder] = {"int8": fast.tile_int8, "bf16": _bf16_tiles}
+def _tiler(dtype: str, moments: F32 | None) -> Encode:
+    """What makes tiles of `dtype`; `moments` weigh the columns where it is calibrated."""
+    form = WEIGHT_FORMATS[dtype]
+    return lambda weights: form.tile(weights, moments)
 
 
 def _slices(source: Source, name: str, pad: bool = True) -> Iterator[tuple[int, Weights]]:
@@ -197,19 +188,16 @@ def _expert_tiles(
 
     MXFP4 is permuted, floats are rounded or kept.
     """
-    if dtype != "mxfp4":
-        weights = _decoded(name, matrix) if isinstance(matrix, Blocks) else matrix
-        require_finite(name, weights)
-        codes, scales = _named(name, _tiler(dtype, moments), weights)
-        out[: codes.nbytes] = codes.reshape(-1)
-        return scales
-    if not isinstance(matrix, Blocks):
-        require_finite(name, matrix)
-        matrix = Blocks(*_named(name, fast.encode_mxfp4_blocks, matrix))
-    require_finite_blocks(name, matrix.blocks, matrix.scales)
-    rows, blocks, _ = matrix.blocks.shape
-    fast.tile_mxfp4(matrix.blocks, out[: matrix.blocks.nbytes].reshape(rows // TILE_ROWS, blocks, -1))
-    return scales_to_tiles(matrix.scales)
+    if isinstance(matrix, Blocks) and dtype == MXFP4.name:
+        require_finite_blocks(name, matrix.blocks, matrix.scales)
+        rows, blocks, _ = matrix.blocks.shape
+        fast.tile_mxfp4(matrix.blocks, out[: matrix.blocks.nbytes].reshape(rows // TILE_ROWS, blocks, -1))
+        return scales_to_tiles(matrix.scales)
+    weights = _decoded(name, matrix) if isinstance(matrix, Blocks) else matrix
+    require_finite(name, weights)
+    codes, scales = _named(name, _tiler(dtype, moments), weights)
+    out[: codes.nbytes] = codes.reshape(-1)
+    return scales
 
 
 def _decoded(name: str, matrix: Blocks) -> Weights:

@@ -17,6 +17,7 @@ from quant.format import disk
 from quant.format.config import ModelConfig
 from quant.format.hf_names import EMBEDDING, EXPERT_MATRICES, FINAL_NORM, UNEMBEDDING, layer_prefix
 from quant.format.numbers import GROUP, bf16_to_f32
+from quant.format.weight_formats import MXFP4, WEIGHT_FORMATS
 from quant.format.writer import PART
 from quant.gguf_vocabulary import CALL, add_placeholder, add_vocabulary
 from quant.sources.gguf import LAYER_NAMES
@@ -24,7 +25,6 @@ from quant.sources.gguf_file import FORMATS, ggml_mxfp4
 from quant.sources.model import Coded, ModelSource
 
 ROWS = 4096  # of a matrix, coded at once
-GGML_NAMES = {"mxfp4": "MXFP4", "int4": "Q4_0", "int8": "Q8_0", "bf16": "BF16"}
 FILE_TYPE_MXFP4 = 38  # MOSTLY_MXFP4_MOE
 Progress = Callable[[int, int], None]
 Tensor = tuple[str, str, tuple[int, ...], Callable[[], Iterator[NDArray[Any]]]]  # name, format, shape, data
@@ -161,7 +161,7 @@ def _matrix(source: ModelSource, stored: str, name: str, dtype: str) -> Tensor:
         for start in range(0, rows, ROWS):
             yield _ggml(source.coded(name, start, min(start + ROWS, rows)))
 
-    return stored, GGML_NAMES[dtype], source.shape(name), pieces
+    return stored, WEIGHT_FORMATS[dtype].ggml, source.shape(name), pieces
 
 
 def _router(source: ModelSource, stored: str, name: str) -> Tensor:
@@ -187,7 +187,7 @@ def _experts(source: ModelSource, stored: str, layer: int, matrix: str, rows: sl
         for expert in range(config.experts):
             yield source.expert_bias(layer, matrix, expert)[rows]
 
-    form = GGML_NAMES[source.manifest.dtypes.experts]
+    form = WEIGHT_FORMATS[source.manifest.dtypes.experts].ggml
     yield f"{stored}weight", form, (config.experts, count, columns), weights
     yield f"{stored}bias", "F32", (config.experts, count), biases
 
@@ -196,10 +196,10 @@ def _ggml(coded: Coded) -> NDArray[Any]:
     """`coded` in ggml's order: every block of 32 with its scale before it."""
     if coded.scales is None:
         return coded.codes  # bfloat16
-    if coded.dtype == "mxfp4":
+    if coded.dtype == MXFP4.name:
         return ggml_mxfp4(coded.codes, coded.scales)
     blocks = coded.codes.reshape(len(coded.codes), -1, GROUP)
-    if coded.dtype == "int4":  # column i beside i + 16, both 8 above what they mean
+    if WEIGHT_FORMATS[coded.dtype].bits == 4:  # column i beside i + 16, both 8 above what they mean
         halves = (blocks + np.int8(8)).astype(np.uint8)
         blocks = halves[..., :16] | (halves[..., 16:] << 4)
     scales = np.ascontiguousarray(coded.scales)[:, :, None].view(np.uint8)

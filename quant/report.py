@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 from quant.format.config import ModelConfig
 from quant.format.hf_names import EMBEDDING, UNEMBEDDING, experts_prefix, layer_prefix
 from quant.format.layout import (
-    TILE_COLUMNS,
-    TILE_ROWS,
     VOCABULARY_FILE,
     expert_run,
     layer_file,
@@ -20,9 +18,10 @@ from quant.format.layout import (
     tile_bytes,
 )
 from quant.format.manifest import Manifest
-from quant.format.numbers import F32, bf16_to_f32, decode_int, decode_mxfp4, unpack_blocks
+from quant.format.numbers import F32, decode_mxfp4, unpack_blocks
 from quant.format.safetensors import TensorFiles, read_header
 from quant.format.tiles import from_tiles, scales_from_tiles
+from quant.format.weight_formats import ROUTER, TILE_COLUMNS, TILE_ROWS, WEIGHT_FORMATS
 from quant.sources import Blocks, Source, open_source
 from quant.sources.base import as_f32
 
@@ -79,7 +78,7 @@ def report(source: Path, out: Path, manifest: Manifest) -> Report:
             "attention": manifest.dtypes.attention,
             "embedding": manifest.dtypes.embedding,
             "unembedding": manifest.dtypes.unembedding,
-            "router": "bf16",
+            "router": ROUTER,
         }
         rows: list[F32] = []
         classes = []
@@ -160,22 +159,16 @@ def _expert_pairs(source: Source, model: "_Model", dtype: str) -> Iterator[tuple
                 shape = (rows // TILE_ROWS, columns // TILE_COLUMNS, -1)
                 codes = content[codes_at:][: tile_bytes(rows * columns, dtype)].reshape(shape)
                 scales = content[scales_at:][: scale_bytes(rows * columns, dtype)]
-                decoded = _decode(codes, scales.view(_SCALES[dtype]).reshape(shape), dtype)
+                decoded = _decode(codes, scales.view(WEIGHT_FORMATS[dtype].scale_numpy).reshape(shape), dtype)
                 published = source.expert(layer, name, expert)
                 if isinstance(published, Blocks):  # of a GGUF file where some are MXFP4 already
                     published = decode_mxfp4(unpack_blocks(published.blocks), published.scales)
                 yield experts_prefix(layer) + name, as_f32(published), decoded
 
 
-_SCALES: dict[str, Any] = {"mxfp4": np.uint8, "int4": np.float16, "bf16": np.uint8}  # bf16 has none
-
-
 def _decode(tiles: Any, scales: Any, dtype: str) -> F32:
-    codes = from_tiles(tiles, dtype)
-    if dtype == "bf16":
-        return bf16_to_f32(codes)
-    decode: Any = decode_mxfp4 if dtype == "mxfp4" else decode_int
-    return decode(codes, scales_from_tiles(scales))
+    form = WEIGHT_FORMATS[dtype]
+    return form.decode_f32(from_tiles(tiles, dtype), scales_from_tiles(scales) if form.has_scales else None)
 
 
 class _Model(TensorFiles):
@@ -211,11 +204,12 @@ class _Model(TensorFiles):
 
     def rows(self, file: str, matrix: str, dtype: str, start: int, stop: int) -> F32:
         """Rows start:stop of `matrix`, start on a tile, decoded."""
+        form = WEIGHT_FORMATS[dtype]
         if matrix == "embedding":
             codes = self.read(file, "embedding.codes", start, stop)
-            if dtype == "bf16":
-                return bf16_to_f32(codes)
-            return decode_int(codes.view(np.int8), self.read(file, "embedding.scales", start, stop))
+            if not form.has_scales:
+                return form.decode_f32(codes, None)
+            return form.decode_f32(codes.view(np.int8), self.read(file, "embedding.scales", start, stop))
         groups = start // TILE_ROWS, -(-stop // TILE_ROWS)
-        scales = self.read(file, f"{matrix}.scales", *groups) if dtype != "bf16" else None
+        scales = self.read(file, f"{matrix}.scales", *groups) if form.has_scales else None
         return _decode(self.read(file, f"{matrix}.codes", *groups), scales, dtype)[: stop - start]

@@ -8,6 +8,7 @@ from localoss.gpu.weights import GpuMatrix
 from quant.format.config import SWIGLU_ALPHA, ModelConfig
 from quant.format.layout import expert_run, round_up
 from quant.format.manifest import Dtypes
+from quant.format.weight_formats import WEIGHT_FORMATS
 
 
 class Kernels:
@@ -111,5 +112,5 @@ def _threads(dtype: str, blocks: int, at_once: int) -> int:
     """
     if at_once > 1:
         return 64
-    lanes = 8 if dtype in ("mxfp4", "int4") else 16
+    lanes = 8 if WEIGHT_FORMATS[dtype].bits == 4 else 16
     return min(max(64, 1 << (blocks * lanes - 1).bit_length()), 256)

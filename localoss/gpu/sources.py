@@ -3,6 +3,8 @@
 from functools import cache
 from importlib import resources
 
+from quant.format.weight_formats import WEIGHT_FORMATS
+
 _BATCH = """struct Batch {
   tokens: u32,
   position: u32,  // of the first token in its conversation
@@ -10,7 +12,8 @@ _BATCH = """struct Batch {
   runs: u32,  // how many runs of experts.wgsl are dispatched
 }
 """
-_QUADS = {"mxfp4": 2, "int4": 2, "int8": 1, "bf16": 1}  # of columns that a thread takes of a tile
+# Quads of columns that a thread takes of a tile: two where a byte holds two columns.
+_QUADS = {name: 2 if form.bits == 4 else 1 for name, form in WEIGHT_FORMATS.items()}
 
 
 def source(*files: str, **constants: int | float | bool) -> str:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from localoss.errors import GpuError
 from localoss.gpu.device import Device
+from quant.format.weight_formats import ROUTER
 
 Tensors = dict[str, NDArray[Any]]
 
@@ -63,7 +64,7 @@ def upload_layer(device: Device, tensors: Tensors, attention: str) -> GpuLayer:
         sinks=device.upload(tensors["sinks"]),
         output=upload_matrix(device, tensors, "output", attention),
         mlp_norm=device.upload(tensors["mlp_norm"]),
-        router=upload_matrix(device, tensors, "router", "bf16", biased=False),  # routing adds its bias
+        router=upload_matrix(device, tensors, "router", ROUTER, biased=False),  # routing adds its bias
         router_bias=device.upload(tensors["router.bias"]),
         experts=_upload_experts(device, tensors["experts"]),
     )

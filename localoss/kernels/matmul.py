@@ -15,9 +15,10 @@ from localoss.kernels.isa.common import force_inline
 from localoss.kernels.products import add_row_group, clear
 from localoss.kernels.simd import add, fetch_add, jit, load_f32x8, parallel, store_f32x8, store_i64
 from localoss.plan.sizes import PANEL, SCRATCH_BYTES, TILE_SCRATCH_BYTES, TOKENS_AT_ONCE
+from quant.format.weight_formats import BY_KERNEL_KIND, TILE_ROWS
 
-TILE_BYTES = (128, 128, 256, 512)  # by kind: MXFP4, INT4, INT8, BF16
-SCALES_BYTES = (8, 16, 16, 0)
+TILE_BYTES = tuple(form.tile_bytes for form in BY_KERNEL_KIND)
+SCALES_BYTES = tuple(TILE_ROWS * form.scale_bytes for form in BY_KERNEL_KIND)
 
 
 @jit

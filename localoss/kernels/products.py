@@ -28,10 +28,11 @@ from localoss.kernels.simd import (
     to_f32,
     zero,
 )
+from quant.format.weight_formats import WEIGHT_FORMATS
 
-MXFP4, INT4, INT8, BF16 = 0, 1, 2, 3  # how a matrix's weights are written
+KINDS = {name: form.kernel_kind for name, form in WEIGHT_FORMATS.items()}
+MXFP4, INT4, INT8, BF16 = (KINDS[name] for name in ("mxfp4", "int4", "int8", "bf16"))
 OFFSETS = (isa.OFFSET_4BIT, isa.OFFSET_4BIT, isa.OFFSET_8BIT, 0)  # what int8 activations have added, by kind
-KINDS = {"mxfp4": MXFP4, "int4": INT4, "int8": INT8, "bf16": BF16}
 
 # How far before their use weights are asked for, in bytes. int8 takes fewer instructions a byte.
 _AHEAD_4BIT, _AHEAD_8BIT = 6144, 4096

@@ -21,6 +21,7 @@ from quant.format.layout import (
 )
 from quant.format.manifest import Dtypes
 from quant.format.safetensors import read_header
+from quant.format.weight_formats import ROUTER
 
 # float16 and bfloat16 as their bits: what reads them knows.
 _NUMPY_DTYPES = {
@@ -174,7 +175,7 @@ def _layer(tensors: Tensors, dtypes: Dtypes) -> Layer:
         sinks=tensors["sinks"],
         output=_matrix(tensors, "output", dtypes.attention),
         mlp_norm=address(tensors["mlp_norm"]),
-        router=_matrix(tensors, "router", "bf16", biased=False),  # its rows may be padded
+        router=_matrix(tensors, "router", ROUTER, biased=False),  # its rows may be padded
         router_bias=tensors["router.bias"],
         expert_runs=address(experts) + experts.shape[1] * np.arange(len(experts), dtype=np.int64),
     )

@@ -23,6 +23,7 @@ from quant.format.config import ModelConfig
 from quant.format.layout import layer_specs
 from quant.format.manifest import Dtypes
 from quant.format.sizes import class_bytes, expected_sizes
+from quant.format.weight_formats import WEIGHT_FORMATS
 from quant.format.writer import file_bytes
 
 # Python, its libraries, the vocabulary and the compiled kernels, as benchmarks/memory.py measures them:
@@ -95,7 +96,7 @@ class Plan:
         config, chunk = self.config, min(self.chunk_tokens, self.context_tokens)
         caches = self._cache_bytes[: config.layers - self.gpu_layers]
         sliding = sum(size for size, ring in zip(caches, config.is_sliding, strict=False) if ring)
-        exact_experts = self.exact or self.dtypes.experts == "bf16"
+        exact_experts = self.exact or not WEIGHT_FORMATS[self.dtypes.experts].has_scales
         buffers = buffer_sizes(config, chunk, self.threads, exact_experts)
         logits = logits_bytes(config, self.slots)
         drafts = lookup_bytes(config, self.context_tokens) if self.lookup else 0

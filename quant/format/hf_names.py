@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from quant.format.config import MOST_LAYERS, ModelConfig
-from quant.format.layout import TILE_COLUMNS
+from quant.format.weight_formats import TILE_COLUMNS
 
 EMBEDDING = "model.embed_tokens.weight"
 FINAL_NORM = "model.norm.weight"

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from quant.format.jit import bits_of, jit, words_of
 from quant.format.jit_scales import best_int_scales, best_mxfp4_scales
-from quant.format.layout import TILE_BYTES, TILE_ROWS
 from quant.format.numbers import (
     F16,
     F32,
@@ -31,13 +30,16 @@ from quant.format.numbers import (
     int8_scales,
 )
 from quant.format.tiles import scales_to_tiles, tile_counts
+from quant.format.weight_formats import BF16, MXFP4, TILE_ROWS
+from quant.format.weight_formats import INT4 as INT4_FORMAT
+from quant.format.weight_formats import INT8 as INT8_FORMAT
 
 
 def tile_bf16(weights: Weights) -> U8:
     """bf16 tiles (R/8, C/32, 512) u8 of `weights` (R, C)."""
     bits = weights if weights.dtype == np.uint16 else f32_to_bf16(weights)
     groups, blocks = tile_counts(*bits.shape)
-    tiles = np.empty((groups, blocks, TILE_BYTES["bf16"]), np.uint8)
+    tiles = np.empty((groups, blocks, BF16.tile_bytes), np.uint8)
     _tile_pairs(bits.view(np.uint32).reshape(groups, TILE_ROWS, blocks, 16), tiles.view(np.uint32))
     return tiles
 
@@ -50,7 +52,7 @@ def tile_int8(weights: Weights) -> tuple[U8, F16]:
     groups, blocks = tile_counts(*weights.shape)
     words, shift = words_of(weights)
     scales = scales_to_tiles(best_int_scales(words, shift, int8_scales, INT8))
-    tiles = np.empty((groups, blocks, TILE_BYTES["int8"]), np.uint8)
+    tiles = np.empty((groups, blocks, INT8_FORMAT.tile_bytes), np.uint8)
     _tile_int8(
         words.reshape(groups, TILE_ROWS, blocks, GROUP), shift, _divisors(scales), tiles.view(np.uint32)
     )
@@ -66,7 +68,7 @@ def tile_int4(weights: Weights, moments: F32 | None = None) -> tuple[U8, F16]:
     words, shift = words_of(weights)
     form = INT4 if moments is None else INT4_CALIBRATED
     scales = scales_to_tiles(best_int_scales(words, shift, int4_scales, form, moments))
-    tiles = np.empty((groups, blocks, TILE_BYTES["int4"]), np.uint8)
+    tiles = np.empty((groups, blocks, INT4_FORMAT.tile_bytes), np.uint8)
     _tile_int4(words.reshape(groups, TILE_ROWS, blocks, GROUP), shift, _divisors(scales), tiles)
     return tiles, scales
 
@@ -94,6 +96,14 @@ def tile_mxfp4(blocks: U8, out: U8) -> None:
     rows, columns, _ = blocks.shape
     groups, _ = tile_counts(rows, columns * GROUP)
     _permute_blocks(blocks.view(np.uint32).reshape(groups, TILE_ROWS, columns, 4), out.view(np.uint32))
+
+
+def tile_mxfp4_blocks(blocks: U8, scales: U8) -> tuple[U8, U8]:
+    """mxfp4 tiles (R/8, C/32, 128) and scales (R/8, C/32, 8), u8, of published `blocks` and `scales`."""
+    groups, columns = tile_counts(blocks.shape[0], blocks.shape[1] * GROUP)
+    tiles = np.empty((groups, columns, MXFP4.tile_bytes), np.uint8)
+    tile_mxfp4(blocks, tiles)
+    return tiles, scales_to_tiles(scales)
 
 
 def untile_mxfp4(tiles: U8) -> U8:

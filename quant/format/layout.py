@@ -12,13 +12,10 @@ from dataclasses import dataclass
 
 from quant.errors import QuantError
 from quant.format.config import ModelConfig
+from quant.format.weight_formats import ROUTER, TILE_COLUMNS, TILE_ROWS, WEIGHT_FORMATS
 
 FORMAT_VERSION = 1
 PAGE = 4096  # tensor data and every expert's run start on a page
-TILE_ROWS = 8
-TILE_COLUMNS = 32  # also the size of an MXFP4 block and of an int4 or int8 group
-TILE_BYTES = {"mxfp4": 128, "int4": 128, "int8": 256, "bf16": 512}
-SCALE_BYTES = {"mxfp4": 1, "int4": 2, "int8": 2, "bf16": 0}  # per row and 32 columns
 
 MANIFEST = "localoss.json"
 JOURNAL = f"{MANIFEST}.part"  # the manifest of an interrupted conversion: the files that are complete
@@ -75,11 +72,11 @@ def expert_run(config: ModelConfig, dtype: str) -> ExpertRun:
 
 
 def tile_bytes(weights: int, dtype: str) -> int:
-    return weights // (TILE_ROWS * TILE_COLUMNS) * TILE_BYTES[dtype]
+    return weights // (TILE_ROWS * TILE_COLUMNS) * WEIGHT_FORMATS[dtype].tile_bytes
 
 
 def scale_bytes(weights: int, dtype: str) -> int:
-    return weights // TILE_COLUMNS * SCALE_BYTES[dtype]
+    return weights // TILE_COLUMNS * WEIGHT_FORMATS[dtype].scale_bytes
 
 
 def round_up(value: int, multiple: int) -> int:
@@ -94,11 +91,10 @@ def matrix_specs(name: str, rows: int, columns: int, dtype: str) -> dict[str, Te
     if columns % TILE_COLUMNS:
         raise QuantError(f"{name} has {columns} columns; {dtype} needs a multiple of {TILE_COLUMNS}")
     groups, blocks = round_up(rows, TILE_ROWS) // TILE_ROWS, columns // TILE_COLUMNS
-    specs = {f"{name}.codes": TensorSpec("U8", (groups, blocks, TILE_BYTES[dtype]))}
-    if SCALE_BYTES[dtype] == 2:
-        specs[f"{name}.scales"] = TensorSpec("F16", (groups, blocks, TILE_ROWS))
-    elif SCALE_BYTES[dtype] == 1:
-        specs[f"{name}.scales"] = TensorSpec("U8", (groups, blocks, TILE_ROWS))
+    form = WEIGHT_FORMATS[dtype]
+    specs = {f"{name}.codes": TensorSpec("U8", (groups, blocks, form.tile_bytes))}
+    if form.scale_dtype:
+        specs[f"{name}.scales"] = TensorSpec(form.scale_dtype, (groups, blocks, TILE_ROWS))
     return specs
 
 
@@ -109,7 +105,7 @@ def layer_specs(config: ModelConfig, attention: str, experts: str) -> dict[str, 
     matrices = (
         matrix_specs("qkv", config.qkv_rows, d, attention)
         | matrix_specs("output", d, config.q_rows, attention)
-        | matrix_specs("router", config.experts, d, "bf16")
+        | matrix_specs("router", config.experts, d, ROUTER)
     )
     specs |= dict(sorted(matrices.items(), key=lambda item: item[0].endswith(".scales")))
     specs |= {
@@ -129,12 +125,12 @@ def vocabulary_specs(config: ModelConfig, embedding: str, unembedding: str) -> d
     The embedding lies row by row, not in tiles: a token reads one row of it. int8 rows have a float16
     scale per 32 columns.
     """
-    v, d = config.vocab, config.hidden
+    v, d, form = config.vocab, config.hidden, WEIGHT_FORMATS[embedding]
     unembedding_specs = matrix_specs("unembedding", v, d, unembedding)
     specs = {"unembedding.codes": unembedding_specs.pop("unembedding.codes")}
-    specs["embedding.codes"] = TensorSpec({"int8": "I8", "bf16": "BF16"}[embedding], (v, d))
+    specs["embedding.codes"] = TensorSpec("I8" if form.has_scales else "BF16", (v, d))
     specs["final_norm"] = TensorSpec("F32", (d,))  # before the float16 scales, which could leave it unaligned
     specs |= unembedding_specs
-    if embedding == "int8":
-        specs["embedding.scales"] = TensorSpec("F16", (v, d // TILE_COLUMNS))
+    if form.scale_dtype:
+        specs["embedding.scales"] = TensorSpec(form.scale_dtype, (v, d // TILE_COLUMNS))
     return specs

@@ -10,29 +10,25 @@ from quant.errors import QuantError
 from quant.format.json_file import read_json
 from quant.format.layout import FORMAT_VERSION, JOURNAL, MANIFEST
 from quant.format.safetensors import INDEX_FILE, SINGLE_FILE
+from quant.format.weight_formats import choices
 
-CHOICES = {
-    "attention": ("int8", "int4", "bf16"),
-    "embedding": ("int8", "bf16"),
-    "unembedding": ("int8", "int4", "bf16"),
-    "experts": ("mxfp4", "int4", "bf16"),
-}
+CHOICES = {name: choices(name) for name in ("attention", "embedding", "unembedding", "experts")}
 
 
 @dataclass(frozen=True)
 class Dtypes:
     """The number format of each class of tensors. Raises: QuantError for one that it cannot have."""
 
-    attention: str = "int8"
-    embedding: str = "int8"
-    unembedding: str = "int8"
-    experts: str = "mxfp4"
+    attention: str = CHOICES["attention"][0]
+    embedding: str = CHOICES["embedding"][0]
+    unembedding: str = CHOICES["unembedding"][0]
+    experts: str = CHOICES["experts"][0]
 
     def __post_init__(self) -> None:
-        for name, choices in CHOICES.items():
+        for name, allowed in CHOICES.items():
             value = getattr(self, name)
-            if value not in choices:
-                raise QuantError(f"{name} cannot be {value!r}; choose {' or '.join(choices)}")
+            if value not in allowed:
+                raise QuantError(f"{name} cannot be {value!r}; choose {' or '.join(allowed)}")
 
 
 @dataclass(frozen=True)

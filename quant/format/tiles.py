@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quant.errors import QuantError
-from quant.format.layout import TILE_BYTES, TILE_COLUMNS, TILE_ROWS
 from quant.format.numbers import U8
+from quant.format.weight_formats import TILE_COLUMNS, TILE_ROWS, WEIGHT_FORMATS
 
 
 def to_tiles(codes: NDArray[Any], dtype: str) -> U8:
@@ -24,12 +24,13 @@ def to_tiles(codes: NDArray[Any], dtype: str) -> U8:
     Raises: QuantError for rows or columns that don't fill tiles.
     """
     groups, blocks = tile_counts(*codes.shape)
-    shape = (groups, blocks, TILE_BYTES[dtype])
-    if dtype in ("mxfp4", "int4"):
+    form = WEIGHT_FORMATS[dtype]
+    shape = (groups, blocks, form.tile_bytes)
+    if form.bits == 4:
         nibbles = (codes & 15).astype(np.uint8).reshape(groups, TILE_ROWS, blocks, 4, 2, 4)  # g r b j half i
         nibbles = nibbles.transpose(4, 0, 2, 3, 1, 5)  # half g b j r i
         return (nibbles[0] | nibbles[1] << 4).reshape(shape)
-    wide = 2 if dtype == "bf16" else 4  # columns in a row's 4-byte lane
+    wide = 32 // form.bits  # columns in a row's 4-byte lane
     lanes = codes.reshape(groups, TILE_ROWS, blocks, TILE_COLUMNS // wide, wide).transpose(0, 2, 3, 1, 4)
     return np.ascontiguousarray(lanes).view(np.uint8).reshape(shape)
 
@@ -38,12 +39,13 @@ def from_tiles(tiles: U8, dtype: str) -> NDArray[Any]:
     """Codes (R, C) of `tiles` (R/8, C/32, tile bytes) u8: the exact inverse of to_tiles."""
     groups, blocks, _ = tiles.shape
     rows, columns = groups * TILE_ROWS, blocks * TILE_COLUMNS
-    if dtype in ("mxfp4", "int4"):
+    form = WEIGHT_FORMATS[dtype]
+    if form.bits == 4:
         packed = tiles.reshape(groups, blocks, 4, TILE_ROWS, 4)  # g b j r i
         nibbles = np.stack([packed & 15, packed >> 4])  # half g b j r i
         codes = nibbles.transpose(1, 4, 2, 3, 0, 5).reshape(rows, columns)  # g r b j half i
-        return codes if dtype == "mxfp4" else ((codes ^ 8).astype(np.int8) - np.int8(8))
-    wide, kind = (2, np.uint16) if dtype == "bf16" else (4, np.int8)
+        return codes if not form.signed else ((codes ^ 8).astype(np.int8) - np.int8(8))
+    wide, kind = 32 // form.bits, (np.int8 if form.signed else np.uint16)
     lanes = tiles.view(kind).reshape(groups, blocks, TILE_COLUMNS // wide, TILE_ROWS, wide)
     return lanes.transpose(0, 3, 1, 2, 4).reshape(rows, columns)
 

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from quant.errors import QuantError
 from quant.format import jit_loops as fast
-from quant.format.layout import TILE_COLUMNS, round_up
+from quant.format.layout import round_up
 from quant.format.numbers import F32, U8
 from quant.format.safetensors import DAMAGED, TensorFiles, TensorInfo
+from quant.format.weight_formats import TILE_COLUMNS
 
 # gpt-oss-120b has 13 MB, nearly all of it vocabulary, 700 tensors and 50 pairs.
 MOST_HEADER_BYTES = 40 << 20

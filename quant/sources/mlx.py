@@ -11,9 +11,9 @@ import numpy as np
 from quant.errors import QuantError
 from quant.format.config import OTHER_FORMS
 from quant.format.jit import jit
-from quant.format.layout import TILE_COLUMNS
 from quant.format.numbers import F32
 from quant.format.safetensors import TensorFiles
+from quant.format.weight_formats import TILE_COLUMNS
 from quant.sources.base import FLOATS, Blocks, as_f32
 
 AFFINE_BITS = (2, 3, 4, 5, 6, 8)

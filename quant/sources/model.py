@@ -18,8 +18,6 @@ from quant.format.hf_names import (
 )
 from quant.format.layout import (
     CONFIG_FILES,
-    TILE_COLUMNS,
-    TILE_ROWS,
     VOCABULARY_FILE,
     ExpertRun,
     expert_run,
@@ -30,12 +28,12 @@ from quant.format.layout import (
     vocabulary_specs,
 )
 from quant.format.manifest import read_manifest
-from quant.format.numbers import F32, Weights, decode_int, decode_mxfp4, unpack_blocks
+from quant.format.numbers import F32, Weights, unpack_blocks
 from quant.format.safetensors import TensorFiles, read_header
 from quant.format.tiles import from_tiles, scales_from_tiles
+from quant.format.weight_formats import MXFP4, ROUTER, TILE_COLUMNS, TILE_ROWS, WEIGHT_FORMATS
 from quant.sources.base import Blocks, Source
 
-_SCALE_DTYPES = {"mxfp4": np.uint8, "int4": np.float16, "bf16": np.uint8}  # bf16 has none
 _VECTORS = {
     "input_layernorm.weight": "attention_norm",
     "post_attention_layernorm.weight": "mlp_norm",
@@ -71,7 +69,7 @@ class ModelSource(Source):
 
     @property
     def has_mxfp4_experts(self) -> bool:
-        return self.manifest.dtypes.experts == "mxfp4"
+        return self.manifest.dtypes.experts == MXFP4.name
 
     def require_tensors(self) -> None:
         dtypes = self.manifest.dtypes
@@ -99,14 +97,14 @@ class ModelSource(Source):
         start, stop = first + start, first + stop
         if stored == "embedding":
             codes = self.files.read_rows("embedding.codes", start, stop)
-            if dtype == "bf16":
+            if not WEIGHT_FORMATS[dtype].has_scales:
                 return Coded(dtype, codes, None)
             return Coded(dtype, codes.view(np.int8), self.files.read_rows("embedding.scales", start, stop))
         groups = start // TILE_ROWS, -(-stop // TILE_ROWS)
         tiles = self.files.read_rows(f"{stored}.codes", *groups)
         rows = slice(start - TILE_ROWS * groups[0], stop - TILE_ROWS * groups[0])
         codes = from_tiles(tiles, dtype)[rows]
-        if dtype == "bf16":
+        if not WEIGHT_FORMATS[dtype].has_scales:
             return Coded(dtype, codes, None)
         scales = self.files.read_rows(f"{stored}.scales", *groups)
         return Coded(dtype, codes, scales_from_tiles(scales)[rows])
@@ -121,8 +119,10 @@ class ModelSource(Source):
         """Matrix `name` of an expert as it is coded."""
         tiles, scales, _ = self._expert_parts(layer, name, expert)
         dtype = self.manifest.dtypes.experts
-        codes = unpack_blocks(fast.untile_mxfp4(tiles)) if dtype == "mxfp4" else from_tiles(tiles, dtype)
-        return Coded(dtype, codes, None if dtype == "bf16" else scales_from_tiles(scales))
+        if dtype == MXFP4.name:  # jitted: most of an export is this
+            return Coded(dtype, unpack_blocks(fast.untile_mxfp4(tiles)), scales_from_tiles(scales))
+        tiled = scales_from_tiles(scales) if WEIGHT_FORMATS[dtype].has_scales else None
+        return Coded(dtype, from_tiles(tiles, dtype), tiled)
 
     def expert_bias(self, layer: int, name: str, expert: int) -> F32:
         return self._expert_parts(layer, name, expert)[2]
@@ -135,7 +135,7 @@ class ModelSource(Source):
         codes_at, scales_at, bias_at = _offsets(self._run, name)
         shape = (rows // TILE_ROWS, columns // TILE_COLUMNS)
         tiles = run[codes_at:][: tile_bytes(rows * columns, dtype)].reshape(*shape, -1)
-        scales = run[scales_at:][: scale_bytes(rows * columns, dtype)].view(_SCALE_DTYPES[dtype])
+        scales = run[scales_at:][: scale_bytes(rows * columns, dtype)].view(WEIGHT_FORMATS[dtype].scale_numpy)
         return tiles, scales.reshape(*shape, -1), run[bias_at:][: 4 * rows].view(np.float32)
 
     def _placed(self) -> dict[str, tuple[str, int, str]]:
@@ -149,7 +149,7 @@ class ModelSource(Source):
         for layer in range(config.layers):
             to, prefix = layer_prefix(layer), layer_file(layer).removesuffix("safetensors")
             places[f"{to}self_attn.o_proj.weight"] = (f"{prefix}output", 0, dtypes.attention)
-            places[f"{to}mlp.router.weight"] = (f"{prefix}router", 0, "bf16")
+            places[f"{to}mlp.router.weight"] = (f"{prefix}router", 0, ROUTER)
             for name, stored in _VECTORS.items():
                 places[to + name] = (prefix + stored, 0, "vector")
             first = 0
@@ -167,6 +167,4 @@ def _offsets(run: ExpertRun, name: str) -> tuple[int, int, int]:
 
 
 def _decoded(coded: Coded) -> Weights:
-    if coded.scales is None:
-        return coded.codes
-    return (decode_mxfp4 if coded.dtype == "mxfp4" else decode_int)(coded.codes, coded.scales)
+    return WEIGHT_FORMATS[coded.dtype].decode(coded.codes, coded.scales)

@@ -35,7 +35,7 @@ def load(
 
     KV cache and buffers are taken from `memory_limit` here, and nothing later. The weights stay files in the
     page cache: where they don't fit beside that, the model runs slowly from the disk and `listener.notice` is
-    told so in a line, or, with `must_fit`, it isn't loaded. Without a GPU, or if it fails or is lost, the CPU
+    told so in a line (LoadOptions can forbid it). Without a GPU, or if it fails or is lost, the CPU
     runs the layers that were to be on it, and a line says so.
 
     Args:

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from localoss import cli
+from localoss.kernels import layer as layer_kernels
 from localoss.measure import profile
 from localoss.measure.bench import Benchmark, run_benchmark
-from localoss.model import forward as model_module
 
 FIXED = {  # relied on from outside
     "load_s": float,
@@ -124,14 +124,16 @@ def test_profile_in_json_and_as_a_table(model, bench, monkeypatch):
 
 
 def test_a_profile_leaves_the_kernels_as_they_were(engine):
-    home = vars(model_module.kernels)
-    before = dict(home)
-    with profile.profiled(engine.weights):
-        assert home["multiply"] is not before["multiply"]
-    assert all(home[name] is value for name, value in before.items())
-    with pytest.raises(ZeroDivisionError), profile.profiled(engine.weights):
+    before, module = [caller.kernels for caller in engine.kernel_callers], dict(vars(layer_kernels))
+    assert len(before) == 3  # the model, its layers, the sampler
+    with profile.profiled(engine):
+        for caller in engine.kernel_callers:
+            assert caller.kernels not in before
+        assert vars(layer_kernels) == module  # other engines call what they called
+    assert [caller.kernels for caller in engine.kernel_callers] == before
+    with pytest.raises(ZeroDivisionError), profile.profiled(engine):
         _ = 1 / 0
-    assert all(home[name] is value for name, value in before.items())
+    assert [caller.kernels for caller in engine.kernel_callers] == before
 
 
 def test_a_clock_gives_every_second_to_a_kernel_or_to_python(monkeypatch):

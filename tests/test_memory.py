@@ -17,6 +17,7 @@ from localoss.errors import UsageError
 from localoss.hub.registry import known_models
 from localoss.measure.bench import anonymous_bytes
 from localoss.model.kv_cache import KVCache
+from localoss.options import LoadOptions
 from localoss.plan.machine import cpu_quota, this_machine
 from localoss.plan.memory import (
     FITS,
@@ -123,7 +124,9 @@ def test_the_longest_context_that_fits(plan_20b):
 
 def test_the_context_that_is_chosen(plan_20b):
     def chosen(limit, at_least=0, must_fit=False):
-        return choose_context(plan_20b, int(limit), at_least, must_fit).context_tokens
+        return choose_context(
+            plan_20b, int(limit), LoadOptions(prompt_tokens=at_least, must_fit=must_fit)
+        ).context_tokens
 
     assert chosen(20e9) == 32_768
     assert chosen(20e9, at_least=50_000) == 50_000
@@ -141,13 +144,13 @@ def test_what_is_said_of_a_plan(plan_20b):
     told = check(large, int(12e9))
     assert "131,072 tokens this model takes 15.7 GB, and 12.0 GB are there" in told and "slow" in told
     with pytest.raises(UsageError, match=r"--kv-dtype int8 would do$"):
-        check(large, int(14.5e9), must_fit=True)
+        check(large, int(14.5e9), LoadOptions(must_fit=True))
     with pytest.raises(UsageError, match=r"--context 37888 would do$"):
-        check(large, int(13.4e9), must_fit=True)
+        check(large, int(13.4e9), LoadOptions(must_fit=True))
     with pytest.raises(UsageError, match=r"4\.\d GB at the very least, and 3\.0 GB are .* int8 would do$"):
         check(large, int(3e9))
     with pytest.raises(UsageError, match=r"take a smaller model$"):
-        check(large, int(12e9), must_fit=True)
+        check(large, int(12e9), LoadOptions(must_fit=True))
     assert large.changes(int(17e9), int(17e9)) == []
     changes = large.changes(int(14.5e9), int(17e9))
     assert changes[0] == "--kv-dtype int8" and changes[-1] == "close programs that hold 1.2 GB of memory"

@@ -59,6 +59,11 @@ class Engine:
             stack.try_out(self._caches[0].layers[stack.first : stack.first + stack.count])
         self._rows = np.empty((options.slots, weights.unembedding.rows), np.float32)
 
+    @property
+    def kernel_callers(self) -> list[Any]:
+        """What calls compiled kernels: see Model.kernel_callers."""
+        return [*self.model.kernel_callers, self._sampler]
+
     def device_figures(self) -> dict[str, Any] | None:
         """What runs layers elsewhere than on the CPU, and what a token takes of the bus; None if nothing."""
         return self.model.figures()

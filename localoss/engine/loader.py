@@ -81,14 +81,14 @@ class _Loading:
         """`plan` with the context that was asked for, or the one to choose."""
         if self.options.context_tokens is not None:
             return replace(plan, context_tokens=self.options.context_tokens)
-        return choose_context(plan, self.limit_bytes, self.options.prompt_tokens, self.options.must_fit)
+        return choose_context(plan, self.limit_bytes, self.options)
 
     def engine(self, plan: Plan, device: "Device | None" = None) -> "Engine":
         """Take the memory of `plan`. Raises: UsageError if it can't be had, GpuError."""
         from localoss.engine.engine import Engine
         from localoss.model.weights import load_weights
 
-        slow = check(plan, self.limit_bytes, self.options.must_fit)
+        slow = check(plan, self.limit_bytes, self.options)
         if slow:
             self.listener.notice(slow)
         options = replace(self.options, context_tokens=plan.context_tokens)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +44,7 @@ class Sampler:
 
     def __init__(self, vocab: int):
         padded = -(-vocab // 8) * 8
+        self.kernels: Any = kernels  # profiling puts a timed namespace here
         self._vocab = vocab
         self._logits = np.full(padded, -np.inf, np.float32)
         self._weights = np.zeros(padded, np.float32)
@@ -70,10 +72,10 @@ class Sampler:
         log_total = self._load(logits)
         if history is not None and params.has_penalties:
             penalties = params.frequency_penalty, params.presence_penalty, params.repetition_penalty
-            kernels.penalize(work, history.drawn, history.read, *map(np.float32, penalties))
+            self.kernels.penalize(work, history.drawn, history.read, *map(np.float32, penalties))
         if params.logit_bias:
             ids, bias = zip(*params.logit_bias, strict=True)
-            kernels.add_bias(work[: self._vocab], np.array(ids, np.int64), np.array(bias, np.float32))
+            self.kernels.add_bias(work[: self._vocab], np.array(ids, np.int64), np.array(bias, np.float32))
         if mask is not None:
             work[: self._vocab][np.asarray(mask) == 0] = -np.inf
         if not may_stop:
@@ -88,7 +90,7 @@ class Sampler:
         work = self._logits
         held = work[tokens]
         work[tokens] = -np.inf
-        if work[kernels.best(work)] == -np.inf:
+        if work[self.kernels.best(work)] == -np.inf:
             work[tokens] = held
 
     def score(self, logits: NDArray[np.float32], token: int, logprobs: int = 0) -> Token:
@@ -98,7 +100,7 @@ class Sampler:
     def _load(self, logits: NDArray[np.float32]) -> float:
         """Copy `logits` into the working buffer, and give ln of the sum of their exponentials."""
         self._logits[: self._vocab] = logits
-        log_total = float(kernels.log_sum_exp(self._logits))
+        log_total = float(self.kernels.log_sum_exp(self._logits))
         if not np.isfinite(log_total):
             raise LocalossError("the model's output is not finite; check its files with `localoss verify`")
         return log_total
@@ -107,16 +109,18 @@ class Sampler:
         self, logits: NDArray[np.float32], params: SamplingParams, random: np.random.Generator
     ) -> int:
         if params.temperature == 0:
-            return int(kernels.best(logits))
+            return int(self.kernels.best(logits))
         weights = self._weights
-        kernels.to_weights(weights, logits, np.float32(max(params.temperature, 1e-4)))
+        self.kernels.to_weights(weights, logits, np.float32(max(params.temperature, 1e-4)))
         if params.top_k:
-            kernels.keep_prefix(weights, params.top_k, np.inf)
+            self.kernels.keep_prefix(weights, params.top_k, np.inf)
         if params.top_p < 1:
-            kernels.keep_prefix(weights, len(weights), params.top_p * kernels.drop_below(weights, 0.0))
+            self.kernels.keep_prefix(
+                weights, len(weights), params.top_p * self.kernels.drop_below(weights, 0.0)
+            )
         if params.min_p:
-            kernels.drop_below(weights, np.float32(params.min_p))
-        return int(kernels.draw(weights, random.random()))
+            self.kernels.drop_below(weights, np.float32(params.min_p))
+        return int(self.kernels.draw(weights, random.random()))
 
 
 def _token(token: int, logits: NDArray[np.float32], log_total: float, top: int) -> Token:

@@ -4,15 +4,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-from localoss.engine import sampler as sampler_module
 from localoss.engine.engine import Engine
 from localoss.engine.sampler import Sampler
-from localoss.model import cpu_layers, forward
 from localoss.model.forward import Chunk, Model
 from localoss.model.kv_cache import KVCache
 from localoss.model.weights import Matrix, Weights, blank_weights
@@ -29,7 +27,7 @@ def profile_decode(engine: Engine, tokens: int, depth: int) -> dict[str, float]:
     sequence = engine.sequence()
     engine.prefill(sequence, prompt)
     profiles: list[tuple[float, dict[str, float]]] = []
-    with profiled(engine.weights) as clock:
+    with profiled(engine) as clock:
         for _ in engine.generate(prompt, tokens + 1, temperature=0, sequence=sequence, stop_ids=()):
             profile = clock.lap()
             profiles.append((sum(profile.values()), profile))
@@ -43,7 +41,7 @@ def profile_prefill(engine: Engine, tokens: int, depth: int) -> dict[str, float]
     prompt = random.integers(0, engine.config.vocab, depth + tokens).tolist()
     if depth:
         engine.prefill(sequence, prompt[:depth])
-    with profiled(engine.weights) as clock:
+    with profiled(engine) as clock:
         engine.prefill(sequence, prompt)
         return clock.lap()
 
@@ -111,32 +109,24 @@ class Clock:
 
 
 @contextmanager
-def profiled(weights: Weights) -> Iterator[Clock]:
-    """Meanwhile, time each call of a kernel from Python. Every kernel must have been compiled before."""
-    clock = Clock(_matrix_names(weights))
-    kept = [
-        (home, name, kernel) for home in _homes() for name, kernel in vars(home).items() if _jitted(kernel)
-    ]
+def profiled(engine: Engine) -> Iterator[Clock]:
+    """Meanwhile, time each kernel that `engine` calls. Every one must have been compiled before."""
+    clock = Clock(_matrix_names(engine.weights))
+    kept = [(caller, caller.kernels) for caller in engine.kernel_callers]
     try:
-        for home, name, kernel in kept:
-            setattr(home, name, clock.timed(name.strip("_"), kernel))
+        for caller, kernels in kept:
+            caller.kernels = _timed(kernels, clock)
         yield clock
     finally:
-        for home, name, kernel in kept:
-            setattr(home, name, kernel)
+        for caller, kernels in kept:
+            caller.kernels = kernels
 
 
-def _homes() -> list[ModuleType]:
-    """The modules through whose names Python calls kernels."""
-    callers = [cpu_layers, forward, sampler_module]
-    reached = [
-        value for caller in callers for value in vars(caller).values() if isinstance(value, ModuleType)
-    ]
-    return [*callers, *(home for home in reached if home.__name__.startswith("localoss.kernels"))]
-
-
-def _jitted(value: Any) -> bool:
-    return hasattr(value, "py_func")
+def _timed(kernels: ModuleType, clock: Clock) -> SimpleNamespace:
+    """The functions of `kernels`, each timed by `clock`."""
+    return SimpleNamespace(
+        **{name: clock.timed(name, kernel) for name, kernel in vars(kernels).items() if callable(kernel)}
+    )
 
 
 def _is_tiles(value: Any) -> bool:

@@ -21,6 +21,7 @@ class CpuLayers:
     unembeds = False  # Model does it, on the CPU as well
 
     def __init__(self, config: ModelConfig, weights: Weights, buffers: Buffers, first: int, count: int):
+        self.kernels: Any = kernels  # profiling puts a timed namespace here
         self.config, self.weights, self.buffers = config, weights, buffers
         self.first, self.count = first, count
         b = buffers
@@ -79,12 +80,12 @@ class CpuLayers:
         """
         b, work, layer = self.buffers, self._work, self.weights.layers[index]
         tokens = out.shape[1]
-        kernels.norm_and_multiply(
+        self.kernels.norm_and_multiply(
             b.at.qkv, b.at.x, layer.attention_norm, self._eps, layer.qkv.tiles, tokens, work
         )
         window = self.config.sliding_window if self.config.is_sliding[index] else 0
         for part, its_qkv in zip(rows, qkv, strict=True):
-            kernels.attend(
+            self.kernels.attend(
                 out,
                 part.first,
                 its_qkv,
@@ -97,7 +98,7 @@ class CpuLayers:
                 b.attention_scratch,
                 b.at.counter,
             )
-        kernels.multiply(b.at.x, layer.output.tiles, tokens, True, work)
+        self.kernels.multiply(b.at.x, layer.output.tiles, tokens, True, work)
 
     def _route(self, index: int, tokens: int) -> int:
         """Choose each token's experts; gives how many have tokens: the first of buffers.active.
@@ -106,7 +107,7 @@ class CpuLayers:
         _run_experts.
         """
         layer: Layer = self.weights.layers[index]
-        count: int = kernels.route(
+        count: int = self.kernels.route(
             self.buffers.at.x,
             (layer.mlp_norm, self._eps),
             layer.router.tiles,
@@ -121,4 +122,4 @@ class CpuLayers:
         """x += Σ weight * expert(norm(x)) over each token's experts, `count` different ones: see _route."""
         runs = self.weights.layers[index].expert_runs
         experts = (self.weights.gate_up, self.weights.down, runs, *self._swiglu)
-        kernels.run_experts(self.buffers.at.x, experts, self._expert_buffers, count, tokens, self._work)
+        self.kernels.run_experts(self.buffers.at.x, experts, self._expert_buffers, count, tokens, self._work)

@@ -47,6 +47,7 @@ class Model:
         others: Sequence[LayerStack] = (),
     ):
         """exact: activations stay float32. max_tokens: of a forward pass, of all its sequences together."""
+        self.kernels: Any = kernels  # profiling puts a timed namespace here
         self.config, self.weights = config, weights
         self.threads, self.exact = threads, exact
         self.rope = Rope(config)
@@ -116,7 +117,7 @@ class Model:
         step = self.buffers.tokens
         for first in range(0, len(x), step):
             rows = x[first : first + step]
-            kernels.norm_and_multiply(
+            self.kernels.norm_and_multiply(
                 address(out[first : first + step]),
                 address(rows),
                 self.weights.final_norm,
@@ -130,6 +131,11 @@ class Model:
     def figures(self) -> dict[str, Any] | None:
         """What runs layers elsewhere than on the CPU, for reports; None if nothing does."""
         return next((found for stack in self.stacks if (found := stack.figures())), None)
+
+    @property
+    def kernel_callers(self) -> list[Any]:
+        """What calls compiled kernels, each by its attribute `kernels`: there a profile listens in."""
+        return [self, *(stack for stack in self.stacks if isinstance(stack, CpuLayers))]
 
     def replace_lost(self, error: DeviceLost) -> None:
         """Have the CPU run the layers of a device that was lost. Raises: `error` if none was in use."""

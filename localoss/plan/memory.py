@@ -225,34 +225,42 @@ class Plan:
         return " ".join(words)
 
 
-def choose_context(plan: Plan, limit_bytes: int, at_least: int = 0, must_fit: bool = False) -> Plan:
+_DEFAULTS = LoadOptions()
+
+
+def _worst_allowed(options: LoadOptions) -> str:
+    """The worst verdict with which a model is still loaded."""
+    return FITS if options.must_fit else FROM_DISK
+
+
+def choose_context(plan: Plan, limit_bytes: int, options: LoadOptions = _DEFAULTS) -> Plan:
     """`plan` with the context to take when none was asked for: the largest usual one with which everything
-    fits, at most the model's, and room for `at_least` tokens in any case.
+    fits, at most the model's, and room for options.prompt_tokens in any case.
     """
-    most = plan.config.context
+    most, at_least = plan.config.context, options.prompt_tokens
     sized = [
         replace(plan, context_tokens=min(max(tokens, at_least), most))
         for tokens in (*USUAL_CONTEXTS, *SMALL_CONTEXTS)
     ]
-    usual = sized if must_fit else sized[: len(USUAL_CONTEXTS)]
+    usual = sized if _worst_allowed(options) == FITS else sized[: len(USUAL_CONTEXTS)]
     fitting = [chosen for chosen in usual if chosen.verdict(limit_bytes) == FITS]
     # Where the weights don't fit anyhow, 8,192 tokens of cache change little; less only where they must.
     running = [chosen for chosen in sized[2:] if chosen.verdict(limit_bytes) != TOO_LARGE]
     return [*fitting, *running, sized[-1]][0]
 
 
-def check(plan: Plan, limit_bytes: int, must_fit: bool = False) -> str | None:
+def check(plan: Plan, limit_bytes: int, options: LoadOptions = _DEFAULTS) -> str | None:
     """None if `plan` fits; a line to tell if it will run slowly, from the disk.
 
     Raises: UsageError, naming the nearest plan that does, if it can't run, or must fit and doesn't.
     """
-    verdict = plan.verdict(limit_bytes)
+    verdict, allowed = plan.verdict(limit_bytes), _worst_allowed(options)
     if verdict == FITS:
         return None
     needs = f"with a context of {plan.context_tokens:,} tokens this model takes {gigabytes(plan.total_bytes)}"
     there = f"{gigabytes(limit_bytes)} are there for it"
-    if verdict == TOO_LARGE or must_fit:
-        best = plan.nearest(limit_bytes, FITS if must_fit else FROM_DISK)
+    if verdict == TOO_LARGE or allowed == FITS:
+        best = plan.nearest(limit_bytes, allowed)
         hint = f"{best.options(plan)} would do" if best else "free some memory, or take a smaller model"
         if verdict == TOO_LARGE:
             needs += f", {gigabytes(plan.least_bytes)} at the very least"

@@ -102,7 +102,10 @@ class Sampler:
         self._logits[: self._vocab] = logits
         log_total = float(self.kernels.log_sum_exp(self._logits))
         if not np.isfinite(log_total):
-            raise LocalossError("the model's output is not finite; check its files with `localoss verify`")
+            raise LocalossError(
+                "the model's output is not finite: `localoss verify` finds out whether its files are damaged; "
+                "if they are not, the checkpoint is, and `localoss quantize` names the tensor"
+            )
         return log_total
 
     def _choose(

@@ -27,6 +27,7 @@ from localoss.kernels.simd import (
     load_i8x8,
     max_lanes,
     maximum,
+    minimum,
     mul,
     parallel,
     parallel_in_order,
@@ -58,6 +59,8 @@ from localoss.kernels.wide import (
 )
 from localoss.plan.sizes import KEY_LANES, KEYS_AT_ONCE, QUERIES_AT_ONCE
 
+_F16_LARGEST = np.float32(65504.0)
+
 
 def _load_values(cache, address):
     """8 cached numbers at `address` as float32; the type of array `cache` says how they are written."""
@@ -85,14 +88,22 @@ def _overload_wide(cache, address):
     return lambda cache, address: load_f32w(address)
 
 
+@force_inline
+def _within_f16(value):
+    """`value`, 8 float32, within what float16 holds: one infinity would reach every token that shares its
+    block of keys, and later conversations in the same cache, as 0 * inf. A NaN stays one.
+    """
+    return minimum(splat_f32(_F16_LARGEST), maximum(splat_f32(-_F16_LARGEST), value))
+
+
 def _store_values(cache, address, value):
-    """Write 8 float32 at `address`, as array `cache` keeps them."""
+    """Write 8 float32 at `address`, as array `cache` keeps them; beyond float16, its largest number."""
 
 
 @overload(_store_values, jit_options={"forceinline": True})
 def _overload_store(cache, address, value):
     if cache.dtype == types.uint16:
-        return lambda cache, address, value: isa.store_f16(address, value)
+        return lambda cache, address, value: isa.store_f16(address, _within_f16(value))
     if cache.dtype == types.int8:
         return lambda cache, address, value: store_i8x8(address, to_bytes(round_even(value), np.int32(0)))
     return lambda cache, address, value: store_f32x8(address, value)

@@ -1,4 +1,5 @@
-// The KV cache in float16.
+// The KV cache in float16. What is beyond it is kept as its largest number: see kernels/attention.py.
+const F16_LARGEST = 65504.0;
 const SCALED = false;
 alias Quad = vec2<u32>;
 
@@ -7,5 +8,6 @@ fn from_cache(q: Quad) -> vec4<f32> {
 }
 
 fn to_cache(v: vec4<f32>) -> Quad {
-  return vec2<u32>(pack2x16float(v.xy), pack2x16float(v.zw));
+  let within = clamp(v, vec4<f32>(-F16_LARGEST), vec4<f32>(F16_LARGEST));
+  return vec2<u32>(pack2x16float(within.xy), pack2x16float(within.zw));
 }

@@ -103,7 +103,7 @@ class Sampler:
         log_total = float(self.kernels.log_sum_exp(self._logits))
         if not np.isfinite(log_total):
             raise LocalossError(
-                "the model's output is not finite: `localoss verify` finds out whether its files are damaged; "
+                "the model's output is not finite: `localoss verify` tells whether its files are damaged; "
                 "if they are not, the checkpoint is, and `localoss quantize` names the tensor"
             )
         return log_total

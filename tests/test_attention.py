@@ -11,7 +11,8 @@ import pytest
 from support import naive
 from support.tiled import address, from_blocks
 
-from localoss.kernels.attention import attention, rotate_and_store
+from localoss.kernels.attention import attention
+from localoss.kernels.kv_store import rotate_and_store
 from localoss.model.kv_cache import LayerCache
 from localoss.plan.sizes import KEY_LANES, attention_scratch_floats
 

@@ -12,8 +12,9 @@ import numpy as np
 
 from localoss.kernels.activations import add_experts, gather, quantize, rms_norm, sort_by_expert
 from localoss.kernels.activations import route as choose_experts
-from localoss.kernels.attention import attention, rotate_and_store
+from localoss.kernels.attention import attention
 from localoss.kernels.experts import down, gate_up, list_active
+from localoss.kernels.kv_store import rotate_and_store
 from localoss.kernels.matmul import matmul
 from localoss.kernels.products import BF16, OFFSETS
 from localoss.kernels.simd import jit

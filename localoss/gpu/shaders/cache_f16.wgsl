@@ -1,4 +1,4 @@
-// The KV cache in float16. What is beyond it is kept as its largest number: see kernels/attention.py.
+// The KV cache in float16. What is beyond it is kept as its largest number: see kernels/kv_store.py.
 const F16_LARGEST = 65504.0;
 const SCALED = false;
 alias Quad = vec2<u32>;

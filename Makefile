@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 MODEL  ?=
+# Processes that run tests at once: one a core, for each takes a gigabyte at most four. WORKERS=0 is one after another.
+WORKERS ?= auto
 
 .PHONY: setup chat test lint type bench golden soak train train-smoke clean
 
@@ -19,7 +21,7 @@ chat: setup
 	$(BIN)/localoss chat $(MODEL)
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .

@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 MODEL  ?=
-# Processes that run tests at once: one a core, for each takes a gigabyte at most four. WORKERS=0 is one after another.
-WORKERS ?= auto
+# Processes that run tests at once: one for each core, at most four, for each takes a gigabyte. 0: one after another.
+WORKERS ?= logical
 
 .PHONY: setup chat test lint type bench golden soak train train-smoke clean
 

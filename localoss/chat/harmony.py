@@ -53,7 +53,7 @@ class Message:
     text: what was typed or answered; files: what goes before it. content: both, as the model reads them.
     role: user, assistant or tool. channel: one of CHANNELS for the assistant's. recipient: the tool that is
     called, such as functions.lookup. content_type: json or code where a call says so. name: the tool that
-    answers.
+    answers. thinking: what led to a final message; for people, the model doesn't read it again.
     """
 
     role: str
@@ -63,6 +63,7 @@ class Message:
     content_type: str | None = None
     name: str | None = None
     files: tuple[File, ...] = ()
+    thinking: str | None = field(default=None, compare=False)
 
     @property
     def content(self) -> str:

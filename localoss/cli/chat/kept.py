@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -127,9 +128,7 @@ def _go_to(chat: "Chat", opened: Session | None, conversation: Conversation) -> 
         chat.leave_session()
     chat.session = opened
     setup = conversation.setup
-    chat.conversation.setup = chat.calls.add_to(setup) if chat.calls else setup
-    chat.conversation.messages = conversation.messages
-    chat.conversation.left_out = conversation.left_out
+    chat.conversation = replace(conversation, setup=chat.calls.add_to(setup) if chat.calls else setup)
     chat.attachments.clear()
     chat.follow()
 

@@ -13,7 +13,7 @@ from localoss.cli.chat.figures import TurnFigures
 from localoss.cli.chat.messages import Input, as_command, unquoted
 from localoss.cli.terminal import AnswerPrinter, interrupts, notify, printable, say, typing_waits
 from localoss.errors import ContextFullError, LocalossError
-from localoss.hub.registry import models_folder
+from localoss.hub.registry import name_of
 from localoss.options import SamplingParams
 from quant.errors import QuantError
 
@@ -207,10 +207,8 @@ class Chat:
 
     @property
     def model(self) -> str:
-        """The name that opens this model again: the store's, or the folder's path."""
-        if self.folder.parent == models_folder():
-            return self.folder.name.replace("--", "/", 1)
-        return str(self.folder.resolve())
+        """The name that opens this model again."""
+        return name_of(self.folder)
 
     def count(self) -> None:
         """Count the tokens of the conversation anew."""

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from localoss.chat import branches, export
@@ -11,21 +11,15 @@ from localoss.chat.conversation import Conversation
 from localoss.chat.session import Session
 from localoss.chat.session_store import free_name, read_session, remove_session, revision, sessions
 from localoss.errors import UsageError
-from localoss.server.core.bodies import BodyRoute
 from localoss.server.core.errors import ApiError
 from localoss.server.core.threads import aside
 from localoss.server.page.answers import Answers
-from localoss.server.page.origin import own_page
+from localoss.server.page.origin import PageRoute
 from localoss.server.page.schemas import Change, Nothing, Setup, Way
 from localoss.server.page.view import view_of
 from quant.errors import BusyError
 
-router = APIRouter(
-    prefix="/localoss/sessions",
-    route_class=BodyRoute,
-    dependencies=[Depends(own_page)],
-    include_in_schema=False,
-)
+router = APIRouter(prefix="/localoss/sessions", route_class=PageRoute, include_in_schema=False)
 _MEDIA = {"md": "text/markdown", "txt": "text/plain", "json": "application/json"}
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from localoss.chat import branches, harmony
@@ -18,18 +18,15 @@ from localoss.chat.session import Session
 from localoss.errors import ContextFullError, UsageError
 from localoss.options import SamplingParams
 from localoss.server.core.answering import Question
-from localoss.server.core.bodies import BodyRoute
 from localoss.server.core.errors import ApiError
 from localoss.server.core.service import Service, event_stream
 from localoss.server.core.threads import aside
 from localoss.server.page.answers import Answers, LiveAnswer
-from localoss.server.page.origin import own_page
+from localoss.server.page.origin import PageRoute
 from localoss.server.page.schemas import Document, Nothing, Sampling, Turn
 from localoss.server.page.sessions import apply_setup, as_refusal, missing, opened, told
 
-router = APIRouter(
-    prefix="/localoss", route_class=BodyRoute, dependencies=[Depends(own_page)], include_in_schema=False
-)
+router = APIRouter(prefix="/localoss", route_class=PageRoute, include_in_schema=False)
 _TRIMMED_SHARE = 0.5  # of the context: what a trimmed conversation takes, as in the terminal
 
 

@@ -166,6 +166,22 @@ GpuLayers = Annotated[
         help="Layers that run on a GPU: a number, auto (as many as fit) or all.",
     ),
 ]
+
+
+def memory_for_experts(text: str | int) -> int:
+    """A size, or 0 for "mapped". Raises: UsageError."""
+    return 0 if str(text).strip().lower() in ("mapped", "0") else size_bytes(str(text))
+
+
+ExpertMemory = Annotated[
+    int | None,
+    typer.Option(
+        "--expert-memory",
+        metavar="SIZE",
+        parser=memory_for_experts,
+        help="Experts to keep in memory, as 9GB, the others on the disk; mapped: leave it to the system.",
+    ),
+]
 GpuMemory = Annotated[
     int | None,
     typer.Option(
@@ -196,6 +212,7 @@ _LOADING: dict[str, tuple[Any, Any]] = {
     "threads": (Threads, None),
     "gpu_layers": (GpuLayers, 0),
     "gpu_memory": (GpuMemory, None),
+    "expert_memory": (ExpertMemory, None),
 }
 _SAMPLING: dict[str, tuple[Any, Any]] = {
     "max_tokens": (MaxTokens, None),

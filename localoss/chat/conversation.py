@@ -25,7 +25,7 @@ class Branch:
 
 @dataclass
 class Conversation:
-    """Messages under a setup. The model forgets its thinking once the turn's final answer stands.
+    """Messages under a setup. Once an answer stands, the model forgets thoughts, python and browser.
 
     left_out: how many of the oldest messages the model no longer sees. title: what its user calls it.
     branches: questions and answers that others stand in place of; the model doesn't see them.
@@ -69,7 +69,7 @@ class Conversation:
         if thoughts:
             thinking = "\n\n".join(thoughts)
             kept = [replace(m, thinking=thinking) if m.channel == "final" else m for m in kept]
-        self.messages = harmony.drop_finished_analysis([*self.messages, *kept])
+        self.messages = harmony.drop_finished_thoughts([*self.messages, *kept])
 
     @property
     def files(self) -> list[File]:

@@ -13,6 +13,7 @@ from localoss.cli.help import apply_preset, complete_preset
 from localoss.errors import LocalossError, UsageError
 from localoss.options import LoadOptions, SamplingParams
 from localoss.settings import size_bytes
+from localoss.tools.choice import ToolOptions
 
 
 class Effort(StrEnum):
@@ -222,7 +223,25 @@ _SAMPLING: dict[str, tuple[Any, Any]] = {
     "min_p": (MinP, 0.0),
     "seed": (Seed, None),
 }
+ToolNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME|FILE",
+        help="What the model may call: python, cpython, browser, a JSON file of functions; commas between.",
+    ),
+]
+_TOOLS: dict[str, tuple[Any, Any]] = {"tools": (ToolNames, None)}
 _Command = Callable[..., Any]
+
+
+def takes_tool_options(command: _Command) -> _Command:
+    """Give `command` the options that say what may be called: its parameter `tooling` is a ToolOptions."""
+
+    def chosen(tools: list[str] | None, **others: Any) -> ToolOptions:
+        names = [name.strip() for given in tools or () for name in given.split(",")]
+        return ToolOptions(tuple(dict.fromkeys(filter(None, names))), **others)
+
+    return _taking(command, "tooling", _TOOLS, chosen)
 
 
 def takes_load_options(command: _Command) -> _Command:

@@ -127,8 +127,7 @@ def _go_to(chat: "Chat", opened: Session | None, conversation: Conversation) -> 
     if opened is not chat.session:
         chat.leave_session()
     chat.session = opened
-    setup = conversation.setup
-    chat.conversation = replace(conversation, setup=chat.calls.add_to(setup) if chat.calls else setup)
+    chat.conversation = replace(conversation, setup=chat.with_tools(conversation.setup))
     chat.attachments.clear()
     chat.follow()
 

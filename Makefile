@@ -6,7 +6,7 @@ MODEL  ?=
 # Processes that run tests at once: one for each core, at most four, for each takes a gigabyte. 0: one after another.
 WORKERS ?= logical
 
-.PHONY: setup chat test lint type bench golden soak train train-smoke clean
+.PHONY: setup chat test lint type bench golden soak train train-smoke clean docs dist
 
 setup: $(VENV)/.ready
 
@@ -29,10 +29,23 @@ lint: setup
 
 type: setup
 	$(BIN)/mypy
+	$(BIN)/mypy --platform win32 --cache-dir .mypy_cache/win32
+	$(BIN)/mypy --platform darwin --cache-dir .mypy_cache/darwin
 
 bench: setup
 	@test -n "$(MODEL)" || { echo "say which model: make bench MODEL=folder" >&2; exit 1; }
 	$(BIN)/localoss bench $(MODEL)
+
+# Pages of docs/ in out/site.
+docs: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# A wheel and an sdist in dist/: pipx install dist/*.whl, or uv tool install dist/*.whl.
+dist: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dist]'
+	rm -rf dist
+	$(BIN)/python -m build
 
 golden: setup
 	@$(BIN)/python -c 'import torch, transformers' 2>/dev/null || \

@@ -84,4 +84,5 @@ class Moments(TensorFiles):
             )
         if not mean:  # an expert that no token of the text chose
             return None
-        return np.maximum(moments / mean, FLOOR)
+        relative: F32 = np.maximum(moments / mean, FLOOR)
+        return relative

@@ -1,11 +1,13 @@
 """What the README and docs/ show is there: each link's target, each command with its options."""
 
+import json
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from localoss.cli import app
 
@@ -89,6 +91,25 @@ def test_commands_are_there(page):
         if (unknown := unknown_words(words))
     }
     assert not wrong
+
+
+def test_the_site_has_each_page():
+    named = set(re.findall(r": (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE))
+    assert named == {page.name for page in (ROOT / "docs").glob("*.md")}
+
+
+def test_the_container_runs_a_command_that_is_there():
+    """Its instructions are those of a Containerfile, and what it starts takes the words that it is given."""
+    text = (ROOT / "Containerfile").read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    instructions = [tuple(line.split(maxsplit=1)) for line in lines]
+    known = {"FROM", "COPY", "RUN", "USER", "ENV", "VOLUME", "EXPOSE", "ENTRYPOINT", "CMD"}
+    assert {name for name, _ in instructions} <= known and instructions[0][0] == "FROM"
+    given = dict(instructions)  # the last of each
+    assert given["USER"] == "localoss"
+    words = json.loads(given["ENTRYPOINT"]) + json.loads(given["CMD"])
+    assert words[0] == "localoss" and not unknown_words(words)
+    assert f"[default: {given['EXPOSE']}" in CliRunner().invoke(app, ["serve", "--help"]).output
 
 
 def test_what_is_wrong_is_found():

@@ -8,7 +8,8 @@ from localoss.chat.turn import Turn
 from localoss.errors import Cancelled, ContextFullError
 
 if TYPE_CHECKING:
-    from localoss.engine.engine import Engine, Sequence
+    from localoss.engine.engine import Engine
+    from localoss.engine.sequence import Sequence
 
 
 def generate(

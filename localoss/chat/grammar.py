@@ -1,7 +1,6 @@
 """JSON schemas as masks over the next token, by llguidance; they hold inside one message only.
 
-llguidance is part of `pip install 'localoss[tools]'` and 'localoss[server]'; it is imported where a schema is
-first used.
+llguidance is part of `pip install 'localoss[server]'`, and imported where a schema is first used.
 """
 
 import base64
@@ -106,11 +105,11 @@ def _tokenizer() -> "LLTokenizer":
     try:
         from llguidance import LLTokenizer
     except ImportError:
-        raise UsageError("JSON schemas need llguidance: pip install 'localoss[tools]'") from None
+        raise UsageError("JSON schemas need llguidance: pip install 'localoss[server]'") from None
     lines = (VOCABULARY_FOLDER / "o200k_base.tiktoken").read_bytes().splitlines()
     ranks = {base64.b64decode(word): int(rank) for word, rank in (line.split() for line in lines)}
     control = {f"<|control_{token}|>": token for token in range(TEXT_TOKENS, VOCABULARY_TOKENS)}
-    return LLTokenizer.from_tiktoken(  # type: ignore[attr-defined]  # missing in its stubs
+    made: LLTokenizer = LLTokenizer.from_tiktoken(  # type: ignore[attr-defined]  # missing in its stubs
         encoder=ranks,
         special_tokens=control,
         pattern=r"\s+|\S+",  # splits text to be tokenized; masks don't depend on it
@@ -118,3 +117,4 @@ def _tokenizer() -> "LLTokenizer":
         n_vocab=VOCABULARY_TOKENS,
         slices=None,
     )
+    return made

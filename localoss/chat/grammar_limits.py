@@ -79,7 +79,8 @@ def _without_unfit(schema: Schema) -> Schema:
             }
         return kept
 
-    return _mapped(schema, fit)
+    fitting: Schema = _mapped(schema, fit)
+    return fitting
 
 
 def _as_outline(schema: Schema) -> Schema:

@@ -15,8 +15,9 @@ from quant.format import disk
 from quant.format.layout import MANIFEST
 
 if TYPE_CHECKING:
-    from localoss.engine.engine import Engine, Sequence
+    from localoss.engine.engine import Engine
     from localoss.engine.saved_cache import SavedCache
+    from localoss.engine.sequence import Sequence
 
 
 class Session:
@@ -74,7 +75,7 @@ class Session:
 
         Raises: LocalossError that says what failed; what was saved before is still there.
         """
-        content = transcript.to_json(conversation, model, keeps_thinking=True)
+        content = transcript.to_json(conversation, model)
         if content == self._saved:
             return
         new = self.folder / f"{MESSAGES}.new"

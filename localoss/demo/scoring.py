@@ -21,7 +21,8 @@ from quant.convert import convert
 from quant.format.manifest import Dtypes
 
 if TYPE_CHECKING:
-    from localoss.engine.engine import Engine, Sequence
+    from localoss.engine.engine import Engine
+    from localoss.engine.sequence import Sequence
 
 # The weights as they were trained, then what the quantizer makes of them; each is compared with the first.
 FORMATS = {

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_url
-from huggingface_hub.utils import build_hf_headers, get_session
+from huggingface_hub.utils import build_hf_headers, get_session  # type: ignore[attr-defined]
 
 from localoss.hub import retry
 from localoss.hub.errors import DownloadError, GoneError, WrongFileError

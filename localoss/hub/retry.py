@@ -11,7 +11,9 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.errors import HTTPError as TransferError  # httpx's, or httpx2's: whichever the hub uses
+
+# httpx's, or httpx2's: whichever the hub uses.
+from huggingface_hub.errors import HTTPError as TransferError  # type: ignore[attr-defined]
 
 from localoss.hub.errors import DownloadError, GoneError, WrongFileError
 
@@ -68,13 +70,16 @@ class Patience:
         """
         if isinstance(error, ExpiredError):
             return 0.0 if failures < TIMES else None
-        wait_s = min(self.first_wait_s * 2 ** (failures - 1), self.longest_wait_s)
+        wait_s: float = min(self.first_wait_s * 2 ** (failures - 1), self.longest_wait_s)
         status, headers = _status_of(error)
         most = self.first_failures if is_first else self.failures
         if failures > most or not _is_transient(error, status):
             return None
-        asked = headers.get("retry-after", "")
-        return max(wait_s, min(float(asked), 5 * self.longest_wait_s)) if asked.isdigit() else wait_s
+        asked: str = headers.get("retry-after", "")
+        if not asked.isdigit():
+            return wait_s
+        longest: float = 5 * self.longest_wait_s
+        return max(wait_s, min(float(asked), longest))
 
 
 def _is_transient(error: Exception, status: int | None) -> bool:

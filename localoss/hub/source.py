@@ -25,7 +25,7 @@ from quant.format.safetensors import (
     parse_weight_map,
     read_header,
 )
-from quant.format.writer import Writer
+from quant.format.writer import PART, Writer
 from quant.sources import Source
 from quant.sources.huggingface import HuggingFaceSource
 from quant.sources.names import hf_names
@@ -99,7 +99,7 @@ class PulledSource(HuggingFaceSource):
         size = self._hub.file(shard).size
         if (self._folder / shard).exists() or self._cached(shard):
             return 0
-        part = self._folder / (shard + transfer.PART)
+        part = self._folder / (shard + PART)
         return max(0, size - part.stat().st_size) if part.exists() else size
 
     def peak_bytes(self, output_bytes: dict[str, int]) -> int:

@@ -14,7 +14,7 @@ from localoss.kernels import isa  # noqa: F401 - first: it may tell Numba more a
 def telling_compiled(tell: Callable[[str], None]) -> Iterator[None]:
     """Meanwhile, call `tell` with the name of each function that is compiled and not found in the cache."""
 
-    class Listener(event.Listener):  # type: ignore[misc]
+    class Listener(event.Listener):
         def on_start(self, event: Any) -> None:
             tell(event.data["dispatcher"].py_func.__name__.strip("_"))
 

@@ -1,6 +1,7 @@
 """How fast a model runs here, beside how fast its weights can be read."""
 
 import statistics
+import sys
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -169,11 +170,9 @@ def anonymous_bytes() -> int | None:
 
 def peak_rss_bytes() -> int:
     """The most memory that this process has occupied, pages of the model's files included."""
-    info = psutil.Process().memory_info()
-    if hasattr(info, "peak_wset"):  # Windows
-        return int(info.peak_wset)
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
     import resource
-    import sys
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

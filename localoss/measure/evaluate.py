@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from localoss.engine.engine import Engine, F32Array
+from localoss.engine.engine import Engine
 from localoss.errors import Cancelled, UsageError
+from localoss.model.stack import F32Array
 
 F64 = NDArray[np.float64]
 _EMPTY: F64 = np.empty(0)
@@ -39,7 +40,7 @@ class Scores:
     @property
     def perplexity_error(self) -> float:
         """The standard error of the perplexity, were the tokens independent."""
-        return self.perplexity * float(self.nll.std()) / len(self.nll) ** 0.5
+        return float(self.perplexity * float(self.nll.std()) / len(self.nll) ** 0.5)
 
     @property
     def reference_perplexity(self) -> float:

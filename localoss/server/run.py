@@ -19,7 +19,6 @@ from localoss.server.core.pool import SequencePool
 from localoss.server.core.response_store import ResponseStore
 from localoss.server.core.service import Service
 from localoss.server.core.worker import Worker
-from localoss.server.page import Page
 
 
 def open_socket(host: str, port: int) -> socket.socket:
@@ -58,7 +57,6 @@ def serve(
     queue: int,
     think_budget: int | None,
     responses: Path,
-    page: Page | None = None,
     listening: Callable[[str], None],
 ) -> None:
     """Serve until SIGTERM or Ctrl-C; then finish what runs, refuse what waits, and return.
@@ -66,7 +64,7 @@ def serve(
     A second one cuts short what runs. think_budget: of requests that give none.
     allowed_hosts: other names that clients on this machine reach it by. strict: refuse unknown fields.
     aliases: other names that requests may give the model.
-    responses: the file that stored responses are kept in. page: the chat page at /, if there is one.
+    responses: the file that stored responses are kept in.
     listening: told the base URL once requests are taken.
     """
     harmony.encoding()  # half a second that the first request needn't wait for
@@ -74,9 +72,7 @@ def serve(
     pool, store = SequencePool(engine, conversations), ResponseStore(responses)
     service = Service(engine, model, worker, pool, store, think_budget, aliases=aliases)
     hosts = {*LOOPBACK, host, *allowed_hosts} if host in LOOPBACK else None  # elsewhere there is a key
-    app = build_app(
-        service, hosts=hosts, api_key=api_key, cors_origins=cors_origins, strict=strict, page=page
-    )
+    app = build_app(service, hosts=hosts, api_key=api_key, cors_origins=cors_origins, strict=strict)
     config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", server_header=False)
     name = f"[{host}]" if ":" in host else host
     url = f"http://{name}:{bound.getsockname()[1]}/v1"

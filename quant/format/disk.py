@@ -22,7 +22,7 @@ def write(file: FileIO, chunk: Any) -> None:
     view = memoryview(chunk)
     while view:
         view = view[file.write(view) :]
-    if hasattr(os, "posix_fadvise"):
+    if sys.platform == "linux":
         # Linux starts to write these pages out now, without a wait; else the disk idles until the fsync.
         start = file.tell() - len(chunk)
         os.posix_fadvise(file.fileno(), start, len(chunk), os.POSIX_FADV_DONTNEED)

@@ -5,6 +5,7 @@ Tensors are read in slices, never mapped: mapped pages would count as resident m
 
 import math
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from io import FileIO
@@ -184,7 +185,7 @@ class TensorFiles:
         rows = np.empty((stop - start, *shape), NUMPY_DTYPES.get(info.dtype, np.uint8))
         offset = info.offset + start * row_bytes
         self._read_into(path, offset, rows.reshape(-1).view(np.uint8).data)
-        if hasattr(os, "posix_fadvise"):
+        if sys.platform == "linux":
             file, size = self._open(path).fileno(), rows.nbytes
             # The next rows are likely next: let the disk bring them meanwhile.
             os.posix_fadvise(file, offset + size, size, os.POSIX_FADV_WILLNEED)

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from localoss.chat import harmony
-from localoss.chat.branches import another_way
 from localoss.cli.chat import attachments, kept, outside
 from localoss.cli.chat.figures import context_parts, context_picture, turns_table
 from localoss.cli.chat.talk import Chat, Leave, shortened
@@ -99,10 +98,9 @@ def _trim(chat: Chat, _: str) -> None:
 
 
 def _regen(chat: Chat, _: str) -> None:
-    if not chat.conversation.asked:
+    if not chat.conversation.drop_answer():
         raise UsageError("there is nothing to answer yet")
-    with another_way(chat.conversation, chat.conversation.asked - 1, is_answer=True):
-        chat.reply()
+    chat.reply()
 
 
 def _undo(chat: Chat, _: str) -> None:
@@ -120,11 +118,8 @@ def _edit(chat: Chat, _: str) -> None:
     if after == before or not after:
         say("(nothing was changed)")
         return
-    if asked is None:
-        chat.ask(after)
-        return
-    with another_way(chat.conversation, chat.conversation.asked - 1, is_answer=False):
-        chat.ask(after, asked.files)
+    chat.conversation.take_back()
+    chat.ask(after, asked.files if asked else ())
 
 
 def _stats(chat: Chat, _: str) -> None:

@@ -2,7 +2,6 @@
 
 import re
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -127,7 +126,10 @@ def _go_to(chat: "Chat", opened: Session | None, conversation: Conversation) -> 
     if opened is not chat.session:
         chat.leave_session()
     chat.session = opened
-    chat.conversation = replace(conversation, setup=chat.with_tools(conversation.setup))
+    setup = conversation.setup
+    chat.conversation.setup = chat.calls.add_to(setup) if chat.calls else setup
+    chat.conversation.messages = conversation.messages
+    chat.conversation.left_out = conversation.left_out
     chat.attachments.clear()
     chat.follow()
 

@@ -49,7 +49,7 @@ class Case:
         if (said.channel, said.recipient) != (right.channel, right.recipient):
             return False
         if right.recipient:
-            return _arguments(said.text) == json.loads(right.text)
+            return bool(_arguments(said.text) == json.loads(right.text))
         return said.text.strip() == right.text
 
 

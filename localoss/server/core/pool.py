@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 from localoss.engine.sequence import common_prefix
 
 if TYPE_CHECKING:
-    from localoss.engine.engine import Engine, Sequence
+    from localoss.engine.engine import Engine
+    from localoss.engine.sequence import Sequence
 
 _WORTH_KEEPING = 0.5  # of a conversation: less in common, and it is kept for its own next turn
 

@@ -124,7 +124,7 @@ class Output:
         else:
             item["arguments"] = text
             done = {"arguments": text, "name": item["name"]}
-            yield self._event("response.function_call_arguments.done", **done)  # type: ignore[arg-type]
+            yield self._event("response.function_call_arguments.done", **done)
         yield self._event("response.output_item.done", item=dict(item))
 
     def _cut_call(self) -> Iterator[Event]:

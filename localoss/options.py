@@ -32,6 +32,8 @@ class LoadOptions:
     must_fit: refuse a model whose weights would come from the disk again and again.
     lookup: draft tokens from what was said before, and run them along with each token.
     chunk_tokens: tokens of a forward pass at most.
+    expert_memory: bytes of experts to keep in memory while the others stay on the disk; None for what is
+        free if the model is larger, 0 to leave all to the system's page cache.
     """
 
     context_tokens: int | None = 8192
@@ -46,6 +48,7 @@ class LoadOptions:
     must_fit: bool = False
     lookup: bool = False
     chunk_tokens: int = 512
+    expert_memory: int | None = None
 
     def __post_init__(self) -> None:
         """Raises: UsageError for a value out of range; what depends on the model, the loader checks."""
@@ -57,6 +60,9 @@ class LoadOptions:
             raise UsageError(f"chunk_tokens is {self.chunk_tokens}; use 1 or more")
         if self.slots < 1:
             raise UsageError(f"slots is {self.slots}; use 1 or more")
+
+        if self.expert_memory and self.gpu_layers:
+            raise UsageError("with --gpu-layers experts are mapped; leave out one of it and --expert-memory")
 
     @property
     def is_exact(self) -> bool:

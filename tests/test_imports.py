@@ -26,6 +26,7 @@ LAYERS = [
     {"localoss.engine"},
     {"localoss.measure"},
     {"localoss.chat"},
+    {"localoss.tools"},
     {"localoss"},
     {"localoss.demo"},
     {"localoss.server"},
@@ -40,6 +41,11 @@ HOMES = {
     "prompt_toolkit": {"localoss.cli"},
     "openai_harmony": {"localoss.chat"},
     "llguidance": {"localoss.chat"},
+    "pydantic_monty": {"localoss.tools"},
+    "trafilatura": {"localoss.tools"},
+    "lxml": {"localoss.tools"},
+    "httpx2": {"localoss.tools"},
+    "mcp": {"localoss.tools"},
     "fastapi": {"localoss.server"},
     "starlette": {"localoss.server"},
     "uvicorn": {"localoss.server"},
@@ -190,7 +196,7 @@ def test_help_imports_nothing_heavy(arguments):
     code, modules = json.loads(done.stdout.splitlines()[-1])
     assert code == 0, done.stderr
     heavy = {"numpy", "numba", "huggingface_hub", "openai_harmony", "safetensors", "psutil", "prompt_toolkit"}
-    heavy |= {"fastapi", "uvicorn", "llguidance", "wgpu"}
+    heavy |= {"fastapi", "uvicorn", "llguidance", "wgpu", "pydantic_monty", "mcp", "httpx2", "trafilatura"}
     assert not heavy.intersection(modules)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from localoss.chat.conversation import Conversation
 from localoss.chat.generate import generate
 from localoss.chat.grammar_limits import strict_grammar
-from localoss.chat.harmony import ChatSetup, Message
+from localoss.chat.harmony import ChatSetup
 from localoss.chat.parser import Event
 from localoss.chat.rules import AnswerRules, argument_grammars
 from localoss.chat.tools import ToolCall, call_of, parse_function, result_message
@@ -155,7 +155,7 @@ class Chat:
 
     def _keep(self, turn: Turn) -> None:
         calls = [m for m in turn.messages if m.recipient] if turn.finish == "call" else []
-        self.conversation.answer(_without_cut_calls(turn))
+        self.conversation.answer(turn.whole_messages)
         self.last = Reply(
             turn.answer,
             turn.thinking,
@@ -164,11 +164,6 @@ class Chat:
             len(turn.prompt),
             turn.generated_tokens,
         )
-
-
-def _without_cut_calls(turn: Turn) -> list[Message]:
-    """The messages of a turn; a call that was cut is none."""
-    return [m for m in turn.messages if turn.finish == "call" or not m.recipient]
 
 
 def _engine_of(model: "Engine | str | Path", load_options: dict[str, Any]) -> "Engine":

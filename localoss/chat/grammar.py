@@ -1,6 +1,7 @@
 """JSON schemas as masks over the next token, by llguidance; they hold inside one message only.
 
-llguidance is part of `pip install 'localoss[server]'`, and imported where a schema is first used.
+llguidance is part of `pip install 'localoss[tools]'` and 'localoss[server]'; it is imported where a schema is
+first used.
 """
 
 import base64
@@ -105,7 +106,7 @@ def _tokenizer() -> "LLTokenizer":
     try:
         from llguidance import LLTokenizer
     except ImportError:
-        raise UsageError("JSON schemas need llguidance: pip install 'localoss[server]'") from None
+        raise UsageError("JSON schemas need llguidance: pip install 'localoss[tools]'") from None
     lines = (VOCABULARY_FOLDER / "o200k_base.tiktoken").read_bytes().splitlines()
     ranks = {base64.b64decode(word): int(rank) for word, rank in (line.split() for line in lines)}
     control = {f"<|control_{token}|>": token for token in range(TEXT_TOKENS, VOCABULARY_TOKENS)}

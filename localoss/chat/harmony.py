@@ -53,7 +53,7 @@ class Message:
     text: what was typed or answered; files: what goes before it. content: both, as the model reads them.
     role: user, assistant or tool. channel: one of CHANNELS for the assistant's. recipient: the tool that is
     called, such as functions.lookup. content_type: json or code where a call says so. name: the tool that
-    answers.
+    answers. thinking: what led to a final message; for people, the model doesn't read it again.
     """
 
     role: str
@@ -63,6 +63,7 @@ class Message:
     content_type: str | None = None
     name: str | None = None
     files: tuple[File, ...] = ()
+    thinking: str | None = field(default=None, compare=False)
 
     @property
     def content(self) -> str:
@@ -94,7 +95,9 @@ class ChatSetup:
     """What stands before the first message of a conversation.
 
     effort: low, medium or high. instructions: the developer message. builtin_tools: openai-harmony's own, of
-    "python" and "browser". date: when the conversation began; it stays, so that the prompt's tokens stay.
+    "python" and "browser". tool_notes: texts of their descriptions, and what stands in their place here.
+    tool_instructions: what follows the instructions about tools. date: when the conversation began; it stays,
+    so that the prompt's tokens stay.
     Raises: UsageError for an unknown effort.
     """
 
@@ -102,11 +105,18 @@ class ChatSetup:
     instructions: str | None = None
     functions: tuple[Function, ...] = ()
     builtin_tools: tuple[str, ...] = ()
+    tool_notes: tuple[tuple[str, str], ...] = ()
+    tool_instructions: str | None = None
     date: str = field(default_factory=_today)
 
     def __post_init__(self) -> None:
         if self.effort not in EFFORTS:
             raise UsageError(f"effort is {self.effort!r}; choose one of {', '.join(EFFORTS)}")
+
+    @property
+    def developer_text(self) -> str:
+        """All instructions."""
+        return "\n\n".join(filter(None, (self.instructions, self.tool_instructions)))
 
 
 @functools.cache
@@ -147,10 +157,10 @@ def render(setup: ChatSetup, messages: Sequence[Message], most_tokens: int | Non
     if most_tokens is not None:
         sizes = [len(text.encode("utf-8", "replace")) for text in _texts(setup, messages)]
         _check_count(sum(sizes) // _MAX_TOKEN_BYTES + _LEAST_MESSAGE_TOKENS * len(messages), most_tokens)
-    is_long = len(setup.instructions or "") > PIECE_CHARS
+    is_long = len(setup.developer_text) > PIECE_CHARS
     head = [_system_message(setup)]
-    if setup.instructions or setup.functions:
-        head.append(_developer_message(None if is_long else setup.instructions, setup.functions))
+    if setup.developer_text or setup.functions:
+        head.append(_developer_message(None if is_long else setup.developer_text, setup.functions))
     messages = drop_finished_analysis(messages)
     tokens = encoding().render_conversation_for_completion(
         library.Conversation.from_messages([*head, *map(_library_message, messages)]),
@@ -159,13 +169,13 @@ def render(setup: ChatSetup, messages: Sequence[Message], most_tokens: int | Non
     )
     texts = [""] * len(head) + [message.content for message in messages]
     if is_long:
-        texts[1] = f"# Instructions\n\n{setup.instructions}"
+        texts[1] = f"# Instructions\n\n{setup.developer_text}"
     return _with_long_texts(tokens, texts, most_tokens)
 
 
 def _texts(setup: ChatSetup, messages: Sequence[Message]) -> list[str]:
     """All that a prompt is made of, but for functions, whose length is bounded, and dropped thoughts."""
-    return [setup.instructions or "", *(message.content for message in drop_finished_analysis(messages))]
+    return [setup.developer_text, *(message.content for message in drop_finished_analysis(messages))]
 
 
 def _check_count(tokens: int, most_tokens: int | None) -> None:
@@ -197,13 +207,26 @@ def branch_points(prompt: Sequence[int]) -> list[int]:
 
 
 def drop_finished_analysis(messages: Sequence[Message]) -> list[Message]:
-    """Leave out the analysis of every turn whose final answer stands.
+    """Leave out the analysis of every turn whose final answer stands, what python and browser did included.
 
     No later message brings it back, as a tool call does with openai-harmony 0.0.8's own dropping.
     """
-    finals = [i for i, message in enumerate(messages) if message.channel == "final"]
-    last_final = finals[-1] if finals else -1
+    last_final = _last_final(messages)
     return [m for i, m in enumerate(messages) if i > last_final or m.channel != "analysis"]
+
+
+def drop_finished_thoughts(messages: Sequence[Message]) -> list[Message]:
+    """As drop_finished_analysis, for people: calls on the analysis channel and their results stay."""
+    last_final = _last_final(messages)
+    return [
+        m
+        for i, m in enumerate(messages)
+        if i > last_final or m.channel != "analysis" or m.recipient or m.role == "tool"
+    ]
+
+
+def _last_final(messages: Sequence[Message]) -> int:
+    return max((i for i, message in enumerate(messages) if message.channel == "final"), default=-1)
 
 
 def encode_raw(text: str, most_tokens: int | None = None) -> list[int]:
@@ -256,7 +279,10 @@ def _system_message(setup: ChatSetup) -> "library.Message":
         .with_required_channels(list(CHANNELS))
     )
     for tool in setup.builtin_tools:
-        content = {"python": content.with_python_tool, "browser": content.with_browser_tool}[tool]()
+        declared = getattr(library.ToolNamespaceConfig, tool)()
+        for text, meant in setup.tool_notes:
+            declared.description = declared.description.replace(text, meant)
+        content = content.with_tools(declared)
     return library.Message.from_role_and_content(library.Role.SYSTEM, content)
 
 

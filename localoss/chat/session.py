@@ -75,7 +75,7 @@ class Session:
 
         Raises: LocalossError that says what failed; what was saved before is still there.
         """
-        content = transcript.to_json(conversation, model)
+        content = transcript.to_json(conversation, model, keeps_thinking=True)
         if content == self._saved:
             return
         new = self.folder / f"{MESSAGES}.new"

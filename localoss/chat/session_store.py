@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import hashlib
 import itertools
 import re
 import shutil
@@ -24,7 +25,7 @@ _TITLE_CHARACTERS = 60
 
 @dataclass(frozen=True)
 class Listed:
-    """A session on disk. title: of its first question. problem: why its messages can't be read, if so."""
+    """A session on disk. title: its user's, or its first question. problem: why it can't be read."""
 
     name: str
     title: str
@@ -71,6 +72,14 @@ def read_session(name: str) -> tuple[Conversation, str]:
     return transcript.read(path)
 
 
+def revision(name: str) -> str:
+    """What tells whether a session's messages changed; nothing if there are none."""
+    try:
+        return hashlib.sha256((folder_of(name) / MESSAGES).read_bytes()).hexdigest()[:32]
+    except OSError:
+        return ""
+
+
 def remove_session(name: str) -> int:
     """Remove a session for good, and give how many bytes it had.
 
@@ -96,9 +105,9 @@ def _listed(path: Path) -> Listed:
 
 
 def title_of(conversation: Conversation) -> str:
-    """The first question, without its files: as much of it as fits a line."""
+    """What its user calls it, or the first question without its files: as much as fits a line."""
     asked = (message.text for message in conversation.messages if message.role == "user")
-    words = " ".join(next(asked, "").split())
+    words = " ".join((conversation.title or next(asked, "")).split())
     return words if len(words) <= _TITLE_CHARACTERS else f"{words[: _TITLE_CHARACTERS - 1].rstrip()}…"
 
 
@@ -129,6 +138,13 @@ def _used(path: Path) -> float:
         return path.stat().st_mtime
     except OSError:
         return 0.0
+
+
+def free_name(words: str, mine: str) -> str:
+    """The name that a session of title `words` may have: `mine`, if they make none."""
+    base = re.sub(r"[^\w.-]+", "-", words, flags=re.ASCII).strip("-._")[:56]
+    names = (f"{base}-{number}" if number > 1 else base for number in itertools.count(1))
+    return next(name for name in names if name == mine or not folder_of(name).exists()) if base else mine
 
 
 def new_name() -> str:

@@ -70,6 +70,11 @@ def result_message(name: str, output: str) -> Message:
     return Message("tool", output, "commentary", "assistant", name=_PREFIX + name)
 
 
+def answer_message(call: Message, output: str) -> Message:
+    """The result of `call`, whose tool answers on the channel that it was called on."""
+    return Message("tool", output, call.channel, "assistant", name=call.recipient)
+
+
 class Thoughts:
     """What was thought and said before each call, by the call's id: clients don't send it back.
 

@@ -128,6 +128,11 @@ class Turn:
         return "".join(message.text for message in self.messages if message.channel == "final")
 
     @property
+    def whole_messages(self) -> list[Message]:
+        """What was said; a call that was cut is none."""
+        return [message for message in self.messages if self.finish == "call" or not message.recipient]
+
+    @property
     def thinking(self) -> str:
         return "\n\n".join(m.text for m in self.messages if m.channel == "analysis" and not m.recipient)
 

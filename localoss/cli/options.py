@@ -13,6 +13,7 @@ from localoss.cli.help import apply_preset, complete_preset
 from localoss.errors import LocalossError, UsageError
 from localoss.options import LoadOptions, SamplingParams
 from localoss.settings import size_bytes
+from localoss.tools.choice import ToolOptions
 
 
 class Effort(StrEnum):
@@ -166,6 +167,22 @@ GpuLayers = Annotated[
         help="Layers that run on a GPU: a number, auto (as many as fit) or all.",
     ),
 ]
+
+
+def memory_for_experts(text: str | int) -> int:
+    """A size, or 0 for "mapped". Raises: UsageError."""
+    return 0 if str(text).strip().lower() in ("mapped", "0") else size_bytes(str(text))
+
+
+ExpertMemory = Annotated[
+    int | None,
+    typer.Option(
+        "--expert-memory",
+        metavar="SIZE",
+        parser=memory_for_experts,
+        help="Experts to keep in memory, as 9GB, the others on the disk; mapped: leave it to the system.",
+    ),
+]
 GpuMemory = Annotated[
     int | None,
     typer.Option(
@@ -196,6 +213,7 @@ _LOADING: dict[str, tuple[Any, Any]] = {
     "threads": (Threads, None),
     "gpu_layers": (GpuLayers, 0),
     "gpu_memory": (GpuMemory, None),
+    "expert_memory": (ExpertMemory, None),
 }
 _SAMPLING: dict[str, tuple[Any, Any]] = {
     "max_tokens": (MaxTokens, None),
@@ -205,7 +223,25 @@ _SAMPLING: dict[str, tuple[Any, Any]] = {
     "min_p": (MinP, 0.0),
     "seed": (Seed, None),
 }
+ToolNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME|FILE",
+        help="What the model may call: python, cpython, browser, a JSON file of functions; commas between.",
+    ),
+]
+_TOOLS: dict[str, tuple[Any, Any]] = {"tools": (ToolNames, None)}
 _Command = Callable[..., Any]
+
+
+def takes_tool_options(command: _Command) -> _Command:
+    """Give `command` the options that say what may be called: its parameter `tooling` is a ToolOptions."""
+
+    def chosen(tools: list[str] | None, **others: Any) -> ToolOptions:
+        names = [name.strip() for given in tools or () for name in given.split(",")]
+        return ToolOptions(tuple(dict.fromkeys(filter(None, names))), **others)
+
+    return _taking(command, "tooling", _TOOLS, chosen)
 
 
 def takes_load_options(command: _Command) -> _Command:

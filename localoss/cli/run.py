@@ -6,19 +6,15 @@ import stat
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from localoss.cli import options
-from localoss.cli.terminal import AnswerPrinter, PrefillProgress, interrupts, say, stdin_bytes
-from localoss.errors import ContextFullError, UsageError
+from localoss.cli.terminal import AnswerPrinter, stdin_bytes
+from localoss.errors import UsageError
 from localoss.options import LoadOptions, SamplingParams
-
-if TYPE_CHECKING:
-    from localoss.chat.turn import Turn
-    from localoss.engine.engine import Engine
+from localoss.tools.choice import ToolOptions
 
 Prompt = Annotated[
     str | None, typer.Argument(metavar="PROMPT", help="What to ask; text on stdin is added below it.")
@@ -40,10 +36,12 @@ ShowProbabilities = Annotated[
 ]
 
 ANSWER_TOKENS = 4_096  # room that a context chosen for a long prompt leaves
+TOOL_TOKENS = 12_288  # more of it, where there are calls and their results
 
 
 @options.takes_load_options
 @options.takes_sampling_params
+@options.takes_tool_options
 def run(
     model: options.OptionalModelName = None,
     prompt: Prompt = None,
@@ -59,6 +57,7 @@ def run(
     *,
     sampling: SamplingParams,
     loading: LoadOptions,
+    tooling: ToolOptions,
 ) -> None:
     """Answer one prompt.
 
@@ -66,43 +65,63 @@ def run(
     The answer alone goes to stdout; thinking is shown on stderr when that is a terminal.
     """
     from localoss.chat import harmony
-    from localoss.chat.rules import AnswerRules
-    from localoss.chat.turn import Turn
+    from localoss.chat.conversation import Conversation
     from localoss.cli.loading import load_model
+    from localoss.cli.one_answer import OneAnswer
+    from localoss.cli.tool_calls import opened_tools
     from localoss.hub.registry import default_model, model_and_text
 
     model, prompt = model_and_text([model, prompt])
     text = _prompt_text(prompt)
     model = default_model() if model is None else model
     instructions = options.instructions(system, system_file)
+    _check_together(raw, as_json, show_probabilities, instructions, think_budget, tooling)
+    with opened_tools(tooling) as tools:
+        if raw:
+            asked: Conversation | list[int] = harmony.encode_raw(text)
+        else:
+            setup = harmony.ChatSetup(effort.value, instructions)
+            asked = Conversation(tools.add_to(setup) if tools else setup)
+            asked.ask(text)
+        tokens = asked if isinstance(asked, list) else asked.tokens()
+        room = ANSWER_TOKENS + (TOOL_TOKENS if tools else 0)
+        started = time.perf_counter()
+        folder, engine = load_model(model, replace(loading, prompt_tokens=len(tokens) + room))
+        load_s = time.perf_counter() - started
+
+        answer = OneAnswer(engine, asked, sampling, think_budget, tools)
+        if as_json:
+            answer.generate(None, None)
+            report = {"model": str(folder), **answer.report(), "load_s": round(load_s, 3)}
+            print(json.dumps(report, ensure_ascii=False, indent=2), flush=True)
+        else:
+            aside = sys.stderr if sys.stderr.isatty() and not hide_thinking else None
+            printer = AnswerPrinter(sys.stdout, aside)
+            if show_probabilities:
+                from localoss.cli.shades import ShadedPrinter
+
+                printer = ShadedPrinter(sys.stdout, aside, lambda: answer.last_logprob)
+            answer.generate(printer, aside)
+        answer.finish()
+
+
+def _check_together(
+    raw: bool,
+    as_json: bool,
+    show_probabilities: bool,
+    instructions: str | None,
+    think_budget: int | None,
+    tooling: ToolOptions,
+) -> None:
+    """Raises: UsageError for options that mean nothing together."""
     if raw and instructions is not None:
         raise UsageError("--raw has no system message; leave out --system or --raw")
     if as_json and show_probabilities:
         raise UsageError("--json has no colours; leave out --show-probabilities or --json")
     if raw and think_budget is not None:
         raise UsageError("--raw has no thinking that ends; leave out --think-budget or --raw")
-    setup = None if raw else harmony.ChatSetup(effort.value, instructions)
-    tokens = (
-        harmony.encode_raw(text) if setup is None else harmony.render(setup, [harmony.Message("user", text)])
-    )
-    started = time.perf_counter()
-    loading = replace(loading, prompt_tokens=len(tokens) + ANSWER_TOKENS)
-    folder, engine = load_model(model, loading)
-    load_s = time.perf_counter() - started
-
-    turn = Turn(tokens, setup, sampling, AnswerRules(think_budget=think_budget))
-    if as_json:
-        _generate(engine, turn, None)
-        print(json.dumps(_report(engine, turn, folder, load_s), ensure_ascii=False, indent=2), flush=True)
-    else:
-        aside = sys.stderr if sys.stderr.isatty() and not hide_thinking else None
-        printer = AnswerPrinter(sys.stdout, aside)
-        if show_probabilities:
-            from localoss.cli.shades import ShadedPrinter
-
-            printer = ShadedPrinter(sys.stdout, aside, lambda: turn.last_logprob)
-        _generate(engine, turn, printer)
-    _finish(engine, turn)
+    if raw and tooling.wants_any:
+        raise UsageError("--raw has no calls; leave out the tools or --raw")
 
 
 def _prompt_text(prompt: str | None) -> str:
@@ -125,54 +144,3 @@ def _piped_text() -> str:
     from localoss.chat.documents import decode_text
 
     return decode_text(stdin_bytes().read(), "stdin").removesuffix("\n")
-
-
-def _generate(engine: "Engine", turn: "Turn", printer: AnswerPrinter | None) -> None:
-    from localoss.chat.generate import generate
-
-    progress = PrefillProgress()
-    with interrupts() as cancelled:
-        try:
-            for event in generate(engine, turn, None, progress, cancelled):
-                progress.clear()
-                if printer:
-                    printer.show(event)
-        finally:
-            progress.clear()
-            if printer:
-                printer.close()
-
-
-def _finish(engine: "Engine", turn: "Turn") -> None:
-    """Say what an unusual end means. Raises: ContextFullError, or typer.Exit after Ctrl-C."""
-    if turn.finish == "cancelled":
-        raise typer.Exit(130)
-    if turn.finish == "context":
-        raise ContextFullError(
-            f"the answer broke off: {len(turn.prompt):,} tokens of prompt and {turn.generated_tokens:,} of "
-            f"answer fill the context of {engine.context_tokens:,}; give a larger --context"
-        )
-    if turn.finish == "length" and not turn.answer:
-        say(f"note: --max-tokens {turn.params.max_tokens} ended the answer before its final message")
-
-
-def _report(engine: "Engine", turn: "Turn", folder: Path, load_s: float) -> dict[str, Any]:
-    return {
-        "model": str(folder),
-        "answer": turn.answer,
-        "thinking": turn.thinking,
-        "messages": [
-            {"channel": m.channel, "recipient": m.recipient, "content_type": m.content_type, "text": m.text}
-            for m in turn.messages
-        ],
-        "finish": turn.finish,
-        "prompt_tokens": len(turn.prompt),
-        "generated_tokens": turn.generated_tokens,
-        "thinking_tokens": turn.thinking_tokens,
-        "load_s": round(load_s, 3),
-        "prefill_s": round(turn.prefill_s, 3),
-        "decode_s": round(turn.decode_s, 3),
-        "prefill_tokens_per_s": round(turn.prefill_tokens_per_s, 2),
-        "decode_tokens_per_s": round(turn.decode_tokens_per_s, 2),
-        "gpu": engine.device_figures(),
-    }

@@ -1,7 +1,11 @@
-"""`localoss serve`: OpenAI's API on a local model."""
+"""`localoss serve` and `localoss web`: OpenAI's API on a local model, and a page to chat in."""
 
+import webbrowser
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Annotated
+from threading import Thread
+from typing import Annotated, Any
+from urllib.parse import quote
 
 import typer
 
@@ -44,6 +48,7 @@ Alias = Annotated[
 Strict = Annotated[
     bool, typer.Option("--strict", help="Refuse fields that aren't known, instead of naming them.")
 ]
+NoPage = Annotated[bool, typer.Option("--no-page", help="Leave the chat page at / out.")]
 
 
 @options.takes_load_options
@@ -59,30 +64,101 @@ def serve(
     strict: Strict = False,
     alias: Alias = None,
     think_budget: options.ThinkBudget = None,
+    no_page: NoPage = False,
     *,
     loading: LoadOptions,
 ) -> None:
-    """Serve a model over HTTP to whatever speaks OpenAI's API.
+    """Serve a model over HTTP to whatever speaks OpenAI's API, and a chat page to browsers.
 
     Without MODEL, the one that is installed, or the demo model that comes with localoss.
     Chat completions, responses and completions, with tools and structured outputs. Ctrl-C or SIGTERM lets
     what runs finish, and ends.
     """
+    key = _key(api_key, host)
+
+    def listening(name: str, url: str) -> None:
+        page = "" if no_page else f" · page {url}/"
+        say(f"{name} · {url}/v1{page} · Ctrl-C ends")
+
+    listen(
+        model,
+        host,
+        port,
+        loading,
+        listening=listening,
+        has_page=not no_page,
+        api_key=key,
+        cors_origins=cors_origin or (),
+        allowed_hosts=allowed_host or (),
+        strict=strict,
+        aliases=alias or (),
+        conversations=conversations,
+        queue=queue,
+        think_budget=think_budget,
+    )
+
+
+@options.takes_load_options
+def web(
+    model: options.OptionalModelName = None,
+    port: Port = 11435,
+    api_key: ApiKey = None,
+    conversations: Conversations = 4,
+    think_budget: options.ThinkBudget = None,
+    *,
+    loading: LoadOptions,
+) -> None:
+    """Chat in the browser: start a server on this machine and open its page.
+
+    Without MODEL, the one that is installed, or the demo model that comes with localoss.
+    Conversations are the sessions of `localoss chat`. Ctrl-C ends the server.
+    """
+    host = "127.0.0.1"
+    key = _key(api_key, host)
+
+    def listening(name: str, url: str) -> None:
+        say(f"{name} · {url}/ · Ctrl-C ends")
+        address = f"{url}/#key={quote(key, safe='')}" if key else f"{url}/"  # a fragment is never sent
+        Thread(target=webbrowser.open, args=(address,), name="browser", daemon=True).start()
+
+    listen(
+        model,
+        host,
+        port,
+        loading,
+        listening=listening,
+        has_page=True,
+        api_key=key,
+        cors_origins=(),
+        conversations=conversations,
+        queue=64,
+        think_budget=think_budget,
+    )
+
+
+def listen(
+    model: str | None,
+    host: str,
+    port: int,
+    loading: LoadOptions,
+    *,
+    listening: Callable[[str, str], None],
+    has_page: bool,
+    conversations: int,
+    **server_options: Any,
+) -> None:
+    """Load the model and serve it. listening: told its name and the server's address, once it answers."""
     from localoss import settings
 
-    key = settings.api_key() if api_key is None else api_key
-    if key is not None and not key.strip():
-        raise UsageError("--api-key is empty; give a key, or leave it out")
-    if host not in _LOOPBACK and key is None:
-        raise UsageError(f"--host {host} lets other machines ask; that needs --api-key KEY")
     try:
+        from localoss.server.page import Page
         from localoss.server.run import open_socket
         from localoss.server.run import serve as run_server
     except ModuleNotFoundError as error:
         raise UsageError(f"{error.name} isn't installed: pip install 'localoss[server]'") from None
     from localoss.chat.harmony import check_vocabulary
-    from localoss.cli.loading import load_model
-    from localoss.hub.registry import default_model
+    from localoss.cli.loading import introduction, load_model
+    from localoss.hub.registry import default_model, name_of
 
     model = model or default_model()
     with open_socket(host, port) as bound:
@@ -94,14 +170,21 @@ def serve(
             name,
             bound,
             host=host,
-            api_key=key,
-            cors_origins=cors_origin or (),
-            allowed_hosts=allowed_host or (),
-            strict=strict,
-            aliases=alias or (),
             conversations=conversations,
-            queue=queue,
-            think_budget=think_budget,
             responses=settings.home() / "server" / "responses.sqlite3",
-            listening=lambda url: say(f"{name} · {url} · Ctrl-C ends"),
+            page=Page(name_of(folder), introduction(model)) if has_page else None,
+            listening=lambda url: listening(name, url.removesuffix("/v1")),
+            **server_options,
         )
+
+
+def _key(given: str | None, host: str) -> str | None:
+    """What clients must send. Raises: UsageError if it is empty, or missing where other machines may ask."""
+    from localoss import settings
+
+    key = settings.api_key() if given is None else given
+    if key is not None and not key.strip():
+        raise UsageError("--api-key is empty; give a key, or leave it out")
+    if host not in _LOOPBACK and key is None:
+        raise UsageError(f"--host {host} lets other machines ask; that needs --api-key KEY")
+    return key

@@ -52,7 +52,7 @@ class AnswerPrinter:
         from localoss.chat.parser import MessageStart, TextDelta
 
         if isinstance(event, MessageStart):
-            self._start(event.channel == "final")
+            self._start(event.channel == "final", event.recipient)
         elif isinstance(event, TextDelta):
             self._write(event.text)
         else:
@@ -63,10 +63,13 @@ class AnswerPrinter:
         if self._last:
             self._end()
 
-    def _start(self, is_final: bool) -> None:
+    def _start(self, is_final: bool, recipient: str | None) -> None:
         self._is_final, self._last = is_final, ""
         if self._aside is not None and not self._dims:
-            self._put(self._aside, "answer:\n" if is_final else "thinking:\n")
+            self._put(
+                self._aside,
+                "answer:\n" if is_final else f"calling {recipient}:\n" if recipient else "thinking:\n",
+            )
 
     def _write(self, text: str) -> None:
         stream = self._stream

@@ -13,6 +13,7 @@ from localoss.engine.prompt_lookup import PromptLookup
 from localoss.engine.sampler import Sampler, Token
 from localoss.engine.sequence import Sequence
 from localoss.errors import UsageError
+from localoss.model.expert_cache import ExpertCache
 from localoss.model.forward import Model
 from localoss.model.kv_cache import KVCache
 from localoss.model.stack import F32Array, LayerStack
@@ -26,7 +27,8 @@ class Engine:
     """A model in memory. `localoss.load` makes one; it serves one caller at a time.
 
     config, dtypes: the architecture and the number formats. context_tokens: room of each slot. threads,
-    kv_dtype, chunk_tokens: as it was loaded. lookup: whether tokens are drafted from what was said before.
+    kv_dtype, chunk_tokens: as it was loaded. pass_tokens: of a prompt that are run at once. lookup: whether
+    tokens are drafted from what was said before.
     """
 
     def __init__(
@@ -37,10 +39,12 @@ class Engine:
         options: LoadOptions,
         others: Seq[LayerStack] = (),
         listener: Listener | None = None,
+        experts: ExpertCache | None = None,
     ) -> None:
         """Take the memory for `options`, which the loader has checked and completed.
 
         others: what runs the last layers, where it isn't the CPU. listener: hears if they come back to it.
+        experts: where these come from if they aren't mapped.
         Raises: DeviceLost.
         """
         assert options.context_tokens and options.threads
@@ -48,7 +52,10 @@ class Engine:
         self.context_tokens, self.threads = options.context_tokens, options.threads
         self.kv_dtype, self.lookup = options.kv_dtype, options.lookup
         self.chunk_tokens = min(options.chunk_tokens, self.context_tokens)
-        self.model = Model(config, weights, self.threads, options.is_exact, self.chunk_tokens, others)
+        self.model = Model(
+            config, weights, self.threads, options.is_exact, self.chunk_tokens, others, experts
+        )
+        self.pass_tokens = min(self.model.pass_tokens, self.context_tokens)
         self._passes = Passes(self.model, self.context_tokens, (listener or Listener()).notice)
         self._sampler = Sampler(config.vocab)
         # Caches are allocated here, so that memory does not grow later. `_holders[i]` is a weak reference to
@@ -86,7 +93,7 @@ class Engine:
 
     def batch(self) -> Batch:
         """A new, empty batch: sequences that are run side by side."""
-        return Batch(self._passes, self._sampler, self.chunk_tokens, self._rows)
+        return Batch(self._passes, self._sampler, self.pass_tokens, self._rows)
 
     def generate(
         self,
@@ -166,8 +173,8 @@ class Engine:
             raise UsageError(f"positions must be within the {len(tokens)} tokens")
         hidden = np.empty((len(wanted), self.config.hidden), np.float32)
         sequence = self.sequence()
-        for first in range(0, len(tokens), self.chunk_tokens):
-            x = self._run(sequence, tokens[first : first + self.chunk_tokens])
+        for first in range(0, len(tokens), self.pass_tokens):
+            x = self._run(sequence, tokens[first : first + self.pass_tokens])
             for row, position in enumerate(wanted):
                 if first <= position < first + len(x):
                     hidden[row] = x[position - first]
@@ -190,8 +197,8 @@ class Engine:
         sequence = sequence or self.sequence()
         sequence.reuse([])
         out = np.empty((rows, self.weights.unembedding.rows), np.float32)
-        for start in range(0, len(tokens), self.chunk_tokens):
-            x = self._run(sequence, tokens[start : start + self.chunk_tokens], cancelled)
+        for start in range(0, len(tokens), self.pass_tokens):
+            x = self._run(sequence, tokens[start : start + self.pass_tokens], cancelled)
             for row in range(max(first - start, 0), len(x), rows):
                 block = x[row : row + rows]
                 yield self._passes.logits(block, out[: len(block)])

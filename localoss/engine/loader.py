@@ -12,6 +12,8 @@ from localoss.errors import GpuError, UsageError
 from localoss.gpu.choice import fit_gpu, layer_number, open_gpu
 from localoss.hub.registry import find_model
 from localoss.options import Listener, LoadOptions
+from localoss.plan.disk import known
+from localoss.plan.experts import notice, with_cache
 from localoss.plan.machine import cpu_quota, this_machine
 from localoss.plan.memory import Plan, check, choose_context
 from quant.format.config import ModelConfig, read_config
@@ -57,8 +59,11 @@ def load_engine(model: str | Path, options: LoadOptions, listener: Listener) -> 
         raise UsageError(f"context_tokens is {asked:,}; this model takes 1 to {config.context:,}")
     options = replace(options, threads=usable_threads(options.threads, config))
     gpu_layers = layer_number(options.gpu_layers, config)
-    limit_bytes = this_machine().limit_bytes if options.memory_limit is None else options.memory_limit
-    loading = _Loading(folder, config, dtypes, limit_bytes, options, listener)
+    machine = this_machine()
+    limits = machine.limit_bytes, machine.cache_limit_bytes
+    if options.memory_limit is not None:
+        limits = options.memory_limit, options.memory_limit
+    loading = _Loading(folder, config, dtypes, limits, options, listener)
     engine = loading.on_gpu(gpu_layers) if options.gpu_layers else None
     engine = engine or loading.engine(loading.sized(Plan.of(config, dtypes, options)))
     with kernels.telling_compiled(listener.compiling):
@@ -73,9 +78,13 @@ class _Loading:
     folder: Path
     config: ModelConfig
     dtypes: Dtypes
-    limit_bytes: int
+    limits: tuple[int, int]  # bytes that the model may take, and with a cache of experts
     options: LoadOptions
     listener: Listener
+
+    @property
+    def limit_bytes(self) -> int:
+        return self.limits[0]
 
     def sized(self, plan: Plan) -> Plan:
         """`plan` with the context that was asked for, or the one to choose."""
@@ -89,12 +98,43 @@ class _Loading:
         from localoss.model.weights import load_weights
 
         slow = check(plan, self.limit_bytes, self.options)
+        options = replace(self.options, context_tokens=plan.context_tokens)
+        if cached := self._cached(plan, slow is not None):
+            return self._streaming(cached, options)
         if slow:
             self.listener.notice(slow)
-        options = replace(self.options, context_tokens=plan.context_tokens)
         weights = load_weights(self.folder, self.config, self.dtypes)
         others: list[LayerStack] = [self._layers(device, plan, weights)] if device else []
         return Engine(self.config, self.dtypes, weights, options, others, self.listener)
+
+    def _cached(self, plan: Plan, is_slow: bool) -> Plan | None:
+        """`plan` with a cache of experts, if it is to have one. Raises: UsageError."""
+        asked = self.options.expert_memory
+        if plan.gpu_layers or asked == 0 or not (asked or is_slow):
+            return None
+        return with_cache(plan, self.limits[0 if asked else 1], asked)
+
+    def _streaming(self, plan: Plan, options: LoadOptions) -> "Engine":
+        """Take the memory of `plan`, which has a cache of experts."""
+        import numpy as np
+
+        from localoss.engine.engine import Engine
+        from localoss.model.expert_cache import ExpertCache
+        from localoss.model.streamed_layers import ExpertFiles
+        from localoss.model.weights import read_dense_weights
+
+        self.listener.notice(notice(plan, known(self.folder)))
+        if options.lookup:
+            self.listener.notice("--lookup is off: more tokens at once would want more experts from the disk")
+        table = np.zeros((self.config.layers, self.config.experts), np.int64)
+        try:
+            weights = read_dense_weights(self.folder, self.config, self.dtypes, table)
+            files = ExpertFiles(self.folder, self.config.layers)
+            cache = ExpertCache(table, plan.expert_slots, weights.expert_bytes, files)
+        except MemoryError as error:
+            raise UsageError(str(error)) from None
+        options = replace(options, lookup=False)
+        return Engine(self.config, self.dtypes, weights, options, (), self.listener, cache)
 
     def _layers(self, device: "Device", plan: Plan, weights: "Weights") -> "GpuLayers":
         from localoss.gpu.layers import GpuLayers

@@ -147,6 +147,13 @@ def store_folder(name: str) -> Path:
     return models_folder() / name.replace("/", "--")
 
 
+def name_of(folder: Path) -> str:
+    """The name that opens the model in `folder` again: the store's, or the folder's path."""
+    if folder.parent == models_folder():
+        return folder.name.replace("--", "/", 1)
+    return str(folder.resolve())
+
+
 def canonical_name(name: str) -> str:
     """The name under which the store keeps `name`.
 

@@ -90,25 +90,31 @@ def route(x, norm, router, router_bias, buffers, tokens, work):
 
 
 @jit
-def run_experts(x, experts, buffers, count, tokens, work):
+def run_experts(x, experts, buffers, which, tokens, work):
     """x (tokens, D) f32 += Σ weight * expert(norm(x)) over the experts that `route` chose: the second phase.
 
-    experts: gate_up and down as tiles of offsets, runs array (E,) i64 of which those of the first `count` of
-    `active` are read, SwiGLU's alpha and limit. buffers: see ExpertBuffers. work: as `route` left it.
+    experts: gate_up and down as tiles of offsets, runs array (E,) i64 of which those of the experts in turn
+    are read, SwiGLU's alpha and limit. buffers: see ExpertBuffers. work: as `route` left it. which (first,
+    end, count): the experts in turn are active[first:end] of `count`. Where they come in several calls, in
+    any order, the last one adds them all up, so that no order changes a bit.
     """
     gate_up_tiles, down_tiles, runs, alpha, limit = experts
+    first, end, count = which
     own = ExpertBuffers(*buffers)
     workers, exact, blocks, codes, scales, _ = Work(*work)
-    weights, places, chosen = own.weights[:tokens], own.places[:tokens], own.active[:count]
+    weights, places, chosen = own.weights[:tokens], own.places[:tokens], own.active[first:end]
 
     exact = exact or gate_up_tiles[0] == BF16
-    pairs, columns, inputs = own.sources[: weights.size], gate_up_tiles[5], own.gathered
+    pairs, columns, inputs = own.sources[: weights.size], gate_up_tiles[5], codes
     if exact:
-        gather(own.gathered, blocks, pairs, tokens, columns)
-    else:
-        inputs = codes
-        quantize(codes, scales, blocks, pairs, tokens, columns, OFFSETS[gate_up_tiles[0]])
+        inputs = own.gathered
+    if first == 0:
+        if exact:
+            gather(own.gathered, blocks, pairs, tokens, columns)
+        else:
+            quantize(codes, scales, blocks, pairs, tokens, columns, OFFSETS[gate_up_tiles[0]])
     between = (exact, own.h, own.h_scales)
     gate_up(between, gate_up_tiles, runs, (exact, inputs, scales), own.starts, chosen, alpha, limit, workers)
     down(own.y, down_tiles, runs, between, own.starts, chosen, workers)
-    add_experts(x, own.y, places, weights, 32 * columns)
+    if end == count:
+        add_experts(x, own.y, places, weights, 32 * columns)

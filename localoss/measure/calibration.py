@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 
 from localoss.errors import UsageError
 from localoss.model.buffers import Buffers
-from localoss.model.cpu_layers import CpuLayers
+from localoss.model.cpu_layers import CpuLayers, RowChunk
 from localoss.model.forward import Chunk, Model
 from localoss.model.kv_cache import KVCache
-from localoss.model.stack import Rows
 from localoss.model.weights import Weights, blank_weights
 from quant.calibration import Calibration, Measured
 from quant.encode_tensors import Part, layer_parts
@@ -126,18 +125,18 @@ class _MeasuredLayer(CpuLayers):
         self.sums = {name: np.zeros((*first, columns)) for name, (first, columns) in shapes.items()}
         self.counts = {name: np.zeros((*first, 1), np.int64) for name, (first, _) in shapes.items()}
 
-    def _attention(self, index: int, rows: Sequence[Rows], qkv: list[F32Array], out: NDArray[Any]) -> None:
-        tokens, norm = out.shape[1], self.weights.tensors[0]["attention_norm"]
+    def _attention(self, index: int, chunk: RowChunk) -> None:
+        tokens, norm = chunk.tokens, self.weights.tensors[0]["attention_norm"]
         normed = _norm(self.buffers.x[:tokens], norm, self.config.rms_norm_eps)
         self.sums["qkv"] += np.square(normed).sum(axis=0)
-        super()._attention(index, rows, qkv, out)
+        super()._attention(index, chunk)
         self.sums["output"] += _squares(self.buffers.blocks, tokens, self.config.q_rows)
         for name in ("qkv", "output"):
             self.counts[name] += tokens
 
-    def _run_experts(self, index: int, tokens: int, count: int) -> None:
-        super()._run_experts(index, tokens, count)
-        b, pairs = self.buffers, tokens * self.config.active_experts
+    def _run_experts(self, index: int, chunk: RowChunk, count: int) -> None:
+        super()._run_experts(index, chunk, count)
+        b, pairs = self.buffers, chunk.tokens * self.config.active_experts
         for name, inputs in (("gate_up_proj", b.gathered), ("down_proj", b.h)):
             columns = self.sums[name].shape[1]
             for expert in range(self.config.experts):

@@ -19,7 +19,7 @@ class Buffers:
     `at` has the address of each array: asking NumPy for one takes as long as calling a kernel.
     """
 
-    x: F32Array  # (tokens, D): the residual stream
+    x: F32Array  # (tokens or pass_tokens, D): the residual stream
     qkv: F32Array
     blocks: F32Array
     router_logits: F32Array
@@ -34,9 +34,19 @@ class Buffers:
     h: NDArray[np.generic]  # (I/32, pairs, 32): float32 in exact arithmetic, else int8
     attention_scratch: F32Array
 
-    def __init__(self, config: ModelConfig, tokens: int, threads: int, exact: bool, exact_experts: bool):
-        """exact: activations stay float32. exact_experts: the experts' do, for exact or for bf16 weights."""
-        sizes = buffer_sizes(config, tokens, threads, exact_experts)
+    def __init__(
+        self,
+        config: ModelConfig,
+        tokens: int,
+        threads: int,
+        exact: bool,
+        exact_experts: bool,
+        pass_tokens: int = 0,
+    ):
+        """exact: activations stay float32. exact_experts: the experts' do, for exact or for bf16 weights.
+        pass_tokens: rows of x, if there are to be more than the other buffers have.
+        """
+        sizes = buffer_sizes(config, tokens, threads, exact_experts, pass_tokens)
         # Written to, not np.empty: the system gives memory at the first write, and none may come later.
         arrays = {name: np.full(size.shape, 0, size.dtype) for name, size in sizes.items()}
         vars(self).update(arrays)

@@ -1,7 +1,7 @@
 """Layers that this machine's cores run, out of weights that are mapped into memory."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,20 @@ from localoss.model.kv_cache import LayerCache
 from localoss.model.stack import F32Array, LayerCaching, Rows
 from localoss.model.weights import Layer, Weights
 from quant.format.config import SWIGLU_ALPHA, ModelConfig
+
+
+class RowChunk(NamedTuple):
+    """As many rows of a pass's residual stream as the buffers take at once.
+
+    x: address of the first. rows: of each sequence among them, `first` counted from there. qkv: a view for
+    each of these. out (H * head_dim / 32, tokens, 32) f32: what attention gives.
+    """
+
+    x: int
+    tokens: int
+    rows: Sequence[Rows]
+    qkv: list[F32Array]
+    out: NDArray[Any]
 
 
 class CpuLayers:
@@ -51,15 +65,16 @@ class CpuLayers:
         """Its kernels were compiled and called before: see engine/warmup.py."""
 
     def forward(self, x: F32Array, rows: Sequence[Rows], cancelled: Callable[[], bool]) -> None:
-        """See LayerStack; `x` is the first rows of buffers.x."""
-        tokens = len(x)
-        out = self.buffers.blocks[: tokens * self.config.q_rows].reshape(-1, tokens, 32)
-        qkv = [self.buffers.qkv[part.first : part.first + part.tokens] for part in rows]
+        """See LayerStack; `x` is the first rows of buffers.x. More rows than the other buffers take go
+        through each layer in chunks.
+        """
+        chunks = self._chunks(rows)
         for index in range(self.first, self.first + self.count):
-            if cancelled():
-                raise Cancelled("stopped")
-            self._attention(index, rows, qkv, out)
-            self._run_experts(index, tokens, self._route(index, tokens))
+            for chunk in chunks:
+                if cancelled():
+                    raise Cancelled("stopped")
+                self._attention(index, chunk)
+                self._run_experts(index, chunk, self._route(index, chunk))
 
     def figures(self) -> dict[str, Any] | None:
         return None
@@ -73,20 +88,41 @@ class CpuLayers:
     def logits(self, x: F32Array, out: F32Array) -> None:
         raise AssertionError("it has no unembedding")
 
-    def _attention(self, index: int, rows: Sequence[Rows], qkv: list[F32Array], out: NDArray[Any]) -> None:
-        """x += output(attention(qkv(norm(x)))); each sequence attends to its own cache.
+    def _chunks(self, rows: Sequence[Rows]) -> list[RowChunk]:
+        """`rows`, which begin at row 0, cut where the buffers end."""
+        most, chunks, first = self.buffers.tokens, [], 0
+        taken: list[Rows] = []
+        for part in rows:
+            done = 0
+            while done < part.tokens:
+                at = part.first + done - first  # in this chunk
+                here = min(most - at, part.tokens - done)
+                angles = part.cos[done : done + here], part.sin[done : done + here]
+                taken.append(Rows(at, here, part.position + done, *angles, part.cache))
+                done += here
+                if at + here == most:
+                    chunks.append(self._chunk(first, taken))
+                    first, taken = first + most, []
+        return [*chunks, self._chunk(first, taken)] if taken else chunks
 
-        qkv: of each of `rows`. out (H * head_dim / 32, all tokens, 32) f32: what attention gives.
-        """
+    def _chunk(self, first: int, rows: Sequence[Rows]) -> RowChunk:
+        """Rows `first` and following of the residual stream."""
+        b, tokens = self.buffers, rows[-1].first + rows[-1].tokens
+        qkv = [b.qkv[part.first : part.first + part.tokens] for part in rows]
+        out = b.blocks[: tokens * self.config.q_rows].reshape(-1, tokens, 32)
+        return RowChunk(b.at.x + b.x.strides[0] * first, tokens, rows, qkv, out)
+
+    def _attention(self, index: int, chunk: RowChunk) -> None:
+        """x += output(attention(qkv(norm(x)))); each sequence attends to its own cache."""
         b, work, layer = self.buffers, self._work, self.weights.layers[index]
-        tokens = out.shape[1]
+        x, tokens = chunk.x, chunk.tokens
         self.kernels.norm_and_multiply(
-            b.at.qkv, b.at.x, layer.attention_norm, self._eps, layer.qkv.tiles, tokens, work
+            b.at.qkv, x, layer.attention_norm, self._eps, layer.qkv.tiles, tokens, work
         )
         window = self.config.sliding_window if self.config.is_sliding[index] else 0
-        for part, its_qkv in zip(rows, qkv, strict=True):
+        for part, its_qkv in zip(chunk.rows, chunk.qkv, strict=True):
             self.kernels.attend(
-                out,
+                chunk.out,
                 part.first,
                 its_qkv,
                 part.cache.layers[index].arrays,  # type: ignore[attr-defined]  # made by new_caches
@@ -98,9 +134,9 @@ class CpuLayers:
                 b.attention_scratch,
                 b.at.counter,
             )
-        self.kernels.multiply(b.at.x, layer.output.tiles, tokens, True, work)
+        self.kernels.multiply(x, layer.output.tiles, tokens, True, work)
 
-    def _route(self, index: int, tokens: int) -> int:
+    def _route(self, index: int, chunk: RowChunk) -> int:
         """Choose each token's experts; gives how many have tokens: the first of buffers.active.
 
         What needs to know the experts before they run, such as a cache of them, goes between this and
@@ -108,18 +144,22 @@ class CpuLayers:
         """
         layer: Layer = self.weights.layers[index]
         count: int = self.kernels.route(
-            self.buffers.at.x,
+            chunk.x,
             (layer.mlp_norm, self._eps),
             layer.router.tiles,
             layer.router_bias,
             self._expert_buffers,
-            tokens,
+            chunk.tokens,
             self._work,
         )
         return count
 
-    def _run_experts(self, index: int, tokens: int, count: int) -> None:
+    def _run_experts(self, index: int, chunk: RowChunk, count: int) -> None:
         """x += Σ weight * expert(norm(x)) over each token's experts, `count` different ones: see _route."""
+        self._run_some(index, chunk, (0, count, count))
+
+    def _run_some(self, index: int, chunk: RowChunk, which: tuple[int, int, int]) -> None:
+        """A part of them, which: see kernels.run_experts."""
         runs = self.weights.layers[index].expert_runs
         experts = (self.weights.gate_up, self.weights.down, runs, *self._swiglu)
-        self.kernels.run_experts(self.buffers.at.x, experts, self._expert_buffers, count, tokens, self._work)
+        self.kernels.run_experts(chunk.x, experts, self._expert_buffers, which, chunk.tokens, self._work)

@@ -1,7 +1,10 @@
-"""The weights of a model directory, mapped into memory as they lie: nothing is converted or copied."""
+"""The weights of a model directory as they lie, nothing converted: mapped into memory, or, for a model that
+is larger than memory, all but the experts read into memory of our own.
+"""
 
 import mmap
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +13,21 @@ from numpy.typing import NDArray
 
 from localoss.errors import ModelError
 from localoss.kernels.products import KINDS
+from localoss.model.slab import own_memory
 from quant.format.config import ModelConfig
+from quant.format.direct import DirectFile
 from quant.format.layout import (
+    PAGE,
     VOCABULARY_FILE,
     TensorSpec,
     expert_run,
     layer_file,
     layer_specs,
+    round_up,
     vocabulary_specs,
 )
 from quant.format.manifest import Dtypes
-from quant.format.safetensors import read_header
+from quant.format.safetensors import TensorInfo, read_header
 from quant.format.weight_formats import ROUTER
 
 # float16 and bfloat16 as their bits: what reads them knows.
@@ -32,6 +39,9 @@ _NUMPY_DTYPES = {
     "F32": np.float32,
 }
 Tensors = dict[str, NDArray[Any]]
+_READERS = 4
+_READ_BYTES = 32 << 20  # by one of them at a time
+_GAP_BYTES = 1 << 20  # less than that between two tensors is read along
 
 
 def address(array: NDArray[Any]) -> int:
@@ -91,18 +101,40 @@ class Weights:
     down: Tiles
     expert_bytes: int
     tensors: list[Tensors]
+    left_bytes: int = 0  # of weights that are in none of `tensors`: experts in their files
 
     @property
     def nbytes(self) -> int:
-        return sum(array.nbytes for tensors in self.tensors for array in tensors.values())
+        return self.left_bytes + sum(array.nbytes for tensors in self.tensors for array in tensors.values())
 
 
 def load_weights(folder: Path, config: ModelConfig, dtypes: Dtypes) -> Weights:
     """Map the files of model directory `folder`. Raises: ModelError, QuantError for damaged files."""
     specs = layer_specs(config, dtypes.attention, dtypes.experts)
     layers = [_map_tensors(folder / layer_file(i), specs) for i in range(config.layers)]
-    vocabulary = vocabulary_specs(config, dtypes.embedding, dtypes.unembedding)
-    return _weights(layers, _map_tensors(folder / VOCABULARY_FILE, vocabulary), config, dtypes)
+    vocabulary = _map_tensors(
+        folder / VOCABULARY_FILE, vocabulary_specs(config, dtypes.embedding, dtypes.unembedding)
+    )
+    return _weights(
+        layers, vocabulary, config, dtypes, [_addresses(tensors["experts"]) for tensors in layers]
+    )
+
+
+def read_dense_weights(
+    folder: Path, config: ModelConfig, dtypes: Dtypes, expert_table: NDArray[np.int64]
+) -> Weights:
+    """Read all weights but the experts into memory that the system can't take away again.
+
+    The rows of expert_table (layers, E) stand for the experts' addresses, and whoever has it has to write
+    them. The embedding stays mapped: a token reads one row of it. Raises: as load_weights; MemoryError.
+    """
+    specs = layer_specs(config, dtypes.attention, dtypes.experts)
+    layers = [_read_tensors(folder / layer_file(i), specs, "experts") for i in range(config.layers)]
+    path, specs = folder / VOCABULARY_FILE, vocabulary_specs(config, dtypes.embedding, dtypes.unembedding)
+    vocabulary = _read_tensors(path, specs, "embedding.codes")
+    vocabulary["embedding.codes"] = _map_tensors(path, specs)["embedding.codes"]
+    weights = _weights(layers, vocabulary, config, dtypes, list(expert_table))
+    return replace(weights, left_bytes=config.layers * config.experts * weights.expert_bytes)
 
 
 def blank_weights(config: ModelConfig, dtypes: Dtypes) -> Weights:
@@ -115,17 +147,70 @@ def blank_weights(config: ModelConfig, dtypes: Dtypes) -> Weights:
         return tensors
 
     layers = [zeros(layer_specs(config, dtypes.attention, dtypes.experts)) for _ in range(config.layers)]
+    vocabulary = zeros(vocabulary_specs(config, dtypes.embedding, dtypes.unembedding))
     return _weights(
-        layers, zeros(vocabulary_specs(config, dtypes.embedding, dtypes.unembedding)), config, dtypes
+        layers, vocabulary, config, dtypes, [_addresses(tensors["experts"]) for tensors in layers]
     )
+
+
+def _addresses(experts: NDArray[Any]) -> NDArray[np.int64]:
+    """(E,): where each record of `experts` (E, bytes of a record) lies."""
+    return address(experts) + experts.shape[1] * np.arange(len(experts), dtype=np.int64)
 
 
 def _map_tensors(path: Path, specs: dict[str, TensorSpec]) -> Tensors:
     """The tensors that `specs` names, as views of the mapped file."""
-    found, _ = read_header(path)
+    found = _checked_header(path, specs)
     with open(path, "rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    tensors = {}
+    return {name: _array(mapped, 0, found[name]) for name in specs}
+
+
+def _read_tensors(path: Path, specs: dict[str, TensorSpec], without: str) -> Tensors:
+    """The tensors that `specs` names but one, in memory of our own."""
+    found = _checked_header(path, specs)
+    wanted = sorted((found[name].offset, name) for name in specs if name != without)
+    ranges: list[tuple[int, int, list[str]]] = []  # begin, end, what lies there
+    for offset, name in wanted:
+        end = offset + found[name].size
+        if ranges and offset - ranges[-1][1] < _GAP_BYTES:
+            ranges[-1] = (ranges[-1][0], end, [*ranges[-1][2], name])
+        else:
+            ranges.append((offset // PAGE * PAGE, end, [name]))
+    file, tensors = DirectFile(path), {}
+    try:
+        for begin, end, names in ranges:
+            memory = _read_range(file, begin, end)
+            for name in names:
+                tensors[name] = _array(memory, begin, found[name])
+                tensors[name].flags.writeable = False  # as mapped ones are: kernels are compiled for that
+    finally:
+        file.close()
+    return tensors
+
+
+def _read_range(file: DirectFile, begin: int, end: int) -> memoryview:
+    """What stands from `begin`, a multiple of a page, to `end`."""
+    memory = own_memory(round_up(end - begin, PAGE))
+
+    def read(first: int) -> None:
+        last = min(first + _READ_BYTES, len(memory))
+        file.read_into(memory[first:last], begin + first, min(last, end - begin) - first)
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        list(pool.map(read, range(0, len(memory), _READ_BYTES)))
+    return memory
+
+
+def _array(memory: Any, begin: int, info: TensorInfo) -> NDArray[Any]:
+    """A tensor in `memory`, which has the file from `begin` on."""
+    count = int(np.prod(info.shape))
+    return np.frombuffer(memory, _NUMPY_DTYPES[info.dtype], count, info.offset - begin).reshape(info.shape)
+
+
+def _checked_header(path: Path, specs: dict[str, TensorSpec]) -> dict[str, TensorInfo]:
+    """Where the file's tensors are. Raises: ModelError unless they are as `specs` has them; QuantError."""
+    found, _ = read_header(path)
     for name, spec in specs.items():
         info = found.get(name)
         if info is None or (info.dtype, tuple(info.shape)) != (spec.dtype, spec.shape):
@@ -134,17 +219,20 @@ def _map_tensors(path: Path, specs: dict[str, TensorSpec]) -> Tensors:
                 f"{path}: {name} is {what}, expected {spec.dtype} {list(spec.shape)}; "
                 "quantize or pull the model again"
             )
-        count = int(np.prod(spec.shape))
-        flat = np.frombuffer(mapped, _NUMPY_DTYPES[spec.dtype], count, info.offset)
-        tensors[name] = flat.reshape(spec.shape)
-    return tensors
+    return found
 
 
-def _weights(layers: list[Tensors], vocabulary: Tensors, config: ModelConfig, dtypes: Dtypes) -> Weights:
+def _weights(
+    layers: list[Tensors],
+    vocabulary: Tensors,
+    config: ModelConfig,
+    dtypes: Dtypes,
+    expert_runs: list[NDArray[np.int64]],
+) -> Weights:
     run, kind = expert_run(config, dtypes.experts), KINDS[dtypes.experts]
     d, i = config.hidden, config.intermediate
     return Weights(
-        layers=[_layer(tensors, dtypes) for tensors in layers],
+        layers=[_layer(tensors, dtypes, runs) for tensors, runs in zip(layers, expert_runs, strict=True)],
         embedding=vocabulary["embedding.codes"],
         embedding_scales=vocabulary.get("embedding.scales"),
         final_norm=address(vocabulary["final_norm"]),
@@ -167,8 +255,7 @@ def _matrix(tensors: Tensors, name: str, dtype: str, biased: bool = True) -> Mat
     )
 
 
-def _layer(tensors: Tensors, dtypes: Dtypes) -> Layer:
-    experts = tensors["experts"]
+def _layer(tensors: Tensors, dtypes: Dtypes, expert_runs: NDArray[np.int64]) -> Layer:
     return Layer(
         attention_norm=address(tensors["attention_norm"]),
         qkv=_matrix(tensors, "qkv", dtypes.attention),
@@ -177,5 +264,5 @@ def _layer(tensors: Tensors, dtypes: Dtypes) -> Layer:
         mlp_norm=address(tensors["mlp_norm"]),
         router=_matrix(tensors, "router", ROUTER, biased=False),  # its rows may be padded
         router_bias=tensors["router.bias"],
-        expert_runs=address(experts) + experts.shape[1] * np.arange(len(experts), dtype=np.int64),
+        expert_runs=expert_runs,
     )

@@ -8,6 +8,7 @@ import psutil
 from localoss.plan.memory import reserve_bytes
 
 _CGROUPS = Path("/sys/fs/cgroup")
+_CACHE_RESERVE_BYTES = 1_500_000_000
 _NO_LIMIT = 1 << 60  # version 1 writes "none" as a number near 2**63
 
 
@@ -25,6 +26,14 @@ class Machine:
     def limit_bytes(self) -> int:
         """What a model may take: what is available, but for a reserve."""
         return max(0, self.available_bytes - reserve_bytes(self.total_bytes))
+
+    @property
+    def cache_limit_bytes(self) -> int:
+        """The same for a model whose experts are in a cache. What can't be dropped must not push others out:
+        more is left.
+        """
+        reserve = max(_CACHE_RESERVE_BYTES, self.total_bytes * 15 // 100)
+        return min(self.limit_bytes, max(0, self.available_bytes - reserve))
 
     @property
     def idle_limit_bytes(self) -> int:

@@ -12,7 +12,9 @@ from localoss.options import LoadOptions
 from localoss.plan.gpu_sizes import gpu_buffer_sizes
 from localoss.plan.sizes import (
     MOST_SNAPSHOTS,
+    PASS_TOKENS,
     buffer_sizes,
+    embedding_scale_bytes,
     layer_cache_bytes,
     layer_slots,
     logits_bytes,
@@ -20,7 +22,7 @@ from localoss.plan.sizes import (
     snapshot_bytes,
 )
 from quant.format.config import ModelConfig
-from quant.format.layout import layer_specs
+from quant.format.layout import expert_run, layer_specs
 from quant.format.manifest import Dtypes
 from quant.format.sizes import class_bytes, expected_sizes
 from quant.format.weight_formats import WEIGHT_FORMATS
@@ -51,6 +53,7 @@ class Plan:
     exact: bool = False  # activations stay float32
     lookup: bool = False  # draft tokens from what was said
     gpu_layers: int = 0  # the last ones, and the unembedding with all of them
+    expert_slots: int = 0  # experts in memory while the others stay on the disk; 0: all are mapped
 
     @classmethod
     def of(cls, config: ModelConfig, dtypes: Dtypes, options: LoadOptions) -> "Plan":
@@ -73,7 +76,8 @@ class Plan:
     @cached_property
     def weights(self) -> dict[str, int]:
         """Bytes of the model's files by class, without what lies on the GPU. They are mapped: the system can
-        drop and read them again.
+        drop and read them again. With expert_slots only the embedding is, of which next to nothing is used,
+        and all else is the process's own.
         """
         parts = class_bytes(self.config, self.dtypes)
         headers = expected_sizes(self.config, self.dtypes).model_bytes - sum(parts.values())
@@ -84,6 +88,9 @@ class Plan:
             parts["routers and norms"] += moved
         if self.unembeds_on_gpu:
             parts["unembedding"] = 0
+        if self.expert_slots:
+            parts["experts"] = self.expert_slots * expert_run(self.config, self.dtypes.experts).size
+            parts["embedding"] = embedding_scale_bytes(self.config, self.dtypes.embedding)
         return parts
 
     @property
@@ -97,7 +104,8 @@ class Plan:
         caches = self._cache_bytes[: config.layers - self.gpu_layers]
         sliding = sum(size for size, ring in zip(caches, config.is_sliding, strict=False) if ring)
         exact_experts = self.exact or not WEIGHT_FORMATS[self.dtypes.experts].has_scales
-        buffers = buffer_sizes(config, chunk, self.threads, exact_experts)
+        pass_tokens = PASS_TOKENS if self.expert_slots else 0
+        buffers = buffer_sizes(config, chunk, self.threads, exact_experts, pass_tokens)
         logits = logits_bytes(config, self.slots)
         drafts = lookup_bytes(config, self.context_tokens) if self.lookup else 0
         return {
@@ -287,4 +295,6 @@ def reserve_bytes(total_bytes: int) -> int:
 
 
 def gigabytes(size_bytes: int) -> str:
-    return f"{size_bytes / 1e9:.1f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:.0f} MB"
+    if size_bytes >= 1e9:
+        return f"{size_bytes / 1e9:.1f} GB"
+    return f"{size_bytes / 1e6:.0f} MB" if size_bytes >= 1e6 else f"{size_bytes / 1e3:.0f} kB"

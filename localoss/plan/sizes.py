@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from quant.format.config import ModelConfig
 from quant.format.layout import round_up
+from quant.format.weight_formats import TILE_COLUMNS, WEIGHT_FORMATS
 
 # Constants of the kernels that sizes follow from.
 KEY_LANES = 16  # positions whose keys lie side by side
@@ -20,6 +21,8 @@ TILE_SCRATCH_BYTES = 32 * 8 * 4  # a tile decoded to float32
 SCRATCH_BYTES = TILE_SCRATCH_BYTES + 32 * PANEL * TOKENS_AT_ONCE  # per thread of a product: a tile, and sums
 MOST_DRAFT_TOKENS = 15  # tokens that are run along with one, where prompt_lookup.py guesses
 DRAFT_BYTES = 165  # a token of the conversation takes in prompt_lookup.py, measured with tracemalloc
+READERS = 4  # threads that read experts from the disk: enough for its full bandwidth, docs/120b.md
+PASS_TOKENS = 4096  # of a pass whose experts come from the disk: each layer is read once for all of them
 MOST_SNAPSHOTS = 12  # of a conversation: 3 MB each in gpt-oss-20b at f16
 
 # float16 as its bits: Numba has no half type.
@@ -38,15 +41,19 @@ class ArraySize(NamedTuple):
         return prod(self.shape) * _ITEM_BYTES[self.dtype]
 
 
-def buffer_sizes(config: ModelConfig, tokens: int, threads: int, exact_experts: bool) -> dict[str, ArraySize]:
-    """The arrays that a forward pass of up to `tokens` tokens writes on its way."""
+def buffer_sizes(
+    config: ModelConfig, tokens: int, threads: int, exact_experts: bool, pass_tokens: int = 0
+) -> dict[str, ArraySize]:
+    """The arrays that a forward pass writes on its way: of up to `tokens` tokens, or of up to pass_tokens
+    which go through each layer `tokens` at a time.
+    """
     pairs = tokens * config.active_experts
     columns = max(config.hidden, config.q_rows)
     codes = max(pairs * config.hidden, tokens * columns)
     attention = attention_scratch_floats(config.heads // config.kv_heads, config.head_dim)
     h = pairs * config.intermediate
     return {
-        "x": ArraySize((tokens, config.hidden), "float32"),  # the residual stream
+        "x": ArraySize((max(tokens, pass_tokens), config.hidden), "float32"),  # the residual stream
         "qkv": ArraySize((tokens, config.qkv_rows), "float32"),
         "blocks": ArraySize((tokens * columns,), "float32"),  # a matmul's input, block by block
         "codes": ArraySize((codes,), "int8"),  # the same, quantized
@@ -99,6 +106,11 @@ def snapshot_bytes(config: ModelConfig, kv_dtype: str) -> int:
 
 def layer_cache_bytes(config: ModelConfig, slots: int, kv_dtype: str) -> int:
     return sum(array.nbytes for array in layer_cache_sizes(config, slots, kv_dtype))
+
+
+def embedding_scale_bytes(config: ModelConfig, dtype: str) -> int:
+    """What of the embedding isn't left to the page cache where experts come from the disk."""
+    return config.vocab * config.hidden // TILE_COLUMNS * WEIGHT_FORMATS[dtype].scale_bytes
 
 
 def kv_cache_bytes(config: ModelConfig, context_tokens: int, chunk_tokens: int, kv_dtype: str) -> int:

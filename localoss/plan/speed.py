@@ -55,8 +55,14 @@ def estimate(plan: Plan, limit_bytes: int) -> Estimate | None:
     """How fast `plan` decodes in this much memory; None where the disk decides, or a GPU helps."""
     if plan.verdict(limit_bytes) != FITS or plan.gpu_layers:
         return None
-    size = decode_bytes(plan)
+    seconds, bandwidth, source = token_s(plan)
     cache = sum(bytes_ for name, bytes_ in plan.own.items() if name.startswith("KV cache")) // plan.slots
+    return Estimate(1 / seconds, 1 / (seconds + cache / (_SHARE * bandwidth)), source)
+
+
+def token_s(plan: Plan) -> tuple[float, float, str]:
+    """Seconds of a token with all weights in memory, the bandwidth of these, and where it is from."""
+    size = decode_bytes(plan)
     bandwidth, source, seconds = TYPICAL_BYTES_PER_S, "typical laptop", 0.0
     if there := _read():
         nearest = min(there, key=lambda one: abs(math.log(one.bytes_per_token / size)))
@@ -65,8 +71,7 @@ def estimate(plan: Plan, limit_bytes: int) -> Estimate | None:
             seconds = nearest.s_per_token * size / nearest.bytes_per_token
             is_same = abs(nearest.bytes_per_token / size - 1) < 0.02
             source = "bench of this model" if is_same else "bench"
-    seconds = seconds or size / (_SHARE * bandwidth) + _CALLS_S
-    return Estimate(1 / seconds, 1 / (seconds + cache / (_SHARE * bandwidth)), source)
+    return seconds or size / (_SHARE * bandwidth) + _CALLS_S, bandwidth, source
 
 
 def keep(measured: Measured) -> None:

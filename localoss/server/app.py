@@ -17,6 +17,7 @@ from localoss.server.core.guard import Guard
 from localoss.server.core.schemas import ErrorBody
 from localoss.server.core.service import Service
 from localoss.server.ollama import api as ollama_api
+from localoss.server.page import Page, add_page
 from localoss.server.responses import api as responses_api
 
 router = APIRouter()
@@ -29,10 +30,11 @@ def build_app(
     api_key: str | None = None,
     cors_origins: Sequence[str] = (),
     strict: bool = False,
+    page: Page | None = None,
 ) -> FastAPI:
     """The application on `service`. hosts: see Guard. cors_origins: web pages that may ask.
 
-    strict: refuse fields that aren't known, rather than name them.
+    strict: refuse fields that aren't known, rather than name them. page: the chat page, if there is one.
     """
 
     app = FastAPI(
@@ -53,6 +55,8 @@ def build_app(
         ollama_api.router,
     ):
         app.include_router(part)
+    if page is not None:
+        add_page(app, page, service)
     _name_the_model(app, [service.model, *service.aliases])
     errors.install(app)
     app.add_middleware(_Methods)

@@ -19,6 +19,7 @@ from localoss.server.core.pool import SequencePool
 from localoss.server.core.response_store import ResponseStore
 from localoss.server.core.service import Service
 from localoss.server.core.worker import Worker
+from localoss.server.page import Page
 
 
 def open_socket(host: str, port: int) -> socket.socket:
@@ -57,6 +58,7 @@ def serve(
     queue: int,
     think_budget: int | None,
     responses: Path,
+    page: Page | None = None,
     listening: Callable[[str], None],
 ) -> None:
     """Serve until SIGTERM or Ctrl-C; then finish what runs, refuse what waits, and return.
@@ -64,7 +66,7 @@ def serve(
     A second one cuts short what runs. think_budget: of requests that give none.
     allowed_hosts: other names that clients on this machine reach it by. strict: refuse unknown fields.
     aliases: other names that requests may give the model.
-    responses: the file that stored responses are kept in.
+    responses: the file that stored responses are kept in. page: the chat page at /, if there is one.
     listening: told the base URL once requests are taken.
     """
     harmony.encoding()  # half a second that the first request needn't wait for
@@ -72,7 +74,9 @@ def serve(
     pool, store = SequencePool(engine, conversations), ResponseStore(responses)
     service = Service(engine, model, worker, pool, store, think_budget, aliases=aliases)
     hosts = {*LOOPBACK, host, *allowed_hosts} if host in LOOPBACK else None  # elsewhere there is a key
-    app = build_app(service, hosts=hosts, api_key=api_key, cors_origins=cors_origins, strict=strict)
+    app = build_app(
+        service, hosts=hosts, api_key=api_key, cors_origins=cors_origins, strict=strict, page=page
+    )
     config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", server_header=False)
     name = f"[{host}]" if ":" in host else host
     url = f"http://{name}:{bound.getsockname()[1]}/v1"

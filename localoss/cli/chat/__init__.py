@@ -1,6 +1,5 @@
 """`localoss chat`: a conversation with a model."""
 
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,11 +10,11 @@ from localoss.cli import options
 from localoss.cli.terminal import say
 from localoss.errors import UsageError
 from localoss.options import LoadOptions, SamplingParams
+from localoss.tools.choice import ToolOptions
 
 if TYPE_CHECKING:
     from localoss.chat.conversation import Conversation
     from localoss.chat.session import Session
-    from localoss.cli.chat.calls import Calls
     from localoss.cli.chat.messages import Input
     from localoss.cli.chat.talk import Chat
     from localoss.engine.engine import Engine
@@ -34,12 +33,6 @@ TrimOption = Annotated[
         "--trim", help="oldest: when the context fills, the model no longer sees the oldest messages."
     ),
 ]
-ToolsOption = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE.json", help="Functions that the model may call; commands are asked about."),
-]
-
-
 ChatEffort = Annotated[
     options.Effort | None,
     typer.Option("--effort", help="How long the model thinks; medium, or as the session has it."),
@@ -62,6 +55,7 @@ PrivateOption = Annotated[bool, typer.Option("--private", help="Keep nothing of 
 
 @options.takes_load_options
 @options.takes_sampling_params
+@options.takes_tool_options
 def chat(
     model: options.OptionalModelName = None,
     question: Annotated[
@@ -74,7 +68,6 @@ def chat(
     hide_thinking: options.HideThinking = False,
     think_budget: options.ThinkBudget = None,
     trim: TrimOption = Trim.none,
-    tools: ToolsOption = None,
     session: SessionOption = None,
     continued: ContinueOption = False,
     private: PrivateOption = False,
@@ -82,16 +75,17 @@ def chat(
     *,
     sampling: SamplingParams,
     loading: LoadOptions,
+    tooling: ToolOptions,
 ) -> None:
     """Talk with a model; /help lists what can be typed besides text.
 
     Without MODEL, the session's, the one that is installed, or the demo model that comes with localoss.
     Every chat is kept as a session, written as it goes; `localoss sessions` lists them.
     """
-    from localoss.cli.chat import commands
     from localoss.cli.chat.start import Start
     from localoss.cli.chat.talk import Chat
     from localoss.cli.loading import introduction, load_model
+    from localoss.cli.tool_calls import opened_tools
     from localoss.hub.registry import DEMO, default_model, find_model, model_and_text
 
     def load(name: str, **tells: Any) -> "tuple[Path, Engine]":
@@ -105,49 +99,45 @@ def chat(
         talk.use(*load(name, progress=start.show, notice=start.note), start.note)
 
     model, question = model_and_text([model, question])
-    kept = _open_session(session, continued, private)
-    conversation = _conversation(kept, effort, options.instructions(system, system_file))
-    calls = _calls(tools) if tools else None
-    if calls:
-        conversation.setup = calls.add_to(conversation.setup)
-    name = model or (kept and kept.model) or default_model()
-    if name != DEMO:
-        find_model(name)  # what is wrong with a name is said before there is a prompt
-    start = Start(begin)
-    talk = Chat(
-        name,
-        conversation,
-        sampling,
-        load,
-        start,
-        think_budget=think_budget,
-        show_thinking=not hide_thinking,
-        trims=trim == Trim.oldest,
-        notifies=notify,
-        calls=calls,
-        session=kept,
-    )
+    with opened_tools(tooling) as toolset:
+        kept = _open_session(session, continued, private)
+        conversation = _conversation(kept, effort, options.instructions(system, system_file))
+        name = model or (kept and kept.model) or default_model()
+        if name != DEMO:
+            find_model(name)  # what is wrong with a name is said before there is a prompt
+        start = Start(begin)
+        talk = Chat(
+            name,
+            conversation,
+            sampling,
+            load,
+            start,
+            think_budget=think_budget,
+            show_thinking=not hide_thinking,
+            trims=trim == Trim.oldest,
+            notifies=notify,
+            toolset=toolset,
+            session=kept,
+        )
+        _hold(talk, question, introduction(name))
+
+
+def _hold(talk: "Chat", question: str | None, introduction: str | None) -> None:
+    """Talk until the user leaves."""
+    from localoss.cli.chat import commands
+
     messages = _input(talk, question)  # brings prompt_toolkit: before the thread that would compete with that
-    with start:
+    with talk.start:
         if not talk.at_terminal:
-            start.wait()
-        if said := introduction(name):
-            talk.tell(said)
+            talk.start.wait()
+        if introduction:
+            talk.tell(introduction)
         talk.tell(f"{talk.title} · /help for help")
         talk.recall()
         try:
             talk.hold(messages, commands.obey)
         finally:
             talk.leave_session()
-
-
-def _calls(path: Path) -> "Calls":
-    """What carries out the functions of --tools; asks whoever sits at the terminal."""
-    from localoss.chat.tools import read_tool_file
-    from localoss.cli.chat.calls import Calls, ask_at_terminal
-
-    at_terminal = sys.stdin.isatty() and sys.stderr.isatty()
-    return Calls(read_tool_file(path), ask_at_terminal if at_terminal else None)
 
 
 def _open_session(name: str | None, continued: bool, private: bool) -> "Session | None":

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from localoss.chat import harmony
+from localoss.chat.branches import another_way
 from localoss.cli.chat import attachments, kept, outside
 from localoss.cli.chat.figures import context_parts, context_picture, turns_table
 from localoss.cli.chat.talk import Chat, Leave, shortened
@@ -98,9 +99,10 @@ def _trim(chat: Chat, _: str) -> None:
 
 
 def _regen(chat: Chat, _: str) -> None:
-    if not chat.conversation.drop_answer():
+    if not chat.conversation.asked:
         raise UsageError("there is nothing to answer yet")
-    chat.reply()
+    with another_way(chat.conversation, chat.conversation.asked - 1, is_answer=True):
+        chat.reply()
 
 
 def _undo(chat: Chat, _: str) -> None:
@@ -118,8 +120,11 @@ def _edit(chat: Chat, _: str) -> None:
     if after == before or not after:
         say("(nothing was changed)")
         return
-    chat.conversation.take_back()
-    chat.ask(after, asked.files if asked else ())
+    if asked is None:
+        chat.ask(after)
+        return
+    with another_way(chat.conversation, chat.conversation.asked - 1, is_answer=False):
+        chat.ask(after, asked.files)
 
 
 def _stats(chat: Chat, _: str) -> None:

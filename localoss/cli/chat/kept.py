@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -126,10 +127,7 @@ def _go_to(chat: "Chat", opened: Session | None, conversation: Conversation) -> 
     if opened is not chat.session:
         chat.leave_session()
     chat.session = opened
-    setup = conversation.setup
-    chat.conversation.setup = chat.calls.add_to(setup) if chat.calls else setup
-    chat.conversation.messages = conversation.messages
-    chat.conversation.left_out = conversation.left_out
+    chat.conversation = replace(conversation, setup=chat.with_tools(conversation.setup))
     chat.attachments.clear()
     chat.follow()
 

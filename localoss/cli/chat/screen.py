@@ -51,6 +51,7 @@ class TurnScreen:
         self._region, self._renderer = Region(out), renderer
         self._turn, self._status, self._show_thinking = turn, status, show_thinking
         self._thinking = False
+        self._calling = ""  # the tool that is called by the open message
         self._thought = ""  # the end of the open thought
         self._thought_began = (0.0, 0)  # time, and thinking tokens before it
         self._source, self._goes_on = "", False  # the part of the answer that isn't printed yet
@@ -80,7 +81,7 @@ class TurnScreen:
 
     def show(self, event: Event) -> None:
         if isinstance(event, MessageStart):
-            self._start(event.channel == "analysis")
+            self._start(event.channel == "analysis", event.recipient)
         elif isinstance(event, TextDelta):
             self._add(printable(event.text))
         elif isinstance(event, MessageEnd):
@@ -103,8 +104,9 @@ class TurnScreen:
 
     # Messages
 
-    def _start(self, is_thought: bool) -> None:
-        self._thinking, self._thought = is_thought, ""
+    def _start(self, is_thought: bool, recipient: str | None) -> None:
+        self._calling = (recipient or "").removeprefix("functions.")
+        self._thinking, self._thought = is_thought or bool(recipient), ""
         self._thought_began = time.monotonic(), self._turn.thinking_tokens
         self._draw_if_time()
 
@@ -118,7 +120,10 @@ class TurnScreen:
     def _end(self) -> None:
         """Print what is left of the open message and take everything else away."""
         if self._thinking:
-            self._region.update([], [self._folded(), ""] if self._show_thinking and self._thought else [])
+            leaves = (
+                self._show_thinking and self._thought and not self._calling
+            )  # a call gets a line once made
+            self._region.update([], [self._folded(), ""] if leaves else [])
         else:
             finished, last = split_finished(self._source, self._goes_on)
             self._region.update([], [line for piece in [*finished, last] for line in self._piece(piece)])
@@ -158,11 +163,12 @@ class TurnScreen:
         return blank + lines
 
     def _open_thought(self) -> list[str]:
-        if not self._show_thinking:
+        if not self._show_thinking and not self._calling:
             return [self._dim(f"thinking: {self._turn.thinking_tokens:,} tokens")]
         lines = self._renderer.plain(self._thought, self._region.width, "dim")
         room = min(_THINKING_LINES, max(self._region.height - 3, 1))
-        rule = "── thinking ".ljust(min(self._region.width, 60), "─")
+        what = f"calling {self._calling}" if self._calling else "thinking"
+        rule = f"── {what} ".ljust(min(self._region.width, 60), "─")
         return [self._dim(rule), *lines[-room:]]
 
     def _folded(self) -> str:

@@ -13,20 +13,21 @@ from localoss.cli.chat.figures import TurnFigures
 from localoss.cli.chat.messages import Input, as_command, unquoted
 from localoss.cli.terminal import AnswerPrinter, interrupts, notify, printable, say, typing_waits
 from localoss.errors import ContextFullError, LocalossError
-from localoss.hub.registry import models_folder
+from localoss.hub.registry import name_of
 from localoss.options import SamplingParams
 from quant.errors import QuantError
 
 if TYPE_CHECKING:  # what brings NumPy or openai_harmony: the prompt doesn't wait for them
-    from localoss.chat.harmony import File
+    from localoss.chat.agent import Agent, CallEvent
+    from localoss.chat.harmony import ChatSetup, File
     from localoss.chat.parser import Event
     from localoss.chat.session import Session
     from localoss.chat.turn import Turn
     from localoss.cli.chat.attachments import Attachment
-    from localoss.cli.chat.calls import Calls
     from localoss.cli.chat.start import Start
     from localoss.engine.engine import Engine
     from localoss.engine.sequence import Sequence as EngineSequence
+    from localoss.tools.toolset import Toolset
 
 _WARN_SHARE = 0.8  # of the context
 # With --trim, room for an answer is made before it is needed, and enough for some turns at once: after it,
@@ -49,7 +50,7 @@ class Chat:
     name: of the model, or its folder. load: gives folder and engine of a model, by name. start: loads the
     first one and calls `use`; until it is done there is no `engine`. trims: whether the oldest messages are
     left out when the context is full. notifies: rings when a long answer is there.
-    calls: carries out the functions that the model calls.
+    toolset: what the model may call.
     """
 
     name: str
@@ -61,7 +62,7 @@ class Chat:
     show_thinking: bool = True
     trims: bool = False
     notifies: bool = False
-    calls: "Calls | None" = None
+    toolset: "Toolset | None" = None
     session: "Session | None" = None
     attachments: "list[Attachment]" = field(default_factory=list)
     turns: list[TurnFigures] = field(default_factory=list)
@@ -72,6 +73,12 @@ class Chat:
         self.at_terminal = sys.stdin.isatty() and sys.stdout.isatty()
         self.folder, self.engine = Path(self.name), cast("Engine", None)
         self.sequence = cast("EngineSequence", None)
+        self.agent: Agent | None = None
+        if self.toolset:
+            from localoss.chat import agent as agents
+
+            self.agent = agents.Agent(self.toolset)
+            self.conversation.setup = self.with_tools(self.conversation.setup)
         self._attempts = 0  # answers to the last message so far
         self._warned = False
 
@@ -132,15 +139,35 @@ class Chat:
         try:
             self.reply()
         except LocalossError:
-            self.conversation.take_back()
-            self.attachments = waiting
+            if not self.conversation.is_answered:  # what was done before it failed stays
+                self.conversation.take_back()
+                self.attachments = waiting
             raise
 
     def reply(self) -> None:
         """Answer the last user's message, with the calls that it takes. Raises: ContextFullError."""
-        while self._turn().finish == "call" and self.calls:
-            call = self.conversation.messages[-1]
-            self.conversation.messages.append(self.calls.answer(call))
+        if self.agent is None:
+            self._turn()
+            return
+        from localoss.chat import agent as agents
+
+        room = self.engine.context_tokens
+        agents.answer(self.agent, self.conversation, self._turn, self._hear, interrupts, room)
+
+    def with_tools(self, setup: "ChatSetup") -> "ChatSetup":
+        """`setup` of a conversation, with the tools that there are."""
+        return self.toolset.add_to(setup) if self.toolset else setup
+
+    def _hear(self, event: "CallEvent") -> None:
+        """Show what a call asked and gave."""
+        from localoss.chat.agent import CallDone
+        from localoss.cli.tool_calls import show_call
+
+        show_call(event)
+        if isinstance(event, CallDone):
+            self.keep()
+            if event.is_stopped:
+                say("(stopped)")
 
     def _turn(self) -> "Turn":
         """One answer, or what is said up to a call. Raises: ContextFullError if there is no room for it."""
@@ -148,13 +175,13 @@ class Chat:
         from localoss.chat.rules import AnswerRules
         from localoss.chat.turn import Turn
 
-        rules = replace(self.calls.rules if self.calls else AnswerRules(), think_budget=self.think_budget)
+        rules = replace(self.agent.rules if self.agent else AnswerRules(), think_budget=self.think_budget)
         turn = Turn(self._fitting_prompt(), self.conversation.setup, self._sampling(), rules)
         self._attempts += 1
         with self._display(turn) as (progress, show, tick), interrupts() as cancelled:
             for event in generate(self.engine, turn, self.sequence, progress, lambda: tick() or cancelled()):
                 show(event)
-        self.conversation.answer(turn.messages)
+        self.conversation.answer(turn.whole_messages)
         self.turns.append(TurnFigures.of(turn))
         self.last_thinking = turn.thinking
         self.count()
@@ -207,10 +234,8 @@ class Chat:
 
     @property
     def model(self) -> str:
-        """The name that opens this model again: the store's, or the folder's path."""
-        if self.folder.parent == models_folder():
-            return self.folder.name.replace("--", "/", 1)
-        return str(self.folder.resolve())
+        """The name that opens this model again."""
+        return name_of(self.folder)
 
     def count(self) -> None:
         """Count the tokens of the conversation anew."""

@@ -10,7 +10,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from localoss.server.core.errors import ApiError
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
-_OPEN_PATHS = ("/health",)  # tells nothing, and whoever watches over the server has no key
+# These tell nothing: whoever watches over the server has no key, and a browser asks for a page without one.
+_OPEN_PATHS, _OPEN_FOLDER = ("/health", "/"), "/localoss/page/"
 
 
 class Guard:
@@ -36,7 +37,8 @@ class Guard:
                 status=403,
                 code="forbidden_host",
             )
-        if self._api_key is None or scope["path"] in _OPEN_PATHS or scope["method"] == "OPTIONS":
+        is_open = scope["path"] in _OPEN_PATHS or scope["path"].startswith(_OPEN_FOLDER)
+        if self._api_key is None or is_open or scope["method"] == "OPTIONS":
             return None
         scheme, _, key = headers.get("authorization", "").partition(" ")
         if "x-api-key" in headers:  # Anthropic's clients

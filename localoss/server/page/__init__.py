@@ -1,0 +1,27 @@
+"""The chat page: its files, and what it asks for. Its conversations are the terminal's sessions."""
+
+from dataclasses import dataclass
+
+from fastapi import FastAPI
+
+from localoss.server.core.service import Service
+from localoss.server.page import files, sessions, turns
+from localoss.server.page.answers import Answers
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the page is told. opens_as: the name or folder that opens the model again, kept with sessions.
+
+    introduction: a word about the model, before the first message.
+    """
+
+    opens_as: str
+    introduction: str | None = None
+
+
+def add_page(app: FastAPI, page: Page, service: Service) -> None:
+    """Have `app` answer / with the page, and the page's requests."""
+    app.state.page, app.state.answers = page, Answers(service)
+    for part in (files.router, sessions.router, turns.router):
+        app.include_router(part)

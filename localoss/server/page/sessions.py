@@ -1,0 +1,203 @@
+"""The conversations: listed, opened, renamed, exported and removed. They are the terminal's sessions."""
+
+from dataclasses import replace
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from localoss.chat import branches, export
+from localoss.chat.conversation import Conversation
+from localoss.chat.session import Session
+from localoss.chat.session_store import free_name, read_session, remove_session, revision, sessions
+from localoss.errors import UsageError
+from localoss.server.core.errors import ApiError
+from localoss.server.core.threads import aside
+from localoss.server.page.answers import Answers
+from localoss.server.page.origin import PageRoute
+from localoss.server.page.schemas import Change, Nothing, Setup, Way
+from localoss.server.page.view import view_of
+from quant.errors import BusyError
+
+router = APIRouter(prefix="/localoss/sessions", route_class=PageRoute, include_in_schema=False)
+_MEDIA = {"md": "text/markdown", "txt": "text/plain", "json": "application/json"}
+
+
+@router.get("")
+async def list_sessions(request: Request) -> Response:
+    answers: Answers = request.app.state.answers
+    there = await aside(sessions)
+    return told(
+        {
+            "sessions": [
+                {
+                    "name": one.name,
+                    "title": one.title,
+                    "model": one.model,
+                    "changed": one.changed.timestamp(),
+                    "problem": one.problem,
+                    "is_writing": answers.is_writing(one.name),
+                }
+                for one in there
+            ]
+        }
+    )
+
+
+@router.get("/{name}")
+async def open_session(name: str, request: Request) -> Response:
+    answers: Answers = request.app.state.answers
+    view = await aside(_view, name)
+    return told(view | {"is_writing": answers.is_writing(name)})
+
+
+@router.get("/{name}/export/{form}")
+async def export_session(name: str, form: str, request: Request) -> Response:
+    if form not in export.FORMATS:
+        raise ApiError(f"use one of {', '.join(export.FORMATS)}", status=404, code="not_found")
+    conversation, model = await aside(_read, name)
+    return Response(
+        export.FORMATS[form](conversation, model),
+        media_type=f"{_MEDIA[form]}; charset=utf-8",
+        headers={
+            "Content-Disposition": f'attachment; filename="{name}.{form}"',
+            "Cache-Control": "no-store",
+            "X-Content-Type-Options": "nosniff",
+        },
+    )
+
+
+@router.delete("/{name}")
+async def delete_session(name: str, request: Request) -> Response:
+    await aside(_as_told, remove_session, name)
+    return told({"deleted": True})
+
+
+@router.post("/{name}/change")
+async def change_session(body: Change, request: Request) -> Response:
+    """Give it another title or setup."""
+    return told(await aside(_change, request.path_params["name"], body))
+
+
+@router.post("/{name}/way")
+async def choose_way(body: Way, request: Request) -> Response:
+    """Go on with another version of a question or an answer."""
+
+    def choose() -> dict[str, Any]:
+        with_session = opened(request.path_params["name"], body.revision)
+        try:
+            assert with_session.conversation and with_session.model
+            branches.choose(with_session.conversation, body.exchange, body.is_answer, body.rank)
+            with_session.save_messages(with_session.conversation, with_session.model)
+        finally:
+            with_session.close()
+        return _view(with_session.name)
+
+    return told(await aside(_as_told, choose))
+
+
+@router.post("/{name}/copy")
+async def copy_session(body: Nothing, request: Request) -> Response:
+    """A new session with the same messages: to go on where another program has the first one open."""
+
+    def copy() -> dict[str, Any]:
+        conversation, model = _read(request.path_params["name"])
+        new = Session()
+        try:
+            new.save_messages(conversation, model)
+        finally:
+            new.close()
+        return _view(new.name)
+
+    return told(await aside(_as_told, copy))
+
+
+def told(content: dict[str, Any]) -> JSONResponse:
+    return JSONResponse(content, headers={"Cache-Control": "no-store"})
+
+
+def opened(name: str, seen: str | None) -> Session:
+    """The session, locked. seen: the revision that the user saw. Raises: ApiError."""
+    try:
+        if not revision(name):
+            raise missing(name)
+        session = Session(name)
+    except (UsageError, BusyError) as error:
+        raise as_refusal(error) from None
+    if seen not in (None, revision(name)):
+        session.close()
+        raise ApiError(
+            "this conversation went on elsewhere; here is how it stands now, and nothing was lost",
+            status=409,
+            code="conversation_changed",
+        )
+    return session
+
+
+def missing(name: str) -> ApiError:
+    return ApiError(f"there is no conversation {name}", status=404, code="not_found")
+
+
+def as_refusal(error: Exception) -> ApiError:
+    """What the page is told of an error of the session store."""
+    if isinstance(error, BusyError):
+        return ApiError(
+            "another window or terminal has this conversation open and may write to it; "
+            "go on there, close it, or go on in a copy",
+            status=409,
+            code="conversation_busy",
+        )
+    return ApiError(str(error))
+
+
+def apply_setup(conversation: Conversation, setup: Setup) -> None:
+    if setup.effort is not None:
+        conversation.setup = replace(conversation.setup, effort=setup.effort)
+    if setup.instructions is not None:
+        conversation.setup = replace(conversation.setup, instructions=setup.instructions.strip() or None)
+
+
+def _as_told(work: Any, *arguments: Any) -> Any:
+    try:
+        return work(*arguments)
+    except (BusyError, UsageError) as error:
+        raise as_refusal(error) from None
+
+
+def _read(name: str) -> tuple[Conversation, str]:
+    try:
+        if not revision(name):
+            raise missing(name)
+        return read_session(name)
+    except UsageError as error:
+        raise as_refusal(error) from None
+
+
+def _view(name: str) -> dict[str, Any]:
+    found = _revision(name)
+    conversation, model = _read(name)
+    return view_of(name, conversation, model, found)
+
+
+def _revision(name: str) -> str:
+    try:
+        return revision(name)
+    except UsageError as error:
+        raise as_refusal(error) from None
+
+
+def _change(name: str, change: Change) -> dict[str, Any]:
+    session = opened(name, change.revision)
+    try:
+        assert session.conversation and session.model
+        apply_setup(session.conversation, change.setup)
+        if change.title is not None:
+            session.conversation.title = " ".join(change.title.split()) or None
+        session.save_messages(session.conversation, session.model)
+        if change.title is not None and (new := free_name(change.title, session.name)) != session.name:
+            session.rename(new)
+    except UsageError as error:
+        raise as_refusal(error) from None
+    finally:
+        session.close()
+    return _view(session.name)

@@ -1,0 +1,167 @@
+// From a model's Markdown to what is shown: made by the worker, sanitized here, mathematics and buttons put in.
+
+import { html, useEffect, useRef } from "./view.js";
+import { copyText } from "./clipboard.js";
+import "./vendor/purify.js";
+
+const PATIENCE_MS = 4000; // a text that takes longer is shown as it stands
+const ALLOWED = {
+  ALLOWED_TAGS: [
+    "a", "b", "blockquote", "br", "code", "del", "em", "h3", "h4", "h5", "h6", "hr", "i", "kbd", "li", "ol", "p",
+    "pre", "span", "strong", "sub", "sup", "table", "tbody", "td", "th", "thead", "tr", "u", "ul",
+  ],
+  ALLOWED_ATTR: ["href", "class", "start", "align", "data-tex", "data-display", "data-language"],
+  ALLOW_DATA_ATTR: false,
+  ALLOW_ARIA_ATTR: false,
+  ALLOWED_URI_REGEXP: /^(?:https?:|mailto:)/i,
+  RETURN_TRUSTED_TYPE: true,
+};
+
+const policy = window.trustedTypes?.createPolicy("localoss", { createScriptURL: () => workerAddress() });
+const workerAddress = () => new URL("./markdown_worker.js", import.meta.url).href;
+
+let worker = null;
+let waiting = []; // jobs of which the first is the worker's
+let timer = null;
+
+/** The blocks of `text` as HTML; null for a text that can't be made into any. */
+function blocksOf(text) {
+  return new Promise((resolve) => {
+    waiting.push({ text, resolve });
+    if (waiting.length === 1) next();
+  });
+}
+
+function next() {
+  if (!waiting.length) return;
+  worker ??= started();
+  worker.postMessage(waiting[0].text);
+  timer = setTimeout(() => {
+    worker.terminate();
+    worker = null;
+    finish(null);
+  }, PATIENCE_MS);
+}
+
+function started() {
+  const made = new Worker(policy ? policy.createScriptURL("") : workerAddress(), { type: "module" });
+  made.onmessage = ({ data }) => finish(data.blocks);
+  made.onerror = () => finish(null);
+  return made;
+}
+
+function finish(blocks) {
+  clearTimeout(timer);
+  waiting.shift()?.resolve(blocks);
+  next();
+}
+
+/** Markdown, drawn again block by block as `text` grows. */
+export function Markdown({ text, isLive = false }) {
+  const place = useRef(null);
+  const state = useRef({ shown: null, wanted: "", isBusy: false, blocks: [], isPlain: false });
+  useEffect(() => {
+    const mine = state.current;
+    mine.wanted = text;
+    if (mine.isBusy) return;
+    (async () => {
+      mine.isBusy = true;
+      while (mine.shown !== mine.wanted && place.current) {
+        const drawn = mine.wanted;
+        const blocks = mine.isPlain ? null : await blocksOf(drawn);
+        mine.shown = drawn;
+        if (blocks === null) mine.isPlain = true;
+        if (place.current) await draw(place.current, mine, blocks, drawn);
+        await new Promise(requestAnimationFrame);
+      }
+      mine.isBusy = false;
+    })();
+  }, [text]);
+  return html`<div class="markdown" ref=${place} aria-busy=${isLive}></div>`;
+}
+
+async function draw(place, mine, blocks, text) {
+  if (blocks === null) {
+    const plain = document.createElement("pre");
+    plain.className = "plain";
+    plain.textContent = text;
+    place.replaceChildren(plain);
+    mine.blocks = [];
+    return;
+  }
+  if (!mine.blocks.length) place.replaceChildren();
+  for (let i = 0; i < blocks.length; i++) {
+    if (mine.blocks[i] === blocks[i]) continue;
+    const block = document.createElement("div");
+    block.className = "block";
+    block.innerHTML = DOMPurify.sanitize(blocks[i], ALLOWED);
+    finished(block);
+    await setMath(block);
+    if (place.children[i]) place.replaceChild(block, place.children[i]);
+    else place.append(block);
+  }
+  while (place.children.length > blocks.length) place.lastChild.remove();
+  mine.blocks = blocks;
+}
+
+/** Links that leave the page, code with a button, tables that scroll. */
+function finished(block) {
+  for (const link of block.querySelectorAll("a[href]")) {
+    link.target = "_blank";
+    link.rel = "noopener noreferrer nofollow";
+  }
+  for (const table of block.querySelectorAll("table")) {
+    const around = element("div", "table");
+    scrollable(around, "Table");
+    table.replaceWith(around);
+    around.append(table);
+  }
+  for (const code of block.querySelectorAll("pre")) {
+    const around = element("div", "code");
+    const head = element("div", "code-head");
+    const button = element("button", "copy");
+    button.type = "button";
+    button.textContent = "Copy";
+    head.append(element("span", "", code.dataset.language || "text"), button);
+    code.replaceWith(around);
+    around.append(head, code);
+    scrollable(code, "Code");
+  }
+}
+
+function scrollable(place, label) {
+  place.tabIndex = 0;
+  place.setAttribute("role", "region");
+  place.setAttribute("aria-label", label);
+}
+
+function element(name, className, text = "") {
+  const made = document.createElement(name);
+  if (className) made.className = className;
+  made.textContent = text;
+  return made;
+}
+
+async function setMath(block) {
+  const places = block.querySelectorAll(".math[data-tex]");
+  if (!places.length) return;
+  await import("./vendor/katex.js");
+  for (const place of places) {
+    const { tex, display } = place.dataset;
+    const options = { displayMode: display === "true", throwOnError: false, strict: "ignore", trust: false };
+    try {
+      window.katex.render(tex, place, { ...options, maxSize: 20, maxExpand: 300 });
+    } catch {
+      place.textContent = tex;
+    }
+    if (display === "true") scrollable(place, "Formula");
+  }
+}
+
+addEventListener("click", async ({ target }) => {
+  const button = target instanceof Element ? target.closest(".code .copy") : null;
+  if (!button) return;
+  const isCopied = await copyText(button.closest(".code").querySelector("code").textContent);
+  button.textContent = isCopied ? "Copied" : "Select it and copy";
+  setTimeout(() => (button.textContent = "Copy"), 1500);
+});

@@ -1,0 +1,118 @@
+// Markdown to HTML, off the page's thread: a text that takes for ever holds up this worker alone.
+// Raw HTML stays text, images become links, and what is made here is sanitized by the page all the same.
+
+import { Marked } from "./vendor/marked.mjs";
+import highlighter from "./vendor/highlight.mjs";
+
+const MOST_HIGHLIGHTED = 50_000; // characters of a block of code
+const MOST_TEX = 5_000;
+
+function escaped(text) {
+  const names = { "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;" };
+  return text.replace(/[&<>"']/g, (character) => names[character]);
+}
+
+function math(tex, isDisplay, source) {
+  if (tex.length > MOST_TEX) return escaped(source);
+  return `<span class="math" data-tex="${escaped(tex)}" data-display="${isDisplay}">${escaped(source)}</span>`;
+}
+
+const BLOCK = [/^ {0,3}\$\$([\s\S]+?)\$\$[ \t]*(?:\n|$)/, /^ {0,3}\\\[([\s\S]+?)\\\][ \t]*(?:\n|$)/];
+const INLINE = [
+  [/^\$\$([^\n]+?)\$\$/, true],
+  [/^\\\[([\s\S]+?)\\\]/, true],
+  [/^\\\(([\s\S]+?)\\\)/, false],
+  [/^\$(?![\s$])((?:\\[\s\S]|[^\\$\n])*?[^\s\\$])\$(?!\d)/, false],
+];
+
+const blockMath = {
+  name: "blockMath",
+  level: "block",
+  start(text) {
+    return /(?:^|\n) {0,3}(?:\$\$|\\\[)/.exec(text)?.index;
+  },
+  tokenizer(text) {
+    for (const pattern of BLOCK) {
+      const match = pattern.exec(text);
+      if (match) return { type: "blockMath", raw: match[0], tex: match[1].trim() };
+    }
+  },
+  renderer: (token) => `<p>${math(token.tex, true, token.raw.trim())}</p>`,
+};
+
+const inlineMath = {
+  name: "inlineMath",
+  level: "inline",
+  start(text) {
+    return /\$|\\[([]/.exec(text)?.index;
+  },
+  tokenizer(text) {
+    for (const [pattern, isDisplay] of INLINE) {
+      const match = pattern.exec(text);
+      if (match) return { type: "inlineMath", raw: match[0], tex: match[1].trim(), isDisplay };
+    }
+  },
+  renderer: (token) => math(token.tex, token.isDisplay, token.raw),
+};
+
+function colored(code, language) {
+  if (code.length > MOST_HIGHLIGHTED || !highlighter.getLanguage(language)) return escaped(code);
+  return highlighter.highlight(code, { language, ignoreIllegals: true }).value;
+}
+
+// The few tags that models use where Markdown has no mark; anything else stays as it was written.
+const PLAIN_TAG = /^<(?:br\s*\/?|\/?(?:sub|sup|kbd|b|i|u))>$/i;
+
+const renderer = {
+  html(token) {
+    if (token.block) return `<p>${escaped(token.text)}</p>`;
+    return PLAIN_TAG.test(token.text) ? token.text : escaped(token.text);
+  },
+  code({ text, lang }) {
+    const language = /^[\w+#.-]{1,30}/.exec(lang ?? "")?.[0].toLowerCase() ?? "";
+    return `<pre data-language="${escaped(language)}"><code>${colored(text, language)}</code></pre>`;
+  },
+  heading({ tokens, depth }) {
+    const level = Math.min(depth + 2, 6); // below the page's own headings
+    return `<h${level} class="h${depth}">${this.parser.parseInline(tokens)}</h${level}>`;
+  },
+  link({ href, tokens }) {
+    const inside = this.parser.parseInline(tokens);
+    return /^(?:https?:|mailto:)/i.test(href) ? `<a href="${escaped(href)}">${inside}</a>` : inside;
+  },
+  image({ href, text }) {
+    const label = escaped(text || href); // nothing is fetched from where a model says
+    return /^https?:/i.test(href) ? `<a href="${escaped(href)}">${label}</a>` : label;
+  },
+  checkbox: ({ checked }) => (checked ? "☑ " : "☐ "),
+};
+
+const marked = new Marked({ gfm: true });
+marked.use({ extensions: [blockMath, inlineMath], renderer });
+
+// HTML by Markdown source: while an answer is written, all but its last blocks stay as they are.
+let rendered = new Map();
+
+function blocks(text) {
+  const tokens = marked.lexer(text);
+  const links = Object.keys(tokens.links).length; // definitions change what stands far from them
+  const now = new Map();
+  const result = [];
+  for (const token of tokens) {
+    if (token.type === "space") continue;
+    const key = `${links} ${token.raw}`;
+    const html = now.get(key) ?? rendered.get(key) ?? marked.parser(Object.assign([token], { links: tokens.links }));
+    now.set(key, html);
+    result.push(html);
+  }
+  rendered = now;
+  return result;
+}
+
+addEventListener("message", ({ data }) => {
+  try {
+    postMessage({ blocks: blocks(data) });
+  } catch {
+    postMessage({ blocks: null }); // nested too deep, for one: shown as it stands
+  }
+});

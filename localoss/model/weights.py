@@ -155,7 +155,8 @@ def blank_weights(config: ModelConfig, dtypes: Dtypes) -> Weights:
 
 def _addresses(experts: NDArray[Any]) -> NDArray[np.int64]:
     """(E,): where each record of `experts` (E, bytes of a record) lies."""
-    return address(experts) + experts.shape[1] * np.arange(len(experts), dtype=np.int64)
+    found: NDArray[np.int64] = address(experts) + experts.shape[1] * np.arange(len(experts), dtype=np.int64)
+    return found
 
 
 def _map_tensors(path: Path, specs: dict[str, TensorSpec]) -> Tensors:

@@ -86,7 +86,7 @@ class Streaming:
     def prompt_s(self, tokens: int) -> float:
         """What reading takes for a prompt of up to PASS_TOKENS tokens: each expert that any chooses, once."""
         share = self.plan.config.active_experts / self.plan.config.experts
-        chosen = 1 - (1 - share) ** (tokens / 4)  # a text's choices cluster
+        chosen: float = 1 - (1 - share) ** (tokens / 4)  # a text's choices cluster
         return self.experts * chosen * record_bytes(self.plan) / self.disk.bytes_per_s
 
     def lines(self) -> list[str]:

@@ -1,121 +1,214 @@
 """JSON schemas as masks over the next token, by llguidance; they hold inside one message only.
 
-llguidance is part of `pip install 'localoss[tools]'` and 'localoss[server]'; it is imported where a schema is
-first used.
+llguidance is part of `pip install 'localoss[tools]'` and 'localoss[server]'. It runs in a process of its own
+(grammar_child.py), which ends if a schema takes too much time or memory; messages that followed another one go on in the next.
 """
 
-import base64
-import functools
+import atexit
+import hashlib
 import json
-from typing import TYPE_CHECKING, Any
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from localoss.chat.harmony import RETURN, TEXT_TOKENS, VOCABULARY_FOLDER, VOCABULARY_TOKENS
-from localoss.errors import UsageError
-
-if TYPE_CHECKING:
-    from llguidance import LLMatcher, LLTokenizer
+from localoss.chat.grammar_process import Answer, GrammarProcess, RefusedError
+from localoss.chat.harmony import TEXT_TOKENS
+from localoss.errors import Cancelled, UsageError
 
 ANY_OBJECT: dict[str, Any] = {"type": "object"}
 _MAX_SCHEMA_CHARS = 500_000
-# Unbounded whitespace lets a model that is at a loss go on with spaces until its tokens run out.
-_WHITESPACE = r"[ \n\t]{0,32}"
+# llguidance takes time with the square of these: 5,000 properties take 2.4 s, a constant of 400,000
+# characters minutes.
+_MAX_PROPERTIES, _MAX_LITERAL_CHARS = 5000, 20_000
+_MAX_VALUES = 100_000
+
+T = TypeVar("T")
+
+_process = GrammarProcess()
+atexit.register(_process.close)
+
+
+@dataclass
+class Budget:
+    """What compiling all the schemas of one request may take of a processor.
+
+    is_gone: whether nobody waits any more.
+    """
+
+    left_s: float = 5.0
+    is_gone: Callable[[], bool] = lambda: False
+
+    def check(self) -> None:
+        """Raises: UsageError once it is spent, Cancelled if nobody waits."""
+        if self.is_gone():
+            raise Cancelled("the client went away")
+        if self.left_s <= 0:
+            raise UsageError("the JSON schemas take too long to compile: give fewer, or simpler ones")
 
 
 class Grammar:
-    """A JSON schema, compiled. Raises: UsageError for one that is invalid or can't be followed.
+    """A JSON schema, compiled.
 
     strict: every keyword must be followed. Otherwise those that llguidance doesn't know are left out, and
-    what they ask for isn't promised.
+    what they ask for isn't promised. Raises: UsageError for a schema that is invalid, can't be followed or
+    takes too long; Cancelled.
     """
 
-    def __init__(self, schema: dict[str, Any], strict: bool = True) -> None:
+    def __init__(self, schema: dict[str, Any], strict: bool = True, budget: Budget | None = None) -> None:
+        _check_size(schema)
         try:
-            text = json.dumps(schema, allow_nan=False)
+            self._text = json.dumps(schema, allow_nan=False)
         except (ValueError, RecursionError) as error:
             raise UsageError(f"the JSON schema is no JSON: {error}") from None
-        if len(text) > _MAX_SCHEMA_CHARS:
+        if len(self._text) > _MAX_SCHEMA_CHARS:
             raise UsageError(
-                f"the JSON schema has {len(text):,} characters; at most {_MAX_SCHEMA_CHARS:,} are taken"
+                f"the JSON schema has {len(self._text):,} characters; at most {_MAX_SCHEMA_CHARS:,} are taken"
             )
-        self._matcher = _compiled(text, strict)
+        self._strict = strict
+        budget = budget or Budget()
+        budget.check()
+        refusal, cpu_s = _refusal(self._text, strict)
+        budget.left_s -= cpu_s
+        if refusal:
+            raise UsageError(refusal)
 
     def begin(self, vocab_tokens: int) -> "Body":
         """Masks for a new message."""
-        return Body(self._matcher.deep_copy(), vocab_tokens)
+        return Body(self._text, self._strict, vocab_tokens)
 
 
 class Body:
     """Follows the tokens of one message that a grammar holds."""
 
-    def __init__(self, matcher: "LLMatcher", vocab_tokens: int) -> None:
-        self._matcher = matcher
-        self._bits = np.zeros((1, -(-VOCABULARY_TOKENS // 32)), np.int32)
+    def __init__(self, schema: str, strict: bool, vocab_tokens: int) -> None:
+        self._schema, self._strict = schema, strict
+        self._number, self._generation = _process.new_body(), -1
+        self._tokens: list[int] = []  # so far
+        self._sent = 0  # of them
         self._mask = np.zeros(vocab_tokens, np.uint8)
+        self._is_accepting: bool | None = None  # None: the mask isn't that of the place after _tokens
+        weakref.finalize(self, _process.drop, self._number).atexit = False
 
     def mask(self, ending: int) -> npt.NDArray[np.uint8]:
         """Allowed ids as ones, (vocab_tokens,) u8; `ending` is among them once the JSON is complete.
 
         Raises: UsageError if the grammar became too complex to follow.
         """
-        from llguidance.numpy import fill_next_token_bitmask
-
-        fill_next_token_bitmask(self._matcher, self._bits)
-        if self._matcher.is_error():
-            raise UsageError(f"the JSON schema is too complex: {_reason(self._matcher)}")
-        text = np.unpackbits(self._bits.view(np.uint8)[0], count=TEXT_TOKENS, bitorder="little")
-        self._mask[:TEXT_TOKENS] = text
-        self._mask[ending] = self._matcher.is_accepting()
+        if self._is_accepting is None:
+            self._look()
+        self._mask[TEXT_TOKENS:] = 0
+        self._mask[ending] = bool(self._is_accepting)
         return self._mask
 
     def advance(self, token: int) -> None:
         """Raises: ValueError for a token that the grammar doesn't allow."""
-        if not self._matcher.consume_token(token):
-            raise ValueError(f"token {token} cannot stand here: {_reason(self._matcher)}")
+        if self._is_accepting is None:
+            self._look()
+        if not 0 <= token < TEXT_TOKENS or not self._mask[token]:
+            raise ValueError(f"token {token} cannot stand here")
+        self._tokens.append(token)
+        self._is_accepting = None
+
+    def _look(self) -> None:
+        """Learn which tokens may come next."""
+        answer = self._ask("mask", self._tokens[self._sent :], self._generation)
+        if answer is None:  # a new message, or one whose process ended over another
+            answer = self._ask("begin", self._tokens, None, schema=self._schema, strict=self._strict)
+        assert answer
+        mask, self._generation = answer.content, answer.generation
+        self._sent = len(self._tokens)
+        self._is_accepting = bool(mask[0])
+        bits = np.frombuffer(mask, np.uint8, offset=1)
+        self._mask[:TEXT_TOKENS] = np.unpackbits(bits, count=TEXT_TOKENS, bitorder="little")
+
+    def _ask(self, what: str, tokens: list[int], generation: int | None, **schema: Any) -> Answer | None:
+        return _process.ask({"do": what, "body": self._number, "tokens": tokens, **schema}, generation)
 
 
-@functools.lru_cache(maxsize=64)
-def _compiled(schema: str, strict: bool) -> "LLMatcher":
-    from llguidance import LLMatcher
+class Remembered(Generic[T]):
+    """What was found out about texts, which may be long: the latest `capacity`. Any thread may use it."""
 
-    try:
-        grammar = LLMatcher.grammar_from_json_schema(
-            schema, overrides={"whitespace_pattern": _WHITESPACE, "lenient": not strict}
-        )
-    except ValueError as error:
-        raise UsageError(f"the JSON schema can't be used: {error}") from None
-    matcher = LLMatcher(_tokenizer(), grammar, log_level=0)
-    if matcher.is_error():
-        raise UsageError(f"the JSON schema can't be followed: {_reason(matcher)}")
-    Body(matcher.deep_copy(), VOCABULARY_TOKENS).mask(RETURN)  # some show only then that they are too complex
-    return matcher
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._found: OrderedDict[bytes, T] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, *text: str) -> T | None:
+        key = self._key(text)
+        with self._lock:
+            if key in self._found:
+                self._found.move_to_end(key)
+            return self._found.get(key)
+
+    def put(self, value: T, *text: str) -> None:
+        with self._lock:
+            self._found[self._key(text)] = value
+            while len(self._found) > self._capacity:
+                self._found.popitem(last=False)
+
+    def _key(self, text: tuple[str, ...]) -> bytes:
+        return hashlib.sha256(repr(text).encode("utf-8", "replace")).digest()
 
 
-def _reason(matcher: "LLMatcher") -> str:
-    return " ".join(matcher.get_error().split())
+_refusals: Remembered[str] = Remembered(4096)  # why a schema can't be followed, or nothing
 
 
-@functools.cache
-def _tokenizer() -> "LLTokenizer":
-    """gpt-oss's vocabulary for llguidance, from the shipped file; takes a second or two, once.
+def close() -> None:
+    """End the process that follows grammars; one that is needed later starts another."""
+    _process.close()
 
-    Raises: UsageError if llguidance isn't installed.
+
+def _refusal(schema: str, strict: bool) -> tuple[str, float]:
+    """Why a schema can't be followed, or nothing, and the processor time it took to find out.
+
+    Remembered, so that what takes too long does so once.
     """
-    try:
-        from llguidance import LLTokenizer
-    except ImportError:
-        raise UsageError("JSON schemas need llguidance: pip install 'localoss[tools]'") from None
-    lines = (VOCABULARY_FOLDER / "o200k_base.tiktoken").read_bytes().splitlines()
-    ranks = {base64.b64decode(word): int(rank) for word, rank in (line.split() for line in lines)}
-    control = {f"<|control_{token}|>": token for token in range(TEXT_TOKENS, VOCABULARY_TOKENS)}
-    made: LLTokenizer = LLTokenizer.from_tiktoken(  # type: ignore[attr-defined]  # missing in its stubs
-        encoder=ranks,
-        special_tokens=control,
-        pattern=r"\s+|\S+",  # splits text to be tokenized; masks don't depend on it
-        eos_token=RETURN,
-        n_vocab=VOCABULARY_TOKENS,
-        slices=None,
-    )
-    return made
+    found, cpu_s = _refusals.get(schema, str(strict)), 0.0
+    if found is None:
+        found = ""
+        try:
+            if answer := _process.ask({"do": "compile", "schema": schema, "strict": strict}):
+                cpu_s = answer.cpu_s
+        except RefusedError as error:
+            found, cpu_s = str(error), error.cpu_s
+        _refusals.put(found, schema, str(strict))
+    return found, cpu_s
+
+
+def _check_size(schema: Any) -> None:
+    """Raises: UsageError for a schema that would take long however simple it is."""
+    properties = 0
+    for count, (key, value) in enumerate(_entries(schema)):
+        if key in ("properties", "patternProperties", "required") and isinstance(value, Mapping | list):
+            properties += len(value)
+        longest = max(len(value) if isinstance(value, str) and key not in _PROSE else 0, len(key))
+        if longest > _MAX_LITERAL_CHARS:
+            raise UsageError(
+                f"the JSON schema has a text of {longest:,} characters; "
+                f"at most {_MAX_LITERAL_CHARS:,} are taken"
+            )
+        if properties > 2 * _MAX_PROPERTIES:  # each may be required, too
+            raise UsageError(f"the JSON schema has more than {_MAX_PROPERTIES:,} properties")
+        if count > _MAX_VALUES:
+            raise UsageError(f"the JSON schema has more than {_MAX_VALUES:,} values")
+
+
+_PROSE = ("description", "title", "$comment", "default", "examples")
+
+
+def _entries(schema: Any) -> Iterator[tuple[str, Any]]:
+    """Every key and value within `schema`; a list's values with the list's key."""
+    waiting: list[tuple[str, Any]] = [("", schema)]
+    while waiting:
+        key, value = waiting.pop()
+        yield key, value
+        if isinstance(value, Mapping):
+            waiting += ((str(name), inner) for name, inner in value.items())
+        elif isinstance(value, list | tuple):
+            waiting += ((key, inner) for inner in value)

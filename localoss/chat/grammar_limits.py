@@ -1,12 +1,11 @@
 """Grammars of schemas that llguidance can't follow as they stand: what it can't is named or left out."""
 
-import functools
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from localoss.chat.grammar import ANY_OBJECT, Grammar
+from localoss.chat.grammar import ANY_OBJECT, Budget, Grammar, Remembered
 from localoss.chat.json_schema import Schema, target, tidied
 from localoss.errors import UsageError
 
@@ -20,21 +19,26 @@ _NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentS
 logger = logging.getLogger("localoss.chat")
 
 
-def strict_grammar(schema: Schema) -> Grammar:
+def strict_grammar(schema: Schema, budget: Budget | None = None) -> Grammar:
     """A grammar of every keyword. Raises: UsageError that says what can't be followed, where and why."""
-    schema = tidied(schema)
+    schema, budget = tidied(schema), budget or Budget()
     try:
-        return Grammar(schema, strict=True)
+        return Grammar(schema, True, budget)
     except UsageError as error:
-        where = next(_culprits(schema), None)
+        where = next(_culprits(schema, budget), None)
         if where is None:
             raise
         raise UsageError(f"{where}: {error}") from None
 
 
-def lenient_grammar(name: str, schema: Schema) -> Grammar:
+def lenient_grammar(name: str, schema: Schema, budget: Budget | None = None) -> Grammar:
     """A grammar of as much of `schema` as can be followed. What is left out is logged once, with `name`."""
-    grammar, left_out = _lenient(json.dumps(schema))
+    text = json.dumps(schema)
+    found = _found.get(text)
+    if found is None:
+        found = _lenient(schema, budget or Budget())
+        _found.put(found, text)
+    grammar, left_out = found
     if left_out and (name, left_out) not in _told and len(_told) < 1000:
         _told.add((name, left_out))
         logger.warning("function %s: not held to %s of its schema, which can't be followed", name, left_out)
@@ -42,48 +46,48 @@ def lenient_grammar(name: str, schema: Schema) -> Grammar:
 
 
 _told: set[tuple[str, str]] = set()
+_found: Remembered[tuple[Grammar, str]] = Remembered(64)
 
 
-@functools.lru_cache(maxsize=64)
-def _lenient(text: str) -> tuple[Grammar, str]:
+def _lenient(schema: Schema, budget: Budget) -> tuple[Grammar, str]:
     """The grammar, and what was left out step by step until it compiled."""
-    schema = tidied(json.loads(text))
+    schema = tidied(schema)
     left_out: list[str] = []
     for what, leave_out in _STEPS:
         try:
-            return Grammar(schema, strict=False), ", ".join(left_out)
+            return Grammar(schema, False, budget), ", ".join(left_out)
         except UsageError:
+            budget.check()
             before = schema
-            schema = leave_out(schema)
+            schema = leave_out(schema, budget)
             left_out += [what] * (schema != before)
     try:
-        return Grammar(schema, strict=False), ", ".join(left_out)
+        return Grammar(schema, False, budget), ", ".join(left_out)
     except UsageError:
-        return Grammar(ANY_OBJECT, strict=False), "all"
+        budget.check()
+        return Grammar(ANY_OBJECT, False), "all"
 
 
-def _without(keys: tuple[str, ...]) -> Callable[[Schema], Schema]:
-    return lambda schema: _mapped(schema, lambda one: {k: v for k, v in one.items() if k not in keys})
+def _without(keys: tuple[str, ...]) -> Callable[[Schema, Budget], Schema]:
+    return lambda schema, _: _mapped(schema, lambda one: {k: v for k, v in one.items() if k not in keys})
 
 
-def _without_unfit(schema: Schema) -> Schema:
+def _without_unfit(schema: Schema, budget: Budget) -> Schema:
     """`schema` without patterns, formats, types and references that can't be followed by themselves."""
 
     def fit(one: Schema) -> Schema:
-        unfit = {key for key, _ in _unfit(one, schema)}
+        unfit = {key for key, _ in _unfit(one, schema, budget)}
         kept = {key: value for key, value in one.items() if key not in unfit}
         patterns = one.get("patternProperties")
         if isinstance(patterns, Mapping) and "patternProperties" not in unfit:
-            kept["patternProperties"] = {
-                p: v for p, v in patterns.items() if _compiles("pattern", json.dumps(p))
-            }
+            kept["patternProperties"] = {p: v for p, v in patterns.items() if _compiles("pattern", p, budget)}
         return kept
 
     fitting: Schema = _mapped(schema, fit)
     return fitting
 
 
-def _as_outline(schema: Schema) -> Schema:
+def _as_outline(schema: Schema, _: Budget) -> Schema:
     """An object with the fields of `schema`, whatever they hold."""
     fields = schema.get("properties")
     names = list(fields) if isinstance(fields, Mapping) else []
@@ -92,7 +96,7 @@ def _as_outline(schema: Schema) -> Schema:
     return {"type": "object", "properties": {name: {} for name in names}, "required": wanted}
 
 
-_STEPS: list[tuple[str, Callable[[Schema], Schema]]] = [
+_STEPS: list[tuple[str, Callable[[Schema, Budget], Schema]]] = [
     ("patterns, formats, types or references", _without_unfit),
     ("conditions", _without(_LOGIC)),
     ("sizes", _without(_SIZES)),
@@ -120,34 +124,36 @@ def _mapped(schema: Any, change: Callable[[Schema], Schema], depth: int = 0) -> 
     return result
 
 
-def _culprits(schema: Any, root: Any = None, where: str = "", depth: int = 0) -> Iterator[str]:
+def _culprits(
+    schema: Any, budget: Budget, root: Any = None, where: str = "", depth: int = 0
+) -> Iterator[str]:
     """Where a keyword stands that can't be followed: a property's path and the keyword."""
     if not isinstance(schema, Mapping) or depth > _MAX_DEPTH:
         return
     root = schema if root is None else root
-    for key, _ in _unfit(schema, root):
+    for key, _ in _unfit(schema, root, budget):
         yield f"{where or 'the schema'}, {key}"
     for key, value in schema.items():
         if key in _NAMED and isinstance(value, Mapping):
             steps = {name: f"{where}.{name}".lstrip(".") for name in value}
             for name, one in value.items():
-                yield from _culprits(one, root, steps[name], depth + 1)
+                yield from _culprits(one, budget, root, steps[name], depth + 1)
         elif key in (*_UNIONS, "prefixItems", "items") and isinstance(value, list):
             for index, one in enumerate(value):
-                yield from _culprits(one, root, f"{where}.{key}[{index}]".lstrip("."), depth + 1)
+                yield from _culprits(one, budget, root, f"{where}.{key}[{index}]".lstrip("."), depth + 1)
         elif key in _CHILDREN:
             step = "[]" if key == "items" else f".{key}"
-            yield from _culprits(value, root, f"{where}{step}".lstrip("."), depth + 1)
+            yield from _culprits(value, budget, root, f"{where}{step}".lstrip("."), depth + 1)
 
 
-def _unfit(schema: Mapping[str, Any], root: Any) -> Iterator[tuple[str, Any]]:
+def _unfit(schema: Mapping[str, Any], root: Any, budget: Budget) -> Iterator[tuple[str, Any]]:
     """The keywords of one object that can't be followed whatever stands beside them."""
     for key, value in schema.items():
         if key == "$ref":
             if not isinstance(target(root, value), Mapping | bool):
                 yield key, value
         elif key in ("pattern", "format", "type"):
-            if not _compiles(key, json.dumps(value)):
+            if not _compiles(key, value, budget):
                 yield key, value
         elif (key in _NAMED and not isinstance(value, Mapping)) or (
             key in (*_UNIONS, "enum", "required") and not isinstance(value, list)
@@ -155,12 +161,12 @@ def _unfit(schema: Mapping[str, Any], root: Any) -> Iterator[tuple[str, Any]]:
             yield key, value
 
 
-@functools.lru_cache(maxsize=1024)
-def _compiles(key: str, value: str) -> bool:
-    """Whether a keyword can be followed by itself; value: its JSON."""
-    schema = {"type": "string", key: json.loads(value)} if key != "type" else {key: json.loads(value)}
+def _compiles(key: str, value: Any, budget: Budget) -> bool:
+    """Whether a keyword can be followed by itself."""
+    budget.check()
+    schema = {"type": "string", key: value} if key != "type" else {key: value}
     try:
-        Grammar(schema, strict=False)
+        Grammar(schema, False, budget)
     except UsageError:
         return False
     return True

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from localoss.chat.grammar import ANY_OBJECT, Grammar
+from localoss.chat.grammar import ANY_OBJECT, Budget, Grammar
 from localoss.chat.grammar_limits import lenient_grammar, strict_grammar
 from localoss.chat.harmony import Function
 from localoss.errors import UsageError
@@ -31,8 +31,12 @@ class AnswerRules:
         return self.final if body == "final" else self.arguments.get(body.removeprefix("functions."))
 
 
-def argument_grammars(functions: Sequence[Function], strict: Sequence[str] = ()) -> dict[str, Grammar]:
+def argument_grammars(
+    functions: Sequence[Function], strict: Sequence[str] = (), budget: Budget | None = None
+) -> dict[str, Grammar]:
     """A grammar for the arguments of each function; `strict` names those whose every keyword is followed.
+
+    budget: what all of them together may take; None for each its own.
 
     Raises: UsageError that names the function whose schema can't be followed.
     """
@@ -41,9 +45,9 @@ def argument_grammars(functions: Sequence[Function], strict: Sequence[str] = ())
         schema = function.parameters or ANY_OBJECT
         try:
             if function.name in strict:
-                grammars[function.name] = strict_grammar(schema)
+                grammars[function.name] = strict_grammar(schema, budget)
             else:
-                grammars[function.name] = lenient_grammar(function.name, schema)
+                grammars[function.name] = lenient_grammar(function.name, schema, budget)
         except UsageError as error:
             raise UsageError(f"function {function.name!r}: {error}") from None
     return grammars

@@ -18,6 +18,7 @@ from localoss.server.core.guard import LOOPBACK
 from localoss.server.core.pool import SequencePool
 from localoss.server.core.response_store import ResponseStore
 from localoss.server.core.service import Service
+from localoss.server.core.threads import stop_compiling
 from localoss.server.core.worker import Worker
 from localoss.server.page import Page
 
@@ -118,4 +119,5 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, *arguments: Any, **options: Any) -> None:
         self._worker.refuse_waiting()
+        stop_compiling()
         await super().shutdown(*arguments, **options)

@@ -35,9 +35,8 @@ from localoss.server.core.service import (
     event_stream,
     pieces_of,
     sampling_of,
-    unless_gone,
 )
-from localoss.server.core.threads import aside
+from localoss.server.core.threads import aside, compiling
 from localoss.server.core.toolbox import Toolbox
 
 router = APIRouter(route_class=BodyRoute)
@@ -60,7 +59,7 @@ async def create_message(body: MessagesRequest, request: Request) -> Response:
     if body.stream:
         events = message.events(pieces_of(job))
         return event_stream(events, named=True, last=None, error_body=anthropic_body)
-    return await unless_gone(request, message.whole(job.items()))
+    return await message.whole(job.items())
 
 
 @router.post("/v1/messages/count_tokens", summary="Count a message's tokens (Anthropic)")
@@ -77,7 +76,7 @@ async def _question(service: Service, body: CountRequest, toolbox: Toolbox) -> Q
     """Raises: ApiError."""
     config, thinking = body.output_config, body.thinking
     wanted = Format(config.format.schema_, strict=True) if config and config.format else None
-    rules = await aside(rules_for, toolbox, wanted)
+    rules = await compiling(rules_for, toolbox, wanted)
     budget = thinking.budget_tokens if thinking else None
     rules = replace(rules, think_budget=service.think_budget(budget))
     instructions, messages = split_instructions(convert_messages(body, service.thoughts))

@@ -31,9 +31,8 @@ from localoss.server.core.service import (
     event_stream,
     pieces_of,
     sampling_of,
-    unless_gone,
 )
-from localoss.server.core.threads import aside
+from localoss.server.core.threads import aside, compiling
 from localoss.server.core.toolbox import Toolbox, open_toolbox
 
 router = APIRouter(route_class=BodyRoute)
@@ -54,7 +53,7 @@ async def create_chat_completion(body: ChatRequest, request: Request) -> Respons
     completion = _Completion(service, body, client, toolbox)
     if body.stream:
         return event_stream(completion.chunks(questions, first), named=False, last="[DONE]")
-    return await unless_gone(request, completion.whole(questions, first))
+    return await completion.whole(questions, first)
 
 
 async def _toolbox(body: ChatRequest) -> Toolbox:
@@ -70,7 +69,7 @@ async def _toolbox(body: ChatRequest) -> Toolbox:
 async def _questions(service: Service, body: ChatRequest, toolbox: Toolbox) -> list[Question]:
     """One question for each choice. Raises: ApiError."""
     wanted = _format(body.response_format)
-    rules = await aside(rules_for, toolbox, wanted)
+    rules = await compiling(rules_for, toolbox, wanted)
     effort = _effort(body)
     rules = replace(rules, think_budget=service.think_budget(body.think_budget, effort))
     instructions, messages = split_instructions(convert_messages(body.messages, service.thoughts))

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from localoss.chat.grammar import ANY_OBJECT, Grammar
+from localoss.chat.grammar import ANY_OBJECT, Budget, Grammar
 from localoss.chat.grammar_limits import strict_grammar
 from localoss.chat.harmony import Message
 from localoss.chat.json_schema import tidied
@@ -38,25 +38,27 @@ class Format:
 JSON_OBJECT = Format(ANY_OBJECT, "json_object", "A JSON object")
 
 
-def rules_for(toolbox: Toolbox, wanted: Format | None) -> AnswerRules:
+def rules_for(toolbox: Toolbox, wanted: Format | None, budget: Budget | None = None) -> AnswerRules:
     """The rules that tools, tool_choice and response_format make.
 
-    Raises: ApiError for a schema that can't be followed.
+    budget: what compiling their schemas may take. Raises: ApiError for a schema that can't be followed.
     """
     names = [function.name for function in toolbox.functions]
     may = tuple(names) if toolbox.may_call is None else toolbox.may_call
     callable_functions = [function for function in toolbox.functions if function.name in may]
     try:
-        arguments = argument_grammars(callable_functions, toolbox.strict)
-        final = _final_grammar(wanted) if wanted else None
+        arguments = argument_grammars(callable_functions, toolbox.strict, budget)
+        final = _final_grammar(wanted, budget) if wanted else None
     except UsageError as error:
         raise ApiError(str(error), code="invalid_json_schema") from None
     return AnswerRules(may, toolbox.must_call, preambles=wanted is None, final=final, arguments=arguments)
 
 
-def _final_grammar(wanted: Format) -> Grammar:
+def _final_grammar(wanted: Format, budget: Budget | None) -> Grammar:
     schema = printable(wanted.schema)
-    return strict_grammar(schema) if wanted.strict else Grammar(tidied(schema), strict=False)
+    if wanted.strict:
+        return strict_grammar(schema, budget)
+    return Grammar(tidied(schema), strict=False, budget=budget)
 
 
 def convert_messages(messages: Sequence[ChatMessage], thoughts: Thoughts) -> list[Message]:

@@ -33,7 +33,7 @@ from localoss.server.core.schemas import (
     refuse_unless,
     stops_of,
 )
-from localoss.server.core.service import Service, client_of, event_stream, pieces_of, sampling_of, unless_gone
+from localoss.server.core.service import Service, client_of, event_stream, pieces_of, sampling_of
 from localoss.server.core.threads import aside
 from localoss.server.core.worker import Job
 
@@ -82,7 +82,7 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
     first = completion.begin()
     if body.stream:
         return event_stream(completion.chunks(first), named=False, last="[DONE]")
-    return await unless_gone(request, completion.whole(first))
+    return await completion.whole(first)
 
 
 def _token_lists(prompt: str | list[Any], most_tokens: int) -> list[list[int]]:

@@ -29,13 +29,17 @@ MAX_CONTAINERS, MAX_VALUES, MAX_DEPTH = 100_000, 2_000_000, 100
 _SMALL_BYTES = 64 * 1024  # parsed where it is, and not counted: the bound on connections bounds these, too
 
 Model = TypeVar("Model", bound=BaseModel)
+T = TypeVar("T")
 
 # One thread: parsing holds Python's lock, and the event loop then waits for one body at most.
 _parser = ThreadPoolExecutor(1, thread_name_prefix="bodies")
 
 
 class BodyRoute(APIRoute):
-    """A route whose endpoint is endpoint(body, request); `body` is what the document says it is."""
+    """A route whose endpoint is endpoint(body, request); `body` is what the document says it is.
+
+    The endpoint is cancelled when its client goes away before there is a response.
+    """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         model = get_type_hints(self.endpoint).get("body")
@@ -45,10 +49,28 @@ class BodyRoute(APIRoute):
 
         async def handle(request: Request) -> Response:
             body = await request.app.state.service.bodies.read(request, model)
-            response: Response = await endpoint(body=body, request=request)
+            response: Response = await _unless_gone(request, endpoint(body=body, request=request))
             return response
 
         return handle
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Wait for `work`, which is cancelled as soon as the client goes away."""
+
+    async def watch() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    working, watching = asyncio.create_task(work), asyncio.create_task(watch())
+    try:
+        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ApiError("the client went away", status=499)
+        return working.result()
+    finally:
+        working.cancel()
+        watching.cancel()
 
 
 class Bodies:

@@ -1,11 +1,10 @@
 """What all endpoints share: the engine and its queue, kept conversations, and how answers reach a client."""
 
-import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import Request
 from fastapi.responses import StreamingResponse
@@ -33,8 +32,6 @@ _SEED_STEP = 1  # the choices of one request differ by it
 
 _LEAST_TOP_P = 1e-6  # what top_p 0 asks for: the likeliest token alone
 _NO_END = 2**31  # more tokens than any context
-
-T = TypeVar("T")
 
 
 @dataclass
@@ -131,24 +128,6 @@ def sampling_of(body: Sampled, max_tokens: int | None, seed: int | None, choice:
         logit_bias=bias_of(body.logit_bias),
         min_tokens=(max_tokens or _NO_END) if body.ignore_eos else body.min_tokens or 0,
     )
-
-
-async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Wait for `work`, which is cancelled as soon as the client goes away."""
-
-    async def watch() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    working, watching = asyncio.create_task(work), asyncio.create_task(watch())
-    try:
-        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ApiError("the client went away", status=499)
-        return working.result()
-    finally:
-        working.cancel()
-        watching.cancel()
 
 
 def event_stream(

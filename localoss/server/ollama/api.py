@@ -29,8 +29,8 @@ from localoss.server.core.errors import ApiError, as_api_error, ollama_body
 from localoss.server.core.fields import note_unknown
 from localoss.server.core.json_text import dumps
 from localoss.server.core.schemas import Sampled, effort_of, stops_of
-from localoss.server.core.service import Service, pieces_of, sampling_of, unless_gone
-from localoss.server.core.threads import aside
+from localoss.server.core.service import Service, pieces_of, sampling_of
+from localoss.server.core.threads import aside, compiling
 from localoss.server.core.toolbox import Toolbox, open_toolbox
 from localoss.server.ollama.schemas import Asked, ChatRequest, GenerateRequest, NamedModel, OllamaMessage
 
@@ -162,7 +162,7 @@ async def _question(service: Service, body: Asked, messages: list[ChatMessage], 
     """Raises: ApiError."""
     wanted = Format(body.format) if isinstance(body.format, dict) else JSON_OBJECT if body.format else None
     effort = body.think if isinstance(body.think, str) else "none" if body.think is False else None
-    rules = await aside(rules_for, toolbox, wanted)
+    rules = await compiling(rules_for, toolbox, wanted)
     rules = replace(rules, think_budget=service.think_budget(None, effort))
     instructions, converted = split_instructions(convert_messages(messages, service.thoughts))
     if wanted:
@@ -271,7 +271,7 @@ async def _answered(
         return JSONResponse(last | words.whole(given))
 
     if body.stream is False:
-        return await unless_gone(request, whole())
+        return await whole()
     return StreamingResponse(_told(lines()), media_type="application/x-ndjson")
 
 

@@ -24,9 +24,8 @@ from localoss.server.core.service import (
     event_stream,
     pieces_of,
     sampling_of,
-    unless_gone,
 )
-from localoss.server.core.threads import aside
+from localoss.server.core.threads import aside, compiling
 from localoss.server.core.toolbox import Toolbox, open_toolbox
 from localoss.server.responses.items import Event, Output
 from localoss.server.responses.prompts import convert_items, with_references
@@ -54,7 +53,7 @@ async def create_response(body: ResponseRequest, request: Request) -> Response:
     job = service.ask(question, client_of(request, body))
     if body.stream:
         return event_stream(answer.events(pieces_of(job)), named=True, last=None)
-    return await unless_gone(request, answer.whole(job.items()))
+    return await answer.whole(job.items())
 
 
 @router.post("/v1/responses/input_tokens", summary="Count a response's input tokens")
@@ -121,7 +120,7 @@ def _unheeded(body: ResponseRequest) -> list[str]:
 async def _question(service: Service, body: ResponseRequest, toolbox: Toolbox) -> tuple[Question, _Said]:
     """Raises: ApiError."""
     wanted = _format(body)
-    rules = await aside(rules_for, toolbox, wanted)
+    rules = await compiling(rules_for, toolbox, wanted)
     before, calls = await _previous(service, body.previous_response_id)
     items = [InputItem(role="user", content=body.input)] if isinstance(body.input, str) else body.input
     items = await aside(with_references, items, service.store.item)

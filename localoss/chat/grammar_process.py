@@ -1,0 +1,147 @@
+"""The process that follows grammars (grammar_child.py), as its parent sees it: started when needed, and again
+when it ended over a schema that took too much.
+"""
+
+import contextlib
+import itertools
+import json
+import struct
+import subprocess
+import sys
+import threading
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from localoss.chat.grammar_child import CPU_S
+from localoss.chat.harmony import RETURN, TEXT_TOKENS, VOCABULARY_FOLDER, VOCABULARY_TOKENS
+from localoss.errors import Cancelled, UsageError
+
+_HEAD = struct.Struct("<Bd")
+_PROGRAM = Path(__file__).with_name("grammar_child.py")
+
+
+class RefusedError(UsageError):
+    """A schema that can't be followed, or that took more than it may. cpu_s: how long it took to find out."""
+
+    def __init__(self, message: str, cpu_s: float) -> None:
+        super().__init__(message)
+        self.cpu_s = cpu_s
+
+
+class Answer(NamedTuple):
+    """What a request gave. generation: of the process that gave it. cpu_s: what it took."""
+
+    content: bytes
+    generation: int
+    cpu_s: float
+
+
+class GrammarProcess:
+    """One for all grammars of a program; any thread may ask it, one at a time."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+        self._numbers = itertools.count()
+        self._dropped: list[int] = []
+        self._is_closing = False
+        self._generation = 0  # how often it was started: bodies of an earlier one are gone
+
+    def new_body(self) -> int:
+        """A number for a message that follows a grammar."""
+        return next(self._numbers)
+
+    def drop(self, body: int) -> None:
+        """Nobody needs `body` any more. May be called by the garbage collector, so it takes no lock."""
+        self._dropped.append(body)
+
+    def ask(self, request: dict[str, Any], generation: int | None = None) -> Answer | None:
+        """The answer to a request.
+
+        None if the process isn't of `generation`, and so knows nothing of what that one was told.
+        Raises: RefusedError; UsageError if there is no llguidance, or no process to be had; Cancelled if it
+        was closed over it.
+        """
+        with self._lock:
+            if generation is not None and (self._process is None or generation != self._generation):
+                return None
+            if self._process is None:
+                self._start()
+            dropped, self._dropped = self._dropped, []
+            content = self._exchange(json.dumps(request | {"drop": dropped}).encode())
+            answered_by, was_closed = self._generation, self._is_closing
+        if content is None and was_closed:
+            if request["do"] == "compile":
+                raise Cancelled("the process that follows JSON schemas was ended")
+            return None if generation is not None else self.ask(request)
+        if content is None:
+            told = "the JSON schema is too complex: it took more time or memory than one may"
+            raise RefusedError(told, CPU_S)
+        is_refused, cpu_s = _HEAD.unpack_from(content)
+        content = content[_HEAD.size :]
+        if is_refused:
+            raise RefusedError(f"the JSON schema {content.decode('utf-8', 'replace')}", cpu_s)
+        return Answer(content, answered_by, cpu_s)
+
+    def close(self) -> None:
+        """End the process, whatever it does; the next request starts another."""
+        if process := self._process:
+            self._is_closing = True
+            process.kill()  # so that whoever waits for its answer lets go of the lock
+        with self._lock:
+            self._end()
+            self._is_closing = False
+
+    def _start(self) -> None:
+        """Raises: UsageError if it can't be started."""
+        if find_spec("llguidance") is None:
+            raise UsageError("JSON schemas need llguidance: pip install 'localoss[tools]'")
+        vocabulary = VOCABULARY_FOLDER / "o200k_base.tiktoken"
+        numbers = map(str, (TEXT_TOKENS, VOCABULARY_TOKENS, RETURN))
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", str(_PROGRAM), str(vocabulary), *numbers],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,  # llguidance's panics
+            )
+        except OSError as error:
+            raise UsageError(
+                f"JSON schemas need a process of their own, which can't be started ({error.strerror})"
+            ) from None
+        self._generation += 1
+        if self._read() is None:
+            self._end()
+            raise UsageError("JSON schemas need a process of their own, which ended as it started")
+
+    def _exchange(self, content: bytes) -> bytes | None:
+        """What is answered; None if the process ended over it."""
+        assert self._process and self._process.stdin
+        answer = None
+        with contextlib.suppress(OSError):
+            self._process.stdin.write(struct.pack("<I", len(content)) + content)
+            self._process.stdin.flush()
+            answer = self._read()
+        if not answer:
+            self._end()
+        return answer
+
+    def _read(self) -> bytes | None:
+        assert self._process and self._process.stdout
+        head = self._process.stdout.read(4)
+        if len(head) < 4:
+            return None
+        (size,) = struct.unpack("<I", head)
+        content = self._process.stdout.read(size)
+        return content if len(content) == size else None
+
+    def _end(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            for pipe in (self._process.stdin, self._process.stdout):
+                with contextlib.suppress(OSError):  # what was not flushed
+                    assert pipe
+                    pipe.close()
+            self._process.wait()
+            self._process = None

@@ -100,7 +100,7 @@ def test_a_panic_is_told_in_words(monkeypatch):
 def test_all_schemas_of_a_request_share_a_budget(monkeypatch):
     asked = []
 
-    def slowly(schema, strict):
+    def slowly(schema, strict, budget):
         asked.append(schema)
         return "it isn't known", 0.1
 
@@ -116,7 +116,7 @@ def test_nothing_is_compiled_for_a_client_that_left(monkeypatch):
     schema = {"type": "object", "properties": {f"p{n}": {"pattern": f"^{n}$"} for n in range(1000)}}
     budget = Budget(is_gone=gone.is_set)
 
-    def leaving(schema, strict):
+    def leaving(schema, strict, budget):
         gone.set()
         return "it isn't known", 0.0
 
@@ -149,7 +149,7 @@ def test_what_compiles_can_be_ended_and_is_not_remembered_as_refused():
     thread.start()
     while not grammar._process._lock.locked():
         time.sleep(0.01)
-    grammar.close()
+    grammar.interrupt()
     thread.join(timeout=60)
     assert ended and follow(body, '{"name":"A"}')
     assert grammar._refusals.get(json.dumps(explosive(40, "0-9")), "True") is None

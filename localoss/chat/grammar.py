@@ -1,7 +1,8 @@
 """JSON schemas as masks over the next token, by llguidance; they hold inside one message only.
 
 llguidance is part of `pip install 'localoss[tools]'` and 'localoss[server]'. It runs in a process of its own
-(grammar_child.py), which ends if a schema takes too much time or memory; messages that followed another one go on in the next.
+(grammar_child.py), which ends if a schema takes too much time or memory; messages that followed another one
+go on in the next.
 """
 
 import atexit
@@ -73,7 +74,7 @@ class Grammar:
         self._strict = strict
         budget = budget or Budget()
         budget.check()
-        refusal, cpu_s = _refusal(self._text, strict)
+        refusal, cpu_s = _refusal(self._text, strict, budget)
         budget.left_s -= cpu_s
         if refusal:
             raise UsageError(refusal)
@@ -159,12 +160,12 @@ class Remembered(Generic[T]):
 _refusals: Remembered[str] = Remembered(4096)  # why a schema can't be followed, or nothing
 
 
-def close() -> None:
-    """End the process that follows grammars; one that is needed later starts another."""
-    _process.close()
+def interrupt() -> None:
+    """End what is being compiled: whoever waits for it gets Cancelled."""
+    _process.interrupt()
 
 
-def _refusal(schema: str, strict: bool) -> tuple[str, float]:
+def _refusal(schema: str, strict: bool, budget: Budget) -> tuple[str, float]:
     """Why a schema can't be followed, or nothing, and the processor time it took to find out.
 
     Remembered, so that what takes too long does so once.
@@ -173,7 +174,8 @@ def _refusal(schema: str, strict: bool) -> tuple[str, float]:
     if found is None:
         found = ""
         try:
-            if answer := _process.ask({"do": "compile", "schema": schema, "strict": strict}):
+            request = {"do": "compile", "schema": schema, "strict": strict}
+            if answer := _process.ask(request, check=budget.check):
                 cpu_s = answer.cpu_s
         except RefusedError as error:
             found, cpu_s = str(error), error.cpu_s

@@ -1,5 +1,6 @@
-"""The process that follows grammars (grammar_child.py), as its parent sees it: started when needed, and again
-when it ended over a schema that took too much.
+"""The process that follows grammars, as its parent sees it (grammar_child.py is the program).
+
+It is started when it is needed, and again when it ended over a schema that took too much.
 """
 
 import contextlib
@@ -9,6 +10,7 @@ import struct
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,7 +47,7 @@ class GrammarProcess:
         self._lock = threading.Lock()
         self._numbers = itertools.count()
         self._dropped: list[int] = []
-        self._is_closing = False
+        self._interrupted: subprocess.Popen[bytes] | None = None
         self._generation = 0  # how often it was started: bodies of an earlier one are gone
 
     def new_body(self) -> int:
@@ -56,8 +58,10 @@ class GrammarProcess:
         """Nobody needs `body` any more. May be called by the garbage collector, so it takes no lock."""
         self._dropped.append(body)
 
-    def ask(self, request: dict[str, Any], generation: int | None = None) -> Answer | None:
-        """The answer to a request.
+    def ask(
+        self, request: dict[str, Any], generation: int | None = None, check: Callable[[], None] | None = None
+    ) -> Answer | None:
+        """The answer to a request. check: raises if it isn't wanted any more once it is its turn.
 
         None if the process isn't of `generation`, and so knows nothing of what that one was told.
         Raises: RefusedError; UsageError if there is no llguidance, or no process to be had; Cancelled if it
@@ -67,11 +71,16 @@ class GrammarProcess:
             if generation is not None and (self._process is None or generation != self._generation):
                 return None
             if self._process is None:
+                if check:
+                    check()
                 self._start()
+            if check:
+                check()
             dropped, self._dropped = self._dropped, []
+            process = self._process
             content = self._exchange(json.dumps(request | {"drop": dropped}).encode())
-            answered_by, was_closed = self._generation, self._is_closing
-        if content is None and was_closed:
+            answered_by = self._generation
+        if content is None and process is self._interrupted:
             if request["do"] == "compile":
                 raise Cancelled("the process that follows JSON schemas was ended")
             return None if generation is not None else self.ask(request)
@@ -84,14 +93,17 @@ class GrammarProcess:
             raise RefusedError(f"the JSON schema {content.decode('utf-8', 'replace')}", cpu_s)
         return Answer(content, answered_by, cpu_s)
 
-    def close(self) -> None:
-        """End the process, whatever it does; the next request starts another."""
+    def interrupt(self) -> None:
+        """End what is being compiled, whose asker gets Cancelled; messages go on in the next process."""
         if process := self._process:
-            self._is_closing = True
-            process.kill()  # so that whoever waits for its answer lets go of the lock
+            self._interrupted = process
+            process.kill()  # whoever waits for its answer finds it ended
+
+    def close(self) -> None:
+        """End the process; the next request starts another."""
+        self.interrupt()
         with self._lock:
             self._end()
-            self._is_closing = False
 
     def _start(self) -> None:
         """Raises: UsageError if it can't be started."""
@@ -111,8 +123,11 @@ class GrammarProcess:
                 f"JSON schemas need a process of their own, which can't be started ({error.strerror})"
             ) from None
         self._generation += 1
+        process = self._process
         if self._read() is None:
             self._end()
+            if process is self._interrupted:
+                raise Cancelled("the process that follows JSON schemas was ended")
             raise UsageError("JSON schemas need a process of their own, which ended as it started")
 
     def _exchange(self, content: bytes) -> bytes | None:

@@ -51,4 +51,4 @@ def stop_compiling() -> None:
     """End what compiles, and answer its clients that the server is going down."""
     for gone in list(_compiling):
         gone.set()
-    grammar.close()
+    grammar.interrupt()

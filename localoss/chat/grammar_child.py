@@ -82,7 +82,7 @@ class _Follower:
         for token in tokens:
             if not matcher.consume_token(token):
                 raise _Refused(f"token {token} cannot stand here: {_one_line(matcher.get_error())}")
-        bits = matcher.compute_bitmask()
+        bits: bytes = matcher.compute_bitmask()
         if matcher.is_error():
             raise _Refused(f"is too complex: {_one_line(matcher.get_error())}")
         return bytes([matcher.is_accepting()]) + bits

@@ -12,6 +12,7 @@ from localoss.errors import UsageError
 
 KV_DTYPES = ("f16", "f32", "int8")
 ACTIVATIONS = ("int8", "f32")
+MOST_SLOTS = 8  # that are taken unasked: more share an expert's bytes hardly better
 STOP_IDS = (199_999, 200_002, 200_012)  # the end of a text, and harmony's return and call
 FIRST_CONTROL_ID = 199_998  # of gpt-oss: text stands below
 
@@ -28,7 +29,7 @@ class LoadOptions:
     gpu_layers: how many of the last layers run on a GPU, "all" with the unembedding, or "auto".
     gpu_memory: bytes that these may take; None for what the GPU is known to have.
     prompt_tokens: room that a context which is chosen leaves in any case.
-    slots: sequences whose memory is taken at once.
+    slots: sequences whose memory is taken at once; None for as many as fit, up to MOST_SLOTS.
     must_fit: refuse a model whose weights would come from the disk again and again.
     lookup: draft tokens from what was said before, and run them along with each token.
     chunk_tokens: tokens of a forward pass at most.
@@ -44,7 +45,7 @@ class LoadOptions:
     gpu_layers: int | str = 0
     gpu_memory: int | None = None
     prompt_tokens: int = 0
-    slots: int = 1
+    slots: int | None = 1
     must_fit: bool = False
     lookup: bool = False
     chunk_tokens: int = 512
@@ -58,7 +59,7 @@ class LoadOptions:
             raise UsageError(f"kv_dtype is {self.kv_dtype!r}; use {', '.join(KV_DTYPES)}")
         if self.chunk_tokens < 1:
             raise UsageError(f"chunk_tokens is {self.chunk_tokens}; use 1 or more")
-        if self.slots < 1:
+        if self.slots is not None and self.slots < 1:
             raise UsageError(f"slots is {self.slots}; use 1 or more")
 
         if self.expert_memory and self.gpu_layers:

@@ -151,3 +151,88 @@ def test_drafts_beside_others(model):
     assert made[plain] == alone(engine, other)
     scores = [token.logprob for token in engine.score([*again, *again[:30]])][len(again) - 1 :]
     np.testing.assert_allclose([token.logprob for token in made[copying]], scores, atol=1e-4)
+
+
+def run_within(batch, within_s=1e-9, joining=None):
+    """As run, in steps of so many seconds; `joining` says at each step which slot comes now."""
+    made, step = {}, 0
+    while batch.slots or step < 3:
+        if joining and (slot := joining(step)):
+            batch.add(slot)
+        for slot, token in batch.step(within_s=within_s):
+            made.setdefault(slot, []).append(token)
+        step += 1
+        assert step < 5000, "nothing ends"
+    return made
+
+
+@pytest.mark.parametrize("within_s", [1e-9, 0.003, 10.0])
+def test_a_prompt_waits_between_layers_and_all_is_as_alone(engine, within_s):
+    """Long and short prompts join while others are read and answered: the same tokens and logprobs."""
+    prompts = {0: random_tokens(100, 11), 2: random_tokens(3, 12), 3: random_tokens(20, 13)}
+    slots = {step: slot_of(engine, tokens) for step, tokens in prompts.items()}
+    made = run_within(engine.batch(), within_s, joining=slots.get)
+    for step, tokens in prompts.items():
+        assert slots[step].error is None
+        assert made[slots[step]] == alone(engine, tokens)
+
+
+def test_an_answer_goes_on_between_the_layers_of_a_prompt(engine):
+    batch, order = engine.batch(), []
+    answer = batch.add(slot_of(engine, random_tokens(2), SamplingParams(temperature=0, stop_ids=())))
+    while not answer.is_decoding:
+        batch.step(within_s=1e-9)
+    done = []
+    long = batch.add(slot_of(engine, random_tokens(90, 14), progress=lambda now, total: done.append(now)))
+    while not long.is_decoding and not long.is_done:
+        order += [slot is long for slot, _ in batch.step(within_s=1e-9)]
+    assert done == [0, 32, 64, 90]
+    layers = 3 * engine.config.layers
+    assert 0.5 * layers <= order.count(False) <= 4 * layers, "about a token for each layer of each chunk"
+
+
+def test_a_short_prompt_does_not_wait_for_a_long_one(engine):
+    batch, first = engine.batch(), []
+    long = batch.add(slot_of(engine, random_tokens(200, 15)))
+    batch.step(within_s=1e-9)
+    short = batch.add(slot_of(engine, random_tokens(20, 16)))
+    while not first:
+        first = batch.step(within_s=1e-9)
+    assert first[0][0] is short and len(long.sequence.tokens) <= 64
+    made = run_within(batch)
+    assert [first[0][1], *made[short]] == alone(engine, short.prompt)
+    assert made[long] == alone(engine, long.prompt)
+
+
+def test_cancelled_while_it_waits_between_layers(engine):
+    batch, gone = engine.batch(), []
+    long = batch.add(slot_of(engine, random_tokens(200, 17), cancelled=lambda: bool(gone)))
+    other = batch.add(slot_of(engine, random_tokens(30, 18)))
+    batch.step(within_s=1e-9)
+    batch.step(within_s=1e-9)
+    gone.append(True)
+    made = run_within(batch)
+    assert isinstance(long.error, Cancelled) and long not in made
+    assert made[other] == alone(engine, other.prompt)
+    assert list(engine.generate(long.prompt, GREEDY, sequence=long.sequence)) == alone(engine, long.prompt)
+
+
+def test_the_prompt_that_comes_first_is_the_one_whose_client_had_least(engine):
+    batch = engine.batch()
+    rich = batch.add(slot_of(engine, random_tokens(90, 19), priority=1000.0))
+    poor = batch.add(slot_of(engine, random_tokens(90, 20), priority=1.0))
+    first = []
+    while not first:
+        first = batch.step(within_s=1e-9)
+    assert first[0][0] is poor and not rich.is_decoding
+
+
+def test_a_prompt_is_scored_on_the_way(engine):
+    tokens, scored = random_tokens(70, 21), []
+    batch = engine.batch()
+    other = batch.add(slot_of(engine, random_tokens(9, 22)))
+    slot = batch.add(slot_of(engine, tokens, scored=scored.append))
+    made = run_within(batch)
+    assert [token.id for token in scored] == tokens and np.isnan(scored[0].logprob)
+    assert scored[1:] == list(engine.score(tokens))
+    assert made[slot] == alone(engine, tokens) and made[other] == alone(engine, other.prompt)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from support.live_server import MODEL, live
-from support.scripted import ScriptedEngine
+from support.scripted import GeneratorBatch, ScriptedEngine
 
 import localoss
 from localoss.server.core.pool import SequencePool
@@ -62,6 +62,9 @@ class Watched:
 
     def __getattr__(self, name):
         return getattr(self._engine, name)
+
+    def batch(self):
+        return GeneratorBatch(self)
 
     def generate(self, tokens, *arguments, sequence, **options):
         pairs = zip(sequence.tokens, tokens, strict=False)

@@ -34,11 +34,11 @@ def slow():
 
 
 def running(server):
-    return server.service.worker.running
+    return server.service.scheduler.running
 
 
 def waiting(server):
-    return server.service.worker.waiting
+    return server.service.scheduler.waiting
 
 
 def in_background(server, **options):
@@ -173,7 +173,7 @@ def test_who_left_is_forgotten(slow):
     server.wait_until(lambda: not waiting(server))
     in_background(server)
     server.wait_until(lambda: waiting(server))
-    assert sum(map(len, server.service.worker._lines.values())) == 1
+    assert sum(map(len, server.service.scheduler._lines.values())) == 1
 
 
 def test_the_queue_has_an_end_and_the_rest_answers(slow):
@@ -209,7 +209,7 @@ def test_clients_take_turns():
             threads[-1].start()
             server.wait_until(lambda count=count: waiting(server) > count)
         engine.answers[0] = HELLO
-        server.service.worker._running.cancel()
+        server.service.scheduler._running[0].cancel()
         for thread in threads:
             thread.join()
         assert order.index("modest") <= 1

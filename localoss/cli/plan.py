@@ -46,7 +46,10 @@ def plan(
     model: options.ModelName,
     context: options.Context = None,
     kv_dtype: options.KVDtypeOption = options.KVDtype.f16,
-    conversations: Annotated[int, typer.Option(min=1, help="Conversations at a time, as for serve.")] = 1,
+    conversations: Annotated[
+        int,
+        typer.Option("--conversations", "--parallel", min=1, help="Conversations at a time, as for serve."),
+    ] = 1,
     memory: Annotated[
         int | None,
         typer.Option(

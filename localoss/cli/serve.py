@@ -12,8 +12,9 @@ import typer
 from localoss.cli import options
 from localoss.cli.terminal import say
 from localoss.errors import UsageError
-from localoss.options import LoadOptions
+from localoss.options import MOST_SLOTS, LoadOptions
 
+_LEAST_SHARE = 4096  # tokens of context that an answer has at least where a total is shared unasked
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 Host = Annotated[
@@ -24,7 +25,29 @@ ApiKey = Annotated[
     str | None, typer.Option(metavar="KEY", help="What clients must send; or set LOCALOSS_API_KEY.")
 ]
 Conversations = Annotated[
-    int, typer.Option(metavar="N", min=1, help="How many conversations stay ready to go on.")
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        help="How many conversations stay ready to go on; by default as many as are answered side by side.",
+    ),
+]
+Parallel = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        max=64,
+        help="How many answers are written side by side; by default what fits in memory, at most 8.",
+    ),
+]
+ContextTotal = Annotated[
+    int | None,
+    typer.Option(
+        metavar="TOKENS",
+        min=1,
+        help="Context of all answers side by side together; --context is that of each.",
+    ),
 ]
 Queue = Annotated[int, typer.Option(metavar="N", min=0, help="How many requests may wait.")]
 CorsOrigin = Annotated[
@@ -57,7 +80,9 @@ def serve(
     host: Host = "127.0.0.1",
     port: Port = 11435,
     api_key: ApiKey = None,
-    conversations: Conversations = 4,
+    parallel: Parallel = None,
+    context_total: ContextTotal = None,
+    conversations: Conversations = None,
     queue: Queue = 64,
     cors_origin: CorsOrigin = None,
     allowed_host: AllowedHost = None,
@@ -84,15 +109,15 @@ def serve(
         model,
         host,
         port,
-        loading,
+        _shared(loading, parallel, context_total, conversations),
         listening=listening,
         has_page=not no_page,
+        parallel=parallel,
         api_key=key,
         cors_origins=cors_origin or (),
         allowed_hosts=allowed_host or (),
         strict=strict,
         aliases=alias or (),
-        conversations=conversations,
         queue=queue,
         think_budget=think_budget,
     )
@@ -103,7 +128,7 @@ def web(
     model: options.OptionalModelName = None,
     port: Port = 11435,
     api_key: ApiKey = None,
-    conversations: Conversations = 4,
+    conversations: Conversations = None,
     think_budget: options.ThinkBudget = None,
     *,
     loading: LoadOptions,
@@ -125,12 +150,11 @@ def web(
         model,
         host,
         port,
-        loading,
+        _shared(loading, None, None, conversations),
         listening=listening,
         has_page=True,
         api_key=key,
         cors_origins=(),
-        conversations=conversations,
         queue=64,
         think_budget=think_budget,
     )
@@ -144,10 +168,13 @@ def listen(
     *,
     listening: Callable[[str, str], None],
     has_page: bool,
-    conversations: int,
+    parallel: int | None = None,
     **server_options: Any,
 ) -> None:
-    """Load the model and serve it. listening: told its name and the server's address, once it answers."""
+    """Load the model and serve it. listening: told its name and the server's address, once it answers.
+
+    parallel: how many answers are written side by side; None for as many as were loaded, up to MOST_SLOTS.
+    """
     from localoss import settings
 
     try:
@@ -162,7 +189,7 @@ def listen(
 
     model = model or default_model()
     with open_socket(host, port) as bound:
-        folder, engine = load_model(model, replace(loading, slots=conversations))
+        folder, engine = load_model(model, loading)
         check_vocabulary(engine.config.vocab)
         name = folder.absolute().name.replace("--", "/", 1)  # as the store writes a repository's name
         run_server(
@@ -170,7 +197,8 @@ def listen(
             name,
             bound,
             host=host,
-            conversations=conversations,
+            conversations=engine.slots,
+            parallel=min(parallel or MOST_SLOTS, engine.slots),
             responses=settings.home() / "server" / "responses.sqlite3",
             page=Page(name_of(folder), introduction(model)) if has_page else None,
             listening=lambda url: listening(name, url.removesuffix("/v1")),
@@ -188,3 +216,19 @@ def _key(given: str | None, host: str) -> str | None:
     if host not in _LOOPBACK and key is None:
         raise UsageError(f"--host {host} lets other machines ask; that needs --api-key KEY")
     return key
+
+
+def _shared(
+    loading: LoadOptions, parallel: int | None, context_total: int | None, conversations: int | None
+) -> LoadOptions:
+    """`loading` with room for as many answers side by side. Raises: UsageError."""
+    if context_total is not None:
+        if loading.context_tokens is not None:
+            raise UsageError("--context is of each answer, --context-total of all together; give one of them")
+        parallel = parallel or max(1, min(MOST_SLOTS, context_total // _LEAST_SHARE))
+        if context_total < parallel:
+            raise UsageError(f"--context-total {context_total} leaves {parallel} answers no token each")
+        loading = replace(loading, context_tokens=context_total // parallel)
+    if parallel is None and conversations is None:
+        return replace(loading, slots=None)
+    return replace(loading, slots=max(parallel or 1, conversations or 1))

@@ -1,5 +1,6 @@
-"""Sequences side by side on one engine: each step runs what all of them need next, in one pass."""
+"""Sequences side by side on one engine: each step runs what all of them need next."""
 
+import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from localoss.engine.pacing import EXPRESS_TOKENS, Pace, Shares, WaitingPass
 from localoss.engine.passes import Passes
 from localoss.engine.prompt_lookup import PromptLookup
 from localoss.engine.sampler import History, Sampler, Token
@@ -18,6 +20,8 @@ from localoss.plan.sizes import MOST_DRAFT_TOKENS
 
 Mask = Callable[[], NDArray[np.uint8] | None]
 Progress = Callable[[int, int], None]  # tokens done, tokens in all
+_SCORED_TOKENS = 32  # of a prompt that is scored, run at once: each needs logits
+_SCORED_ROWS = 16  # logits of so many at once
 
 
 @dataclass(eq=False)
@@ -26,8 +30,10 @@ class Slot:
 
     mask: asked before each token which are allowed, None for all. checkpoints: positions at which a later
     prompt may part from this one. progress: told how many tokens of the prompt are done, of how many.
-    lookup: what drafts tokens from the ones before, None for nothing. is_done: nothing more comes, because it
-    ended or, with `error`, because of that.
+    lookup: what drafts tokens from the ones before, None for nothing. scored: told each token of the prompt
+    after the first, with its logprob; the prompt is run from its start then. priority: of prompts the one
+    with the least is read first. is_done: nothing more comes, because it ended or, with `error`, because of
+    that.
     """
 
     sequence: Sequence
@@ -38,9 +44,12 @@ class Slot:
     progress: Progress | None = None
     cancelled: Callable[[], bool] | None = None
     lookup: PromptLookup | None = None
+    scored: Callable[[Token], None] | None = None
+    priority: float = 0.0
     is_done: bool = False
     error: Exception | None = None
     tokens_made: int = 0
+    tokens_run: int = 0  # of the prompt and after, draft tokens included: what it cost
     # Logits (n, V) after the last token, and after each draft token that follows it; None until they are run.
     rows: F32Array | None = None
     _is_begun: bool = False
@@ -62,15 +71,20 @@ class Slot:
         """Drop from the sequence what the prompt doesn't begin with, once."""
         if not self._is_begun:
             self._is_begun = True
-            done = passes.reuse(self.sequence, self.prompt)
+            done = passes.reuse(self.sequence, [] if self.scored else self.prompt)
             if self.progress:
                 self.progress(done, len(self.prompt))
+
+    @property
+    def tokens_left(self) -> int:
+        """Of the prompt, once it is begun."""
+        return len(self.prompt) - len(self.sequence.tokens)
 
     def next_tokens(self, room: int, context_tokens: int) -> Seq[int]:
         """Up to `room` tokens that come next: of the prompt, or the one drawn last and draft tokens."""
         if self._drawn is None:
             at = len(self.sequence.tokens)
-            return self.prompt[at : at + room]
+            return self.prompt[at : at + (min(room, _SCORED_TOKENS) if self.scored else room)]
         if self.lookup is None:
             return [self._drawn]
         most = min(context_tokens - len(self.sequence.tokens), room) - 1
@@ -79,6 +93,7 @@ class Slot:
     def note_run(self, passes: Passes, tokens: int) -> bool:
         """Note that the last `tokens` tokens were run; whether logits are wanted now."""
         end = len(self.sequence.tokens)
+        self.tokens_run += tokens
         if self._drawn is not None:
             del self.sequence.tokens[end - tokens + 1 :]  # draft tokens count once they are drawn
             return True
@@ -118,6 +133,9 @@ class Slot:
         return token
 
 
+Run = tuple[Slot, Seq[int]]  # a slot, and its tokens of a pass
+
+
 class Batch:
     """The one place that runs passes to generate: prefill chunks and decode steps together.
 
@@ -134,6 +152,8 @@ class Batch:
         self._passes, self._sampler, self._chunk_tokens = passes, sampler, chunk_tokens
         self._rows = rows
         self.slots: list[Slot] = []
+        self._waiting: list[WaitingPass] = []
+        self._pace, self._shares = Pace(), Shares()
 
     def add(self, slot: Slot) -> Slot:
         """Take in a sequence; the next step begins its prompt, of which only what its cache lacks is run.
@@ -146,13 +166,17 @@ class Batch:
         self.slots.append(slot)
         return slot
 
-    def step(self, most_tokens: int | None = None) -> list[tuple[Slot, Token]]:
+    def step(self, most_tokens: int | None = None, within_s: float | None = None) -> list[tuple[Slot, Token]]:
         """Run one pass, of at most so many tokens, and draw a token for each sequence that is ready for one.
 
         A sequence that is cancelled, has ended or has failed drops out, and the others go on: nothing is
-        raised for one of them alone.
+        raised for one of them alone. within_s: come back after about so long, in the middle of a pass over
+        a long prompt, too: the next steps go on with it, by turns with what others need.
         """
-        self.advance(most_tokens)
+        if within_s is None or not self._passes.model.waiting:
+            self.advance(most_tokens)
+        else:
+            self._advance_within(within_s)
         drawn = []
         for slot in self.slots:
             try:
@@ -167,41 +191,130 @@ class Batch:
 
     def advance(self, most_tokens: int | None = None) -> None:
         """Run one pass, of at most so many tokens, for what isn't ready to draw; draw nothing."""
+        self._drop_cancelled()
+        ready = sorted(self._ready(), key=lambda slot: not slot.is_decoding)
+        self._run_in_one_go(self._runs_of(ready, min(most_tokens or self._chunk_tokens, self._chunk_tokens)))
+        self._drop_done()
+
+    def _advance_within(self, within_s: float) -> None:
+        """Run a pass that fits into the time, or go on for so long with one that waits between layers."""
+        self._drop_cancelled()
+        ready = self._ready()
+        answers = [slot for slot in ready if slot.is_decoding]
+        prompts = sorted((s for s in ready if not s.is_decoding), key=lambda slot: slot.priority)
+        room = self._pace.room(within_s, len(answers), self._chunk_tokens)
+        long = [slot for slot in prompts if slot.tokens_left > max(room, 1) and not slot.scored]
+        self._let_wait(long)
+        short = [slot for slot in prompts if slot not in long]
+        now = bool(answers or short)
+        if self._waiting and (self._shares.is_waitings_turn or not now):
+            self._run_on(self._shares.slice_s(within_s, now), now)
+        elif now:
+            began = time.perf_counter()
+            most = min(self._chunk_tokens, len(answers) + max(room, 1)) if short else self._chunk_tokens
+            runs = self._runs_of([*answers, *short], most)
+            self._run_in_one_go(runs)
+            took_s = time.perf_counter() - began
+            if runs and not any(slot.scored for slot, _ in runs):
+                self._pace.note(sum(len(tokens) for _, tokens in runs), took_s)
+            self._shares.note_in_one_go(took_s, bool(self._waiting))
+        self._drop_done()
+
+    def _let_wait(self, prompts: list[Slot]) -> None:
+        """Begin passes over those of `prompts` for which there is a residual stream: short ones together."""
+        for slot in prompts:
+            if any(slot is one for waiting in self._waiting for one, _ in waiting.runs):
+                continue
+            is_long = slot.tokens_left > self._chunk_tokens
+            if any(waiting.is_long == is_long for waiting in self._waiting):
+                continue
+            runs = [(slot, slot.next_tokens(self._chunk_tokens, self._passes.context_tokens))]
+            room = 0 if is_long else min(EXPRESS_TOKENS, self._chunk_tokens) - len(runs[0][1])
+            for other in prompts:
+                if other is not slot and not is_long and other.tokens_left <= room:
+                    runs.append((other, other.next_tokens(room, self._passes.context_tokens)))
+                    room -= len(runs[-1][1])
+            least_s = min((waiting.used_s for waiting in self._waiting), default=0.0)
+            self._waiting.append(self._waiting_pass(runs, is_long, least_s))
+
+    def _waiting_pass(self, runs: list[Run], is_long: bool, used_s: float) -> WaitingPass:
+        its = [(slot.sequence, tokens) for slot, tokens in runs]
+        steps = self._passes.in_layers(its, 1 + is_long, lambda: all(slot.is_cancelled() for slot, _ in runs))
+        return WaitingPass(runs, steps, is_long, used_s)
+
+    def _run_on(self, for_s: float, others_want: bool) -> None:
+        """Go on with the waiting pass that had the least time."""
+        waiting = min(self._waiting, key=lambda one: one.used_s)
+        began = time.perf_counter()
+        try:
+            x = waiting.run_on(for_s)
+        except Cancelled as error:
+            self._end_all(waiting.runs, error)
+            self._waiting.remove(waiting)
+        except Exception as error:
+            self._end_all(waiting.runs, error)
+            self._waiting.remove(waiting)
+            raise
+        else:
+            if x is not None:
+                self._waiting.remove(waiting)
+                self._pace.note(waiting.tokens, waiting.ran_s)
+                self._note_run(waiting.runs, x)
+        self._shares.note_waiting(time.perf_counter() - began, others_want)
+
+    def _end_all(self, runs: list[Run], error: Exception) -> None:
+        for slot, _ in runs:
+            slot.end(error)
+
+    def _drop_cancelled(self) -> None:
+        """End those that nobody waits for. One in a pass that waits ends with it: it writes to its cache."""
         if len(self.slots) > 1:  # a lone one is asked for before each layer
             for slot in self.slots:
-                if slot.is_cancelled():
+                if slot.is_cancelled() and not self._is_waiting(slot):
                     slot.end(Cancelled("stopped"))
-        runs = self._next_runs(min(most_tokens or self._chunk_tokens, self._chunk_tokens))
-        if runs:
-            try:
-                self._run(runs)
-            except Cancelled as error:
-                for slot, _ in runs:
-                    slot.end(error)
-        self._drop_done()
+
+    def _is_waiting(self, slot: Slot) -> bool:
+        return any(slot is one for waiting in self._waiting for one, _ in waiting.runs)
 
     def _drop_done(self) -> None:
         if any(slot.is_done for slot in self.slots):
             self.slots = [slot for slot in self.slots if not slot.is_done]
 
-    def _next_runs(self, room: int) -> list[tuple[Slot, Seq[int]]]:
-        """What each sequence needs next: a token of each that decodes, then prompts while there is room."""
-        runs: list[tuple[Slot, Seq[int]]] = []
-        for slot in sorted(self.slots, key=lambda slot: not slot.is_decoding):
-            if slot.rows is not None or slot.is_done or not room:
+    def _ready(self) -> list[Slot]:
+        """The slots that a pass could do something for; those without room for it have ended."""
+        ready = []
+        for slot in self.slots:
+            if slot.rows is not None or slot.is_done or self._is_waiting(slot):
                 continue
             slot.begin(self._passes)
             try:
                 self._passes.check_room(slot.sequence, 1)
             except LocalossError as error:
                 slot.end(error)
-                continue
-            tokens = slot.next_tokens(room, self._passes.context_tokens)
-            runs.append((slot, tokens))
-            room -= len(tokens)
+            else:
+                ready.append(slot)
+        return ready
+
+    def _runs_of(self, slots: list[Slot], room: int) -> list[Run]:
+        """What each of `slots` needs next, in their order, while there is room; drafts leave it to others."""
+        runs: list[Run] = []
+        answers = sum(slot.is_decoding for slot in slots)
+        for slot in slots:
+            answers -= slot.is_decoding
+            if room:
+                tokens = slot.next_tokens(max(room - answers, 1), self._passes.context_tokens)
+                runs.append((slot, tokens))
+                room -= len(tokens)
         return runs
 
-    def _run(self, runs: list[tuple[Slot, Seq[int]]]) -> None:
+    def _run_in_one_go(self, runs: list[Run]) -> None:
+        if runs:
+            try:
+                self._run(runs)
+            except Cancelled as error:
+                self._end_all(runs, error)
+
+    def _run(self, runs: list[Run]) -> None:
         """One pass. It is cut short only if nobody waits for any part of it."""
 
         def cancelled() -> bool:
@@ -210,35 +323,59 @@ class Batch:
         if len(runs) == 1:
             slot, tokens = runs[0]
             is_last = slot.is_decoding or len(slot.sequence.tokens) + len(tokens) == len(slot.prompt)
-            if is_last and not (slot.is_decoding and len(tokens) > 1):  # without draft tokens: one row
+            has_more_rows = (
+                slot.is_decoding and len(tokens) > 1
+            ) or slot.scored  # draft tokens, or a prompt's
+            if is_last and not has_more_rows:
                 rows = self._passes.next_logits(slot.sequence, tokens, cancelled, self._rows[:1])
                 slot.note_run(self._passes, len(tokens))
                 slot.rows = rows if slot.lookup is None else self._kept(slot, rows)
                 return
-        x = self._passes.run([(slot.sequence, tokens) for slot, tokens in runs], cancelled)
+        self._note_run(runs, self._passes.run([(slot.sequence, tokens) for slot, tokens in runs], cancelled))
+
+    def _note_run(self, runs: list[Run], x: F32Array) -> None:
+        """Give each slot what x (T, D) means for it, the residual stream of `runs` after the last layer."""
         first, wanted = 0, []
         for slot, tokens in runs:
             end = first + len(tokens)
+            if slot.scored:
+                self._score(slot, x[first:end])
             if slot.note_run(self._passes, len(tokens)):
                 wanted.append((slot, range(first if slot.is_decoding else end - 1, end)))
             first = end
         if wanted:
             self._unembed(x, wanted)
 
+    def _score(self, slot: Slot, x: F32Array) -> None:
+        """Score the tokens of the prompt that follow those of x (n, D), the last that were run."""
+        assert slot.scored
+        at = len(slot.sequence.tokens) - len(x)
+        rows = np.empty((_SCORED_ROWS, self._rows.shape[1]), np.float32)
+        if not at:
+            slot.scored(Token(slot.prompt[0], float("nan")))  # nothing stands before it to score it by
+        for first in range(0, len(x), _SCORED_ROWS):
+            here = x[first : first + _SCORED_ROWS]
+            for row, logits in enumerate(self._passes.logits(here, rows[: len(here)])):
+                if (place := at + first + row + 1) < len(slot.prompt):
+                    slot.scored(self._sampler.score(logits, slot.prompt[place], slot.params.logprobs))
+
     def _unembed(self, x: F32Array, wanted: list[tuple[Slot, range]]) -> None:
-        """Give each slot the logits of its rows of x (T, D)."""
-        count = sum(len(rows) for _, rows in wanted)
-        if count > len(self._rows):
-            self._rows = np.empty((count, self._rows.shape[1]), np.float32)
-        logits = self._passes.logits(x[[row for _, rows in wanted for row in rows]], self._rows[:count])
-        first = 0
-        for slot, rows in wanted:
-            its = logits[first : first + len(rows)]
-            slot.rows = its if slot.lookup is None else self._kept(slot, its)
-            first += len(rows)
+        """Give each slot the logits of its rows of x (T, D): those that have one together."""
+        alone = [(slot, rows) for slot, rows in wanted if len(rows) > 1]
+        together = [(slot, rows[0]) for slot, rows in wanted if len(rows) == 1]
+        for slot, rows in alone:
+            out = slot.draft_rows(self._rows.shape[1])[: len(rows)]
+            slot.rows = self._passes.logits(x[rows.start : rows.stop], out)
+        if len(together) > len(self._rows):
+            self._rows = np.empty((len(together), self._rows.shape[1]), np.float32)
+        if together:
+            logits = self._passes.logits(x[[row for _, row in together]], self._rows[: len(together)])
+            for number, (slot, _) in enumerate(together):
+                its = logits[number : number + 1]
+                slot.rows = its if slot.lookup is None else self._kept(slot, its)
 
     def _kept(self, slot: Slot, rows: F32Array) -> F32Array:
         """A copy of `rows` that later passes don't overwrite: draft tokens may be drawn steps after."""
-        kept = slot.draft_rows(rows.shape[1])[: len(rows)]
+        kept = slot.draft_rows(self._rows.shape[1])[: len(rows), : rows.shape[1]]
         kept[:] = rows
         return kept

@@ -19,6 +19,7 @@ from localoss.model.kv_cache import KVCache
 from localoss.model.stack import F32Array, LayerStack
 from localoss.model.weights import Weights
 from localoss.options import Listener, LoadOptions, SamplingParams, changed
+from localoss.plan.sizes import waiting_passes
 from quant.format.config import ModelConfig
 from quant.format.manifest import Dtypes
 
@@ -27,8 +28,8 @@ class Engine:
     """A model in memory. `localoss.load` makes one; it serves one caller at a time.
 
     config, dtypes: the architecture and the number formats. context_tokens: room of each slot. threads,
-    kv_dtype, chunk_tokens: as it was loaded. pass_tokens: of a prompt that are run at once. lookup: whether
-    tokens are drafted from what was said before.
+    kv_dtype, chunk_tokens: as it was loaded. slots: sequences whose memory was taken. pass_tokens: of a
+    prompt that are run at once. lookup: whether tokens are drafted from what was said before.
     """
 
     def __init__(
@@ -47,15 +48,16 @@ class Engine:
         experts: where these come from if they aren't mapped.
         Raises: DeviceLost.
         """
-        assert options.context_tokens and options.threads
+        assert options.context_tokens and options.threads and options.slots
         self.config, self.dtypes, self.weights = config, dtypes, weights
         self.context_tokens, self.threads = options.context_tokens, options.threads
-        self.kv_dtype, self.lookup = options.kv_dtype, options.lookup
+        self.kv_dtype, self.lookup, self.slots = options.kv_dtype, options.lookup, options.slots
         self.chunk_tokens = min(options.chunk_tokens, self.context_tokens)
         self.model = Model(
             config, weights, self.threads, options.is_exact, self.chunk_tokens, others, experts
         )
         self.pass_tokens = min(self.model.pass_tokens, self.context_tokens)
+        self.model.let_wait(waiting_passes(options.slots))
         self._passes = Passes(self.model, self.context_tokens, (listener or Listener()).notice)
         self._sampler = Sampler(config.vocab)
         # Caches are allocated here, so that memory does not grow later. `_holders[i]` is a weak reference to

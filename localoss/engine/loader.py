@@ -15,7 +15,7 @@ from localoss.options import Listener, LoadOptions
 from localoss.plan.disk import known
 from localoss.plan.experts import notice, with_cache
 from localoss.plan.machine import cpu_quota, this_machine
-from localoss.plan.memory import Plan, check, choose_context
+from localoss.plan.memory import Plan, check, choose_context, choose_slots
 from quant.format.config import ModelConfig, read_config
 from quant.format.manifest import Dtypes, read_manifest
 
@@ -87,7 +87,9 @@ class _Loading:
         return self.limits[0]
 
     def sized(self, plan: Plan) -> Plan:
-        """`plan` with the context that was asked for, or the one to choose."""
+        """`plan` with the slots and the context that were asked for, or those to choose."""
+        if self.options.slots is None:
+            plan = choose_slots(plan, self.limit_bytes, self.options.context_tokens)
         if self.options.context_tokens is not None:
             return replace(plan, context_tokens=self.options.context_tokens)
         return choose_context(plan, self.limit_bytes, self.options)
@@ -98,7 +100,7 @@ class _Loading:
         from localoss.model.weights import load_weights
 
         slow = check(plan, self.limit_bytes, self.options)
-        options = replace(self.options, context_tokens=plan.context_tokens)
+        options = replace(self.options, context_tokens=plan.context_tokens, slots=plan.slots)
         if cached := self._cached(plan, slow is not None):
             return self._streaming(cached, options)
         if slow:

@@ -1,6 +1,6 @@
 """Forward passes for sequences: the room in their context, and a device that is lost on the way."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Seq
 from typing import TypeVar
 
@@ -31,6 +31,29 @@ class Passes:
         Raises: ContextFullError; Cancelled, after which the sequences are as before.
         """
         return self._advance(runs, cancelled, lambda chunks: self.model.forward(chunks, cancelled))
+
+    def in_layers(self, runs: Seq[Run], stream: int, cancelled: Cancelled) -> Iterator[F32Array | None]:
+        """The same, step by step: None while there are layers left, then the result; see Model.in_layers.
+
+        Other passes may run between two steps, of other sequences than those of `runs`.
+        """
+        for sequence, tokens in runs:
+            self.check_room(sequence, len(tokens))
+        x = None
+        while x is None:
+            try:
+                chunks, stacks = self._chunks(runs, cancelled), self.model.stacks
+                for x in self.model.in_layers(chunks, stream, cancelled):
+                    if x is None:
+                        yield None
+                    if self.model.stacks is not stacks:  # another pass lost a device: this begins anew
+                        x = None
+                        break
+            except DeviceLost as error:
+                self._replace(error)
+        for sequence, tokens in runs:
+            sequence.tokens += tokens
+        yield x
 
     def next_logits(
         self, sequence: Sequence, tokens: Seq[int], cancelled: Cancelled, out: F32Array | None
@@ -67,19 +90,20 @@ class Passes:
         for sequence, tokens in runs:
             self.check_room(sequence, len(tokens))
 
-        def attempt() -> T:
-            chunks = []
-            for sequence, tokens in runs:
-                if self._is_stranded(sequence):
-                    self._run_again(sequence, cancelled)
-                sequence.begin(len(tokens))
-                chunks.append(Chunk(tokens, len(sequence.tokens), sequence.cache))
-            return work(chunks)
-
-        result = self._retried(attempt)
+        result = self._retried(lambda: work(self._chunks(runs, cancelled)))
         for sequence, tokens in runs:
             sequence.tokens += tokens
         return result
+
+    def _chunks(self, runs: Seq[Run], cancelled: Cancelled) -> list[Chunk]:
+        """What the model takes for `runs`, once all of what their caches must hold is there."""
+        chunks = []
+        for sequence, tokens in runs:
+            if self._is_stranded(sequence):
+                self._run_again(sequence, cancelled)
+            sequence.begin(len(tokens))
+            chunks.append(Chunk(tokens, len(sequence.tokens), sequence.cache))
+        return chunks
 
     def check_room(self, sequence: Sequence, tokens: int) -> None:
         """Raises: ContextFullError unless so many more tokens fit."""

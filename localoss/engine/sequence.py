@@ -52,6 +52,15 @@ class Sequence:
         self.cache.renew(stacks)
         self.tokens, self.snapshots, self._oldest = [], [], 0
 
+    def copy(self, other: "Sequence", tokens: int) -> None:
+        """Hold the first `tokens` tokens of `other`, which may be running: `reuse` goes on from there."""
+        if self.cache.stacks != other.cache.stacks:
+            return
+        self.cache.copy(other.cache, min(tokens, len(other.tokens)))
+        self.tokens = other.tokens[:tokens]
+        self.snapshots = [snapshot for snapshot in other.snapshots if snapshot.position <= tokens]
+        self._oldest = other._oldest
+
     def begin(self, tokens: int) -> None:
         """Note that as many tokens are about to be written: even if that is cancelled, some rings lose
         their oldest positions to them.

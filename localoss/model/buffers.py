@@ -56,3 +56,17 @@ class Buffers:
         self.at = SimpleNamespace(**{name: address(array) for name, array in arrays.items()})
         workers = (threads, self.at.scratch, self.at.counter)
         self.work = tuple(Work(workers, exact, self.at.blocks, self.at.codes, self.at.scales, self.in_order))
+        self._streams = [(self.x, self.at.x)]
+
+    def add_streams(self, count: int) -> None:
+        """Take memory for so many residual streams more, of passes that may wait between two layers."""
+        self.waiting_x = np.full((count, *self.x.shape), 0, np.float32)
+        self._streams += [(x, address(x)) for x in self.waiting_x]
+        self.nbytes += self.waiting_x.nbytes
+
+    def use_stream(self, number: int) -> None:
+        """Let `x` be this residual stream: 0 is that of passes which run in one go.
+
+        All else is written and read within one layer, so that passes which wait share it.
+        """
+        self.x, self.at.x = self._streams[number]

@@ -3,7 +3,8 @@
 T tokens, D hidden, H heads, K key/value heads, E experts, A active experts per token, V vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +61,7 @@ class Model:
         exact_experts = exact or weights.gate_up[0] == BF16
         self.pass_tokens = max(max_tokens, PASS_TOKENS) if experts else max_tokens
         self.buffers = Buffers(config, max_tokens, threads, exact, exact_experts, self.pass_tokens)
+        self.waiting = 0
         self._eps = np.float32(config.rms_norm_eps)
         self.experts = experts
         on_cpu = others[0].first if others else config.layers
@@ -83,9 +85,45 @@ class Model:
             stack.forward(x, rows, cancelled)
         return x
 
-    def _begin(self, chunks: Sequence[Chunk]) -> tuple[F32Array, list[Rows]]:
+    def in_layers(
+        self, chunks: Sequence[Chunk], stream: int, cancelled: Callable[[], bool] = lambda: False
+    ) -> Iterator[F32Array | None]:
+        """As forward, in steps: None after each layer of the CPU's, or other stack, and at last the result.
+
+        Between two steps other passes may run. stream: 1 to `waiting`, this pass's own until its result is
+        used. Raises: as forward.
+        """
+        x, rows = self._begin(chunks, stream)
+        for stack in self._in_steps():
+            use_threads(self.threads)
+            self.buffers.use_stream(stream)
+            try:
+                stack.forward(x, rows, cancelled)
+            finally:
+                self.buffers.use_stream(0)
+            yield None
+        yield x
+
+    def let_wait(self, passes: int) -> None:
+        """Take the memory for so many passes that may wait between two layers; see in_layers."""
+        self.waiting = passes
+        self.buffers.add_streams(passes)
+
+    def _in_steps(self) -> Iterator[LayerStack]:
+        """The stacks, those of the CPU layer by layer."""
+        for stack in self.stacks:
+            if isinstance(stack, CpuLayers):
+                for layer in range(stack.first, stack.first + stack.count):
+                    one = copy(stack)
+                    one.first, one.count = layer, 1
+                    yield one
+            else:
+                yield stack
+
+    def _begin(self, chunks: Sequence[Chunk], stream: int = 0) -> tuple[F32Array, list[Rows]]:
         """The embeddings of all tokens, (T, D), and which rows are whose."""
         use_threads(self.threads)
+        self.buffers.use_stream(stream)
         tokens = [token for chunk in chunks for token in chunk.tokens]
         x = self.buffers.x[: len(tokens)]
         self._embed(x, tokens)

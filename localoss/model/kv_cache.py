@@ -8,6 +8,8 @@ from localoss.model.stack import Array, LayerCaching, LayerStack
 from localoss.plan.sizes import KEY_LANES, layer_cache_sizes, layer_slots
 from quant.format.config import ModelConfig
 
+_COPIED_AT_ONCE = 256  # positions
+
 
 class LayerCache:
     """`arrays`: keys (K, S/16, head_dim, 16), values (K, S, head_dim), and the float32 scales of each, (K, S)
@@ -42,6 +44,14 @@ class LayerCache:
         for array, its in zip(scales, saved[2:], strict=True):
             if array.size:
                 array[:, slots] = its.T
+
+    def copy(self, other: "LayerCache", end: int) -> None:
+        """Hold what `other` keeps in its slots before `end`, in a ring of all positions."""
+        mine, theirs = self.arrays, other.arrays
+        groups = -(-end // KEY_LANES)
+        mine[0][:, :groups] = theirs[0][:, :groups]
+        for own, its in zip(mine[1:], theirs[1:], strict=True):
+            own[:, :end] = its[:, :end]
 
 
 class KVCache:
@@ -87,6 +97,17 @@ class KVCache:
 
     def _of(self, stack: LayerStack) -> Sequence[LayerCaching]:
         return stack.new_caches(self._slots[stack.first : stack.first + stack.count], self._kv_dtype)
+
+    def copy(self, other: "KVCache", end: int) -> None:
+        """Hold what `other`, a cache of the same kind, holds of the positions before `end`; of rings all."""
+        for mine, theirs, is_ring in zip(self.layers, other.layers, self._config.is_sliding, strict=True):
+            if isinstance(mine, LayerCache) and isinstance(theirs, LayerCache):
+                mine.copy(theirs, mine.slots if is_ring else end)
+                continue
+            last = mine.slots if is_ring else end
+            for first in range(0, last, _COPIED_AT_ONCE):  # by way of this machine's memory
+                here = min(first + _COPIED_AT_ONCE, last)
+                mine.write(first, theirs.read(first, here))
 
     def read_rings(self, first: int, end: int) -> list[list[Array]]:
         """Copies of what the rings keep for positions first to end - 1: LayerCache.read of each."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from localoss.errors import UsageError
-from localoss.options import LoadOptions
+from localoss.options import MOST_SLOTS, LoadOptions
 from localoss.plan.gpu_sizes import gpu_buffer_sizes
 from localoss.plan.sizes import (
     MOST_SNAPSHOTS,
@@ -20,6 +20,7 @@ from localoss.plan.sizes import (
     logits_bytes,
     lookup_bytes,
     snapshot_bytes,
+    waiting_bytes,
 )
 from quant.format.config import ModelConfig
 from quant.format.layout import expert_run, layer_specs
@@ -36,6 +37,7 @@ CHUNK_TOKENS = 512  # of a prompt, run at once
 FITS, FROM_DISK, TOO_LARGE = "fits", "from disk", "too large"
 USUAL_CONTEXTS = (32_768, 16_384, 8_192)  # what is chosen from where none is asked for
 SMALL_CONTEXTS = (4_096, 2_048, 1_024)  # where not even the KV cache of the usual ones would fit
+SHARED_CONTEXT = 16_384  # that each of several slots has at least, before there are more slots
 _STEP_TOKENS = 1_024
 
 
@@ -66,7 +68,7 @@ class Plan:
             dtypes,
             context_tokens=options.context_tokens or USUAL_CONTEXTS[-1],
             kv_dtype=options.kv_dtype,
-            slots=options.slots,
+            slots=options.slots or 1,
             threads=options.threads or 1,
             chunk_tokens=options.chunk_tokens,
             exact=options.is_exact,
@@ -106,13 +108,14 @@ class Plan:
         exact_experts = self.exact or not WEIGHT_FORMATS[self.dtypes.experts].has_scales
         pass_tokens = PASS_TOKENS if self.expert_slots else 0
         buffers = buffer_sizes(config, chunk, self.threads, exact_experts, pass_tokens)
+        waiting = waiting_bytes(config, self.slots, max(chunk, pass_tokens))
         logits = logits_bytes(config, self.slots)
-        drafts = lookup_bytes(config, self.context_tokens) if self.lookup else 0
+        drafts = self.slots * lookup_bytes(config, self.context_tokens) if self.lookup else 0
         return {
             "KV cache, full layers": self.slots * (sum(caches) - sliding),
             "KV cache, sliding layers": self.slots * sliding,
             "snapshots": self.slots * MOST_SNAPSHOTS * snapshot_bytes(config, self.kv_dtype),
-            "scratch": sum(size.nbytes for size in buffers.values()) + logits + drafts,
+            "scratch": sum(size.nbytes for size in buffers.values()) + waiting + logits + drafts,
             "program": PROGRAM_BYTES,
         }
 
@@ -239,6 +242,17 @@ _DEFAULTS = LoadOptions()
 def _worst_allowed(options: LoadOptions) -> str:
     """The worst verdict with which a model is still loaded."""
     return FITS if options.must_fit else FROM_DISK
+
+
+def choose_slots(plan: Plan, limit_bytes: int, context_tokens: int | None = None) -> Plan:
+    """`plan` with the most slots, up to MOST_SLOTS, with which all fits; one if the weights don't fit anyhow.
+
+    context_tokens: of each slot; None for one that is long enough for most.
+    """
+    tokens = context_tokens or min(SHARED_CONTEXT, plan.config.context)
+    sized = (replace(plan, slots=slots, context_tokens=tokens) for slots in range(MOST_SLOTS, 1, -1))
+    slots = next((each.slots for each in sized if each.verdict(limit_bytes) == FITS), 1)
+    return replace(plan, slots=slots)
 
 
 def choose_context(plan: Plan, limit_bytes: int, options: LoadOptions = _DEFAULTS) -> Plan:

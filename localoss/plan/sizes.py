@@ -23,6 +23,7 @@ MOST_DRAFT_TOKENS = 15  # tokens that are run along with one, where prompt_looku
 DRAFT_BYTES = 165  # a token of the conversation takes in prompt_lookup.py, measured with tracemalloc
 READERS = 4  # threads that read experts from the disk: enough for its full bandwidth, docs/120b.md
 PASS_TOKENS = 4096  # of a pass whose experts come from the disk: each layer is read once for all of them
+WAITING_PASSES = 2  # that may stop between two layers at once: one of a long prompt, one of short ones
 MOST_SNAPSHOTS = 12  # of a conversation: 3 MB each in gpt-oss-20b at f16
 
 # float16 as its bits: Numba has no half type.
@@ -122,6 +123,16 @@ def kv_cache_bytes(config: ModelConfig, context_tokens: int, chunk_tokens: int, 
 def lookup_bytes(config: ModelConfig, context_tokens: int) -> int:
     """What guessing takes: logits of the guessed tokens, and where each run of tokens came last."""
     return (1 + MOST_DRAFT_TOKENS) * 4 * round_up(config.vocab, 8) + DRAFT_BYTES * context_tokens
+
+
+def waiting_passes(slots: int) -> int:
+    """How many passes may stop between two layers: one sequence has nobody to wait for."""
+    return WAITING_PASSES if slots > 1 else 0
+
+
+def waiting_bytes(config: ModelConfig, slots: int, tokens: int) -> int:
+    """Of what these keep meanwhile: the residual stream of up to `tokens` tokens each."""
+    return waiting_passes(slots) * tokens * config.hidden * 4
 
 
 def logits_bytes(config: ModelConfig, slots: int) -> int:

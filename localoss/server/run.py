@@ -17,9 +17,9 @@ from localoss.server.app import build_app
 from localoss.server.core.guard import LOOPBACK
 from localoss.server.core.pool import SequencePool
 from localoss.server.core.response_store import ResponseStore
+from localoss.server.core.scheduler import Scheduler
 from localoss.server.core.service import Service
 from localoss.server.core.threads import stop_compiling
-from localoss.server.core.worker import Worker
 from localoss.server.page import Page
 
 
@@ -56,6 +56,7 @@ def serve(
     strict: bool = False,
     aliases: Sequence[str] = (),
     conversations: int,
+    parallel: int = 1,
     queue: int,
     think_budget: int | None,
     responses: Path,
@@ -67,13 +68,14 @@ def serve(
     A second one cuts short what runs. think_budget: of requests that give none.
     allowed_hosts: other names that clients on this machine reach it by. strict: refuse unknown fields.
     aliases: other names that requests may give the model.
+    parallel: how many answers run side by side, on as many of the `conversations`.
     responses: the file that stored responses are kept in. page: the chat page at /, if there is one.
     listening: told the base URL once requests are taken.
     """
     harmony.encoding()  # half a second that the first request needn't wait for
-    worker = Worker(queue)
+    scheduler = Scheduler(engine, queue, parallel)
     pool, store = SequencePool(engine, conversations), ResponseStore(responses)
-    service = Service(engine, model, worker, pool, store, think_budget, aliases=aliases)
+    service = Service(engine, model, scheduler, pool, store, think_budget, aliases=aliases)
     hosts = {*LOOPBACK, host, *allowed_hosts} if host in LOOPBACK else None  # elsewhere there is a key
     app = build_app(
         service, hosts=hosts, api_key=api_key, cors_origins=cors_origins, strict=strict, page=page
@@ -84,9 +86,9 @@ def serve(
     # uvicorn raises the signal again once it is done, which would end the process by it.
     before = {number: signal.signal(number, lambda *_: None) for number in _signals()}
     try:
-        _Server(config, worker, lambda: listening(url)).run(sockets=[bound])
+        _Server(config, scheduler, lambda: listening(url)).run(sockets=[bound])
     finally:
-        worker.stop()
+        scheduler.stop()
         service.store.close()
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -99,9 +101,9 @@ def _signals() -> list[int]:
 class _Server(uvicorn.Server):
     """uvicorn's server, which says when it listens and when it goes down."""
 
-    def __init__(self, config: uvicorn.Config, worker: Worker, listening: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, scheduler: Scheduler, listening: Callable[[], None]) -> None:
         super().__init__(config)
-        self._worker, self._listening = worker, listening
+        self._scheduler, self._listening = scheduler, listening
         self._is_cut_short = False
 
     async def startup(self, *arguments: Any, **options: Any) -> None:
@@ -113,11 +115,11 @@ class _Server(uvicorn.Server):
         """A first signal lets what runs finish, a second one ends it; with a third uvicorn just leaves."""
         if self.should_exit and not self._is_cut_short:
             self._is_cut_short = True
-            self._loop.call_soon_threadsafe(self._worker.cut_short)
+            self._loop.call_soon_threadsafe(self._scheduler.cut_short)
         else:
             super().handle_exit(sig, frame)
 
     async def shutdown(self, *arguments: Any, **options: Any) -> None:
-        self._worker.refuse_waiting()
+        self._scheduler.refuse_waiting()
         stop_compiling()
         await super().shutdown(*arguments, **options)

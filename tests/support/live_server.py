@@ -17,8 +17,8 @@ from localoss.chat import harmony
 from localoss.server.app import build_app
 from localoss.server.core.guard import LOOPBACK
 from localoss.server.core.pool import SequencePool
+from localoss.server.core.scheduler import Scheduler
 from localoss.server.core.service import Service
-from localoss.server.core.worker import Worker
 
 MODEL = "tiny"
 # The day is in every prompt, and noise says something else on another day.
@@ -54,11 +54,18 @@ class Live:
 
 @contextlib.contextmanager
 def live(
-    engine: Any, *, queue: int = 64, conversations: int = 4, name: str = MODEL, aliases=(), **options: Any
+    engine: Any,
+    *,
+    queue: int = 64,
+    conversations: int = 4,
+    parallel: int = 1,
+    name: str = MODEL,
+    aliases=(),
+    **options: Any,
 ):
     """Serve `engine` while the context lasts; options are build_app's."""
-    worker = Worker(queue)
-    service = Service(engine, name, worker, SequencePool(engine, conversations), aliases=aliases)
+    scheduler = Scheduler(engine, queue, parallel)
+    service = Service(engine, name, scheduler, SequencePool(engine, conversations), aliases=aliases)
     app = build_app(service, **{"hosts": LOOPBACK} | options)
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", access_log=False, lifespan="off"))
     thread = threading.Thread(target=server.run, daemon=True)
@@ -73,4 +80,4 @@ def live(
     finally:
         server.should_exit = server.force_exit = True
         thread.join(timeout=30)
-        worker.stop()
+        scheduler.stop()

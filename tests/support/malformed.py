@@ -14,6 +14,7 @@ from localoss.chat.tools import Thoughts, ToolCall
 from localoss.options import SamplingParams
 from localoss.server.core.answering import Answering, Closed, Done, Question, Text
 from localoss.server.core.pool import SequencePool
+from support.scripted import GeneratorBatch
 
 MARK = {
     "type": "object",
@@ -84,10 +85,21 @@ def check_generations(engine, count, max_tokens=40, bonus=0.0):
         prompt = harmony.render(setup, [Message("user", f"Question {seed % 7}")])
         its_rules = replace(rules(seed), think_budget=budgets[seed // 6 % 3])
         question = Question(prompt, setup, its_rules, replace(params, seed=seed))
-        pieces = list(Answering(noting, pool, thoughts, question).work(lambda: False))
+        pieces = list(answer(noting, Answering(noting, pool, thoughts, question)))
         outcome = check(pieces, its_rules, noting.made)
         seen[outcome] = seen.get(outcome, 0) + 1
     return seen
+
+
+def answer(engine, work):
+    """The pieces of one answer."""
+    batch = GeneratorBatch(engine)
+    slot = batch.add(work.begin(lambda: False))
+    while not slot.is_done:
+        for _, token in batch.step():
+            yield from work.push(token)
+    yield from work.finish(slot.error)
+    work.close()
 
 
 def check(pieces, its_rules, made):

@@ -56,6 +56,8 @@ class ScriptedEngine:
     answers: list[str] = field(default_factory=lambda: [HELLO])
     vocab: int = harmony.VOCABULARY_TOKENS
     context_tokens: int = 8192
+    lookup: bool = False
+    slots: int = 1
     token_s: float = 0.0
     top: tuple = ((0, -0.5), (1, -1.0))  # the likeliest tokens, at every place
     prefill_s: float = 0.0
@@ -74,6 +76,9 @@ class ScriptedEngine:
 
     def sequence(self, seed=None):
         return Sequence(KVCache(CONFIG, self.context_tokens, CHUNK, self.kv_dtype), seed)
+
+    def batch(self):
+        return GeneratorBatch(self)
 
     def generate(self, tokens, params, *, mask, progress, cancelled, sequence, checkpoints):
         answer = harmony.encode_raw(self.answers[min(len(self.prompts), len(self.answers) - 1)])
@@ -109,6 +114,46 @@ class ScriptedEngine:
             if token in params.stop_ids:
                 return
             run(sequence, [token])
+
+
+class GeneratorBatch:
+    """A batch on what has `generate`: each slot gets a token a step from a generator of its own."""
+
+    def __init__(self, engine):
+        self._engine, self._tokens, self.slots = engine, {}, []
+
+    def add(self, slot):
+        self.slots.append(slot)
+        self._tokens[slot] = self._engine.generate(
+            slot.prompt,
+            slot.params,
+            mask=slot.mask,
+            progress=slot.progress or (lambda *_: None),
+            cancelled=slot.cancelled,
+            sequence=slot.sequence,
+            checkpoints=slot.checkpoints,
+        )
+        return slot
+
+    def step(self, most_tokens=None, within_s=None):
+        drawn = []
+        for slot in [slot for slot in self.slots if not slot.is_done]:
+            try:
+                if slot.scored and not slot.tokens_run:
+                    for token in self._engine.score(
+                        slot.prompt, slot.params.logprobs, sequence=slot.sequence
+                    ):
+                        slot.scored(token)
+                slot._drawn = 0  # it is no prompt any more
+                drawn.append((slot, next(self._tokens[slot])))
+                slot.tokens_run += 1
+            except StopIteration:
+                slot.end()
+            except Exception as error:
+                slot.end(error)
+        self.slots = [slot for slot in self.slots if not slot.is_done]
+        self._tokens = {slot: self._tokens[slot] for slot in self.slots}
+        return drawn
 
 
 def run(sequence, tokens):

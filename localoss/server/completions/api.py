@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import Field
 
 from localoss.chat import harmony
+from localoss.engine.batch import Slot
 from localoss.engine.sampler import Token
 from localoss.errors import TooManyTokensError
 from localoss.options import SamplingParams
@@ -20,6 +21,7 @@ from localoss.server.core.bodies import BodyRoute
 from localoss.server.core.errors import ApiError
 from localoss.server.core.fields import note_unknown
 from localoss.server.core.logprobs import raw_token_text
+from localoss.server.core.scheduler import Job
 from localoss.server.core.schemas import (
     MAX_CHOICES,
     MAX_TOP_LOGPROBS,
@@ -35,7 +37,6 @@ from localoss.server.core.schemas import (
 )
 from localoss.server.core.service import Service, client_of, event_stream, pieces_of, sampling_of
 from localoss.server.core.threads import aside
-from localoss.server.core.worker import Job
 
 router = APIRouter(route_class=BodyRoute)
 
@@ -100,6 +101,48 @@ class _Echo:
     """A token of the prompt, said back."""
 
     token: Token
+
+
+class _Echoing:
+    """An answer after its prompt, where that is wanted: the scheduler's Work."""
+
+    def __init__(self, answering: Answering, echoes: bool, scores: bool) -> None:
+        """echoes: say the prompt back. scores: with the logprob of each of its tokens."""
+        self._answering, self._echoes, self._scores = answering, echoes, echoes and scores
+        self._echo: list[Token] = []  # that wasn't given yet
+        self._answers = answering.params.max_tokens != 0
+        self.prompt = answering.prompt
+
+    @property
+    def is_over(self) -> bool:
+        return self._answering.is_over
+
+    def begin(self, cancelled: Callable[[], bool]) -> Slot | None:
+        if self._echoes and not self._scores:
+            self._echo = [Token(token, float("nan")) for token in self.prompt]
+        if not self._answers and not self._scores:
+            return None
+        slot = self._answering.begin(cancelled)
+        slot.scored = self._echo.append if self._scores else None
+        return slot
+
+    def push(self, token: Token) -> Iterator[Any]:
+        yield from self._echoed()
+        yield from self._answering.push(token)
+
+    def finish(self, error: Exception | None) -> Iterator[Any]:
+        yield from self._echoed()
+        if self._answers or error:
+            yield from self._answering.finish(error)
+        else:
+            yield Done("length", Usage(len(self.prompt), 0, 0, 0), (), 0.0, 0.0)
+
+    def close(self) -> None:
+        self._answering.close()
+
+    def _echoed(self) -> Iterator[_Echo]:
+        echo, self._echo[:] = list(self._echo), []
+        yield from map(_Echo, echo)
 
 
 class _Completion:
@@ -172,30 +215,10 @@ class _Completion:
                     yield index, piece
 
     def _submit(self, index: int) -> Job:
-        return self._service.submit(self._work(self._questions[index]), self._client, follows=index > 0)
-
-    def _work(self, question: Question) -> Callable[[Callable[[], bool]], Iterator[Any]]:
-        service, body = self._service, self._body
-
-        def work(cancelled: Callable[[], bool]) -> Iterator[Any]:
-            if body.echo:
-                yield from (_Echo(token) for token in self._echo(question.prompt, cancelled))
-            if self._limit:
-                yield from Answering(service.engine, service.pool, service.thoughts, question).work(cancelled)
-            else:
-                yield Done("length", Usage(len(question.prompt), 0, 0, 0), (), 0.0, 0.0)
-
-        return work
-
-    def _echo(self, prompt: list[int], cancelled: Callable[[], bool]) -> Iterator[Token]:
-        yield Token(prompt[0], float("nan"))  # nothing stands before it to judge it by
-        if self._body.logprobs is None:
-            yield from (Token(token, float("nan")) for token in prompt[1:])
-        else:
-            sequence = self._service.pool.take(prompt)
-            yield from self._service.engine.score(
-                prompt, self._body.logprobs, sequence=sequence, cancelled=cancelled
-            )
+        service, question = self._service, self._questions[index]
+        answering = Answering(service.engine, service.pool, service.thoughts, question)
+        echoes, scores = bool(self._body.echo), self._body.logprobs is not None
+        return service.submit(_Echoing(answering, echoes, scores), self._client, follows=index > 0)
 
     def _params(self, index: int) -> SamplingParams:
         params = sampling_of(self._body, self._limit, self._body.seed, index)

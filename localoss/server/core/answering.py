@@ -11,9 +11,12 @@ from localoss.chat.rules import AnswerRules
 from localoss.chat.stops import StopFinder
 from localoss.chat.tools import Thoughts, ToolCall, call_of, called_name, new_call_id
 from localoss.chat.turn import Turn
+from localoss.engine.batch import Slot
 from localoss.engine.engine import Engine
+from localoss.engine.prompt_lookup import PromptLookup
 from localoss.engine.sampler import Token
-from localoss.errors import Cancelled, ContextFullError
+from localoss.engine.sequence import Sequence
+from localoss.errors import Cancelled
 from localoss.options import SamplingParams
 from localoss.server.core.pool import SequencePool
 
@@ -134,7 +137,7 @@ Piece = Opened | Text | Closed | CallOpened | CallText | ToolCall | Done
 
 
 class Answering:
-    """Makes the pieces of one answer, out of its tokens."""
+    """Makes the pieces of one answer, out of its tokens: the scheduler's Work."""
 
     def __init__(self, engine: Engine, pool: SequencePool, thoughts: Thoughts, question: Question) -> None:
         self._engine, self._pool, self._thoughts, self._question = engine, pool, thoughts, question
@@ -146,27 +149,41 @@ class Answering:
         self._tokens: list[Token] = []  # of the open part, not given yet
         self._stops = StopFinder(question.stops)
         self._stopped = False
+        self._sequence: Sequence | None = None
 
-    def work(self, cancelled: Callable[[], bool]) -> Iterator[Piece]:
-        """Generate. Raises: Cancelled, LocalossError."""
-        turn, error = self._turn, None
+    @property
+    def prompt(self) -> list[int]:
+        return self._turn.prompt
+
+    @property
+    def params(self) -> SamplingParams:
+        return self._turn.params
+
+    @property
+    def is_over(self) -> bool:
+        """Whether a stop sequence ended it: no more tokens are wanted."""
+        return self._stopped
+
+    def begin(self, cancelled: Callable[[], bool]) -> Slot:
+        """What a batch is to run for it. Raises: LocalossError for a prompt that can't be answered."""
+        turn = self._turn
         turn.begin(self._engine.config.vocab, self._engine.context_tokens)
-        try:
-            for token in self._engine.generate(
-                turn.prompt,
-                turn.params,
-                sequence=self._pool.take(turn.prompt),
-                mask=turn.mask if turn.setup else None,
-                checkpoints=turn.checkpoints,
-                progress=self._note_progress,
-                cancelled=cancelled,
-            ):
-                yield from self.push(token)
-                if self._stopped:
-                    break
-        except (Cancelled, ContextFullError) as cut:
-            error = cut
-        yield from self.finish(error)
+        self._sequence = self._pool.hold(turn.prompt)
+        return Slot(
+            self._sequence,
+            turn.prompt,
+            turn.params,
+            turn.mask if turn.setup else None,
+            turn.checkpoints,
+            self._note_progress,
+            cancelled,
+            PromptLookup(turn.prompt) if self._engine.lookup else None,
+        )
+
+    def close(self) -> None:
+        """Let others have the sequence."""
+        if self._sequence:
+            self._pool.give_back(self._sequence)
 
     def push(self, token: Token) -> Iterator[Piece]:
         """What the next token brings about; after a stop sequence, no more."""

@@ -6,16 +6,17 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 if TYPE_CHECKING:
     from localoss.server.core.answering import Usage
-    from localoss.server.core.worker import Worker
+    from localoss.server.core.scheduler import Scheduler
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+_SHORT_SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5)
 _SPEEDS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
 class Metrics:
     """Counters of one server."""
 
-    def __init__(self, worker: "Worker") -> None:
+    def __init__(self, scheduler: "Scheduler") -> None:
         self._registry = CollectorRegistry()
         self.requests = Counter(
             "localoss_requests", "Requests by path and status.", ["path", "status"], registry=self._registry
@@ -34,9 +35,19 @@ class Metrics:
             registry=self._registry,
         )
         waiting = Gauge("localoss_requests_waiting", "Answers that wait.", registry=self._registry)
-        waiting.set_function(lambda: worker.waiting)
+        waiting.set_function(lambda: scheduler.waiting)
         running = Gauge("localoss_requests_running", "Answers in the making.", registry=self._registry)
-        running.set_function(lambda: worker.running)
+        running.set_function(lambda: scheduler.running)
+        self._spans = {
+            name: Histogram(f"localoss_{name}_seconds", told, buckets=buckets, registry=self._registry)
+            for name, told, buckets in (
+                ("queue", "From a request to the start of its answer.", _SECONDS),
+                ("first_token", "From a request to its first token.", _SECONDS),
+                ("between_tokens", "From a token of an answer to the next.", _SHORT_SECONDS),
+                ("step", "A step of all answers together.", _SHORT_SECONDS),
+            )
+        }
+        scheduler.observe = lambda name, seconds: self._spans[name].observe(seconds)
 
     def note(self, usage: "Usage", prefill_s: float, decode_s: float) -> None:
         """Count an answer that is done."""

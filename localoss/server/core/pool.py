@@ -10,34 +10,56 @@ if TYPE_CHECKING:
     from localoss.engine.sequence import Sequence
 
 _WORTH_KEEPING = 0.5  # of a conversation: less in common, and it is kept for its own next turn
+_WORTH_COPYING_TOKENS = 16  # more than a sequence of its own has: a copy takes a millisecond
 
 
 class SequencePool:
-    """Up to `capacity` sequences, least recently used first. Used on the engine's thread alone."""
+    """Up to `capacity` sequences, least recently used first; those that are held belong to an answer.
+
+    Used on the engine's thread alone, but for `len`.
+    """
 
     def __init__(self, engine: "Engine", capacity: int) -> None:
         self._engine, self._capacity = engine, capacity
         self._kept: list[Sequence] = []
+        self._held: list[Sequence] = []
 
     def __len__(self) -> int:
         return len(self._kept)
 
     def take(self, tokens: Seq[int]) -> "Sequence":
-        """The sequence to continue with `tokens`: the one that holds most of them already.
+        """The sequence to continue with `tokens`: of those that nobody holds the one that has most of them.
 
-        One that would lose more than half of what it holds is left alone while there is room for another.
+        One that would lose more than half of what it has is left alone while there is room for another.
+        Where one that is held, or left alone, has more of them, this is copied.
         """
-        best, common = None, 0
-        for sequence in self._kept:
-            length = common_prefix(sequence.tokens, tokens)
-            if length > common:
-                best, common = sequence, length
-        if best is None or common < _WORTH_KEEPING * len(best.tokens):
-            best = self._another()
+        common = {id(sequence): common_prefix(sequence.tokens, tokens) for sequence in self._kept}
+        idle = [sequence for sequence in self._kept if not self._is_held(sequence)]
+        best = max(idle, key=lambda sequence: common[id(sequence)], default=None)
+        if best is None or common[id(best)] < max(_WORTH_KEEPING * len(best.tokens), 1):
+            best = self._another(idle)
+        donor = max(self._kept, key=lambda sequence: common[id(sequence)], default=best)
+        gain = common.get(id(donor), 0) - common.get(id(best), 0)
+        if donor is not best and gain >= _WORTH_COPYING_TOKENS:
+            best.copy(donor, common[id(donor)])
         self._kept = [sequence for sequence in self._kept if sequence is not best] + [best]
         return best
 
-    def _another(self) -> "Sequence":
-        if len(self._kept) < self._capacity:
+    def hold(self, tokens: Seq[int]) -> "Sequence":
+        """Take a sequence, and keep it from others until it is given back."""
+        sequence = self.take(tokens)
+        self._held.append(sequence)
+        return sequence
+
+    def give_back(self, sequence: "Sequence") -> None:
+        """Let others have it."""
+        self._held = [held for held in self._held if held is not sequence]
+
+    def _is_held(self, sequence: "Sequence") -> bool:
+        return any(held is sequence for held in self._held)
+
+    def _another(self, idle: "list[Sequence]") -> "Sequence":
+        """A new one while there is room, else the idle one that was used longest ago."""
+        if len(self._kept) < self._capacity or not idle:
             return self._engine.sequence()
-        return self._kept[0]
+        return idle[0]

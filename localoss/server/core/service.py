@@ -23,9 +23,9 @@ from localoss.server.core.json_text import dumps
 from localoss.server.core.metrics import Metrics
 from localoss.server.core.pool import SequencePool
 from localoss.server.core.response_store import ResponseStore
+from localoss.server.core.scheduler import Job, Scheduler, Work
 from localoss.server.core.schemas import Sampled, bias_of
 from localoss.server.core.threads import aside
-from localoss.server.core.worker import Job, Work, Worker
 
 _PING_AFTER_S = 10.0  # proxies and clients give up on a stream that says nothing
 _SEED_STEP = 1  # the choices of one request differ by it
@@ -40,7 +40,7 @@ class Service:
 
     engine: Engine
     model: str  # its name to clients
-    worker: Worker
+    scheduler: Scheduler
     pool: SequencePool
     store: ResponseStore = field(default_factory=lambda: ResponseStore(None))
     default_think_budget: int | None = None
@@ -50,7 +50,7 @@ class Service:
     bodies: Bodies = field(default_factory=Bodies)
 
     def __post_init__(self) -> None:
-        self.metrics = Metrics(self.worker)
+        self.metrics = Metrics(self.scheduler)
 
     def check_model(self, name: str) -> None:
         """Raises: ApiError 404 unless `name` is one of the model's: Ollama's and a repository's are, too."""
@@ -96,12 +96,10 @@ class Service:
 
     def ask(self, question: Question, client: str, follows: bool = False) -> Job:
         """Queue a question. Raises: ApiError 429 or 503."""
-        return self.submit(
-            Answering(self.engine, self.pool, self.thoughts, question).work, client, follows=follows
-        )
+        return self.submit(Answering(self.engine, self.pool, self.thoughts, question), client, follows)
 
     def submit(self, work: Work, client: str, follows: bool = False) -> Job:
-        return self.worker.submit(Job(work, client, follows))
+        return self.scheduler.submit(Job(work, client, follows))
 
     def note(self, done: Done) -> None:
         self.metrics.note(done.usage, done.prefill_s, done.decode_s)

@@ -14,9 +14,9 @@ from localoss.chat.session import Session
 from localoss.errors import LocalossError
 from localoss.server.core.answering import Closed, Done, Opened, Text
 from localoss.server.core.errors import ApiError, as_api_error
+from localoss.server.core.scheduler import Job
 from localoss.server.core.service import Service
 from localoss.server.core.threads import aside
-from localoss.server.core.worker import Job
 
 Event = dict[str, Any]
 _LOOK_S = 0.5  # how often an answer that says nothing is looked at

@@ -66,6 +66,12 @@ def test_a_users_own_file_adds_and_replaces(home):
     assert registry.canonical_name("me/mine") == "mine"
 
 
+def test_keys_keep_working_under_their_old_spelling(home, capsys):
+    (home / "models.toml").write_text('[mine]\nrepository = "me/mine"\nlicence = "MIT"\n')
+    assert registry.known_models()["mine"].license == "MIT"
+    assert "[mine]: 'licence' is 'license' now" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [

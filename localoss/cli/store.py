@@ -270,7 +270,7 @@ def _show_known(known: "KnownModel") -> None:
     rows = [("name", known.name), ("state", "not installed")]
     rows += [("what", known.description)] if known.description else []
     rows += [("repository", known.repository)] if known.repository else []
-    rows += [("licence", known.licence)] if known.licence else []
+    rows += [("license", known.license)] if known.license else []
     rows += [("parameters", f"{known.parameters / 1e9:.1f} billion")] if known.parameters else []
     if known.config:
         sizes = expected_sizes(known.config)

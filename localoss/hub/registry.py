@@ -3,6 +3,7 @@
 import difflib
 import os
 import re
+import sys
 import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -38,6 +39,7 @@ _DIMENSIONS = {
 }
 _ROPE = {"factor": 32.0, "original_max_position_embeddings": 4096}  # every gpt-oss
 ROPE_THETA = 150_000
+_FORMER_KEYS = {"licence": "license"}  # models.toml of users may still have them
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class KnownModel:
     name: str
     repository: str | None = None
     description: str = ""
-    licence: str | None = None
+    license: str | None = None
     parameters: int | None = None
     temperature: float = 1.0
     top_p: float = 1.0
@@ -96,9 +98,10 @@ def _entry(path: Path, name: str, entry: Any) -> KnownModel:
     if not isinstance(entry, dict):
         raise UsageError(f"{where}: expected a table with a repository")
     words: dict[str, type | tuple[type, ...]] = {
-        "repository": str, "description": str, "licence": str, "parameters": int,
+        "repository": str, "description": str, "license": str, "parameters": int,
         "temperature": (int, float), "top_p": (int, float), **dict.fromkeys(_DIMENSIONS, int),
     }  # fmt: skip
+    entry = _with_today_s_keys(where, entry)
     for key, value in entry.items():
         if key not in words:
             raise UsageError(f"{where}: {key!r} is no key of a model; {_choose(key, words)}")
@@ -109,6 +112,15 @@ def _entry(path: Path, name: str, entry: Any) -> KnownModel:
     simple = {key: entry[key] for key in entry.keys() - _DIMENSIONS.keys()}
     dimensions = {key: entry[key] for key in _DIMENSIONS if key in entry}
     return KnownModel(name=name, dimensions=dimensions, **simple)
+
+
+def _with_today_s_keys(where: str, entry: dict[str, Any]) -> dict[str, Any]:
+    """`entry` with keys that were spelled otherwise once under today's names, and a line for each."""
+    for former, key in _FORMER_KEYS.items():
+        if former in entry:
+            print(f"note: {where}: {former!r} is {key!r} now; the old key still works", file=sys.stderr)
+            entry = {key: entry[former]} | {k: v for k, v in entry.items() if k != former}
+    return entry
 
 
 def _choose(key: str, words: dict[str, Any]) -> str:

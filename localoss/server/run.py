@@ -14,6 +14,12 @@ from localoss.chat import harmony
 from localoss.engine.engine import Engine
 from localoss.errors import UsageError
 from localoss.server.app import build_app
+from localoss.server.core.connections import (
+    Connections,
+    configuration,
+    give_memory_back,
+    tell_errors_once,
+)
 from localoss.server.core.guard import LOOPBACK
 from localoss.server.core.pool import SequencePool
 from localoss.server.core.response_store import ResponseStore
@@ -80,7 +86,7 @@ def serve(
     app = build_app(
         service, hosts=hosts, api_key=api_key, cors_origins=cors_origins, strict=strict, page=page
     )
-    config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", server_header=False)
+    config = configuration(app, Connections())
     name = f"[{host}]" if ":" in host else host
     url = f"http://{name}:{bound.getsockname()[1]}/v1"
     # uvicorn raises the signal again once it is done, which would end the process by it.
@@ -109,6 +115,8 @@ class _Server(uvicorn.Server):
     async def startup(self, *arguments: Any, **options: Any) -> None:
         await super().startup(*arguments, **options)
         self._loop = asyncio.get_running_loop()
+        tell_errors_once(self._loop)
+        self._upkeep = self._loop.create_task(give_memory_back(self.server_state))
         self._listening()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

@@ -15,6 +15,7 @@ import uvicorn
 
 from localoss.chat import harmony
 from localoss.server.app import build_app
+from localoss.server.core.connections import Connections, configuration
 from localoss.server.core.guard import LOOPBACK
 from localoss.server.core.pool import SequencePool
 from localoss.server.core.scheduler import Scheduler
@@ -61,13 +62,16 @@ def live(
     parallel: int = 1,
     name: str = MODEL,
     aliases=(),
+    connections=None,
     **options: Any,
 ):
     """Serve `engine` while the context lasts; options are build_app's."""
     scheduler = Scheduler(engine, queue, parallel)
     service = Service(engine, name, scheduler, SequencePool(engine, conversations), aliases=aliases)
     app = build_app(service, **{"hosts": LOOPBACK} | options)
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", access_log=False, lifespan="off"))
+    config = configuration(app, connections or Connections())
+    config.port = 0
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:

@@ -20,6 +20,7 @@ CONFIG_KEYS: dict[str, type] = {
     "min_p": float, "max_tokens": int, "think_budget": int, "hide_thinking": bool, "private": bool,
     "notify": bool, "context": int, "kv_dtype": str, "threads": int, "memory_limit": str, "must_fit": bool,
     "lookup": bool, "gpu_layers": str, "gpu_memory": str, "expert_memory": str, "session_disk": str,
+    "web_search": str,
 }  # fmt: skip
 PRESET_KEYS = (
     "system", "effort", "temperature", "top_p", "top_k", "min_p", "max_tokens", "think_budget",
@@ -106,6 +107,14 @@ def _is_on(name: str) -> bool:
 def api_key() -> str | None:
     """LOCALOSS_API_KEY: what clients of `localoss serve` must send."""
     return os.environ.get("LOCALOSS_API_KEY") or None
+
+
+SEARCH_KEYS = {"brave": "BRAVE_API_KEY", "exa": "EXA_API_KEY", "you": "YDC_API_KEY"}
+
+
+def search_key(name: str) -> str | None:
+    """The user's key of a search of the web, by its name in SEARCH_KEYS."""
+    return os.environ.get(SEARCH_KEYS[name]) or None
 
 
 def escape_codes() -> bool:

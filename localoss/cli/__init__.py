@@ -12,6 +12,7 @@ from localoss.cli import (
     bench,
     chat,
     config,
+    docs,
     eval,
     export,
     gpu,
@@ -40,6 +41,7 @@ app = typer.Typer(
 app.command(cls=Command)(run.run)
 app.command(cls=Command)(chat.chat)
 app.add_typer(sessions.app, name="sessions")
+app.add_typer(docs.app, name="docs")
 app.command()(pull.pull)
 app.command("list")(store.list_models)
 app.command()(store.show)

@@ -16,6 +16,7 @@ from localoss.cli.terminal import AnswerPrinter, PrefillProgress, interrupts, sa
 from localoss.cli.tool_calls import show_call
 from localoss.errors import ContextFullError
 from localoss.options import SamplingParams
+from localoss.tools.citations import Citation, Footnotes, annotations, with_footnotes
 
 if TYPE_CHECKING:
     from localoss.engine.engine import Engine
@@ -34,7 +35,7 @@ class OneAnswer:
         tools: "Toolset | None",
     ) -> None:
         self._engine, self._asked, self._sampling = engine, asked, sampling
-        self._think_budget = think_budget
+        self._think_budget, self._tools = think_budget, tools
         self._agent = Agent(tools) if tools else None
         self._sequence = engine.sequence(seed=sampling.seed) if tools else None
         self._turns: list[Turn] = []
@@ -82,6 +83,7 @@ class OneAnswer:
             "answer": last.answer,
             "thinking": "\n\n".join(turn.thinking for turn in turns if turn.thinking),
             "messages": [_shown(message) for message in self._messages()],
+            "citations": annotations(last.answer, self._citation),
             "events": [_event(done) for done in self._calls],
             "finish": last.finish,
             "prompt_tokens": len(turns[0].prompt),
@@ -102,6 +104,9 @@ class OneAnswer:
             said += [self._calls[number].result] if number < len(self._calls) else []
         return said
 
+    def _citation(self, cursor: int) -> Citation | None:
+        return self._tools.citation(cursor) if self._tools else None
+
     def _take_turn(self, printer: AnswerPrinter | None) -> Turn:
         tokens = self._asked.tokens() if isinstance(self._asked, Conversation) else self._asked
         setup = self._asked.setup if isinstance(self._asked, Conversation) else None
@@ -111,7 +116,8 @@ class OneAnswer:
         progress = PrefillProgress()
         with interrupts() as cancelled:
             try:
-                for event in generate(self._engine, turn, self._sequence, progress, cancelled):
+                events = generate(self._engine, turn, self._sequence, progress, cancelled)
+                for event in with_footnotes(events, Footnotes(self._citation)):
                     progress.clear()
                     if printer:
                         printer.show(event)

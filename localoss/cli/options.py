@@ -230,7 +230,28 @@ ToolNames = Annotated[
         help="What the model may call: python, cpython, browser, a JSON file of functions; commas between.",
     ),
 ]
-_TOOLS: dict[str, tuple[Any, Any]] = {"tools": (ToolNames, None)}
+Docs = Annotated[
+    list[Path] | None,
+    typer.Option(metavar="FOLDER", help="Documents that the browser searches; more than one may be given."),
+]
+Web = Annotated[bool, typer.Option("--web", help="The browser may fetch pages of the public web.")]
+WebSearch = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|URL", help="What searches the web: brave, exa, you, ddgs, or a SearXNG's address."
+    ),
+]
+WebAllow = Annotated[
+    list[str] | None,
+    typer.Option(metavar="HOST", help="A host of your own network that pages may be fetched from."),
+]
+_TOOLS: dict[str, tuple[Any, Any]] = {
+    "tools": (ToolNames, None),
+    "docs": (Docs, None),
+    "web": (Web, False),
+    "web_search": (WebSearch, None),
+    "web_allow": (WebAllow, None),
+}
 _Command = Callable[..., Any]
 
 
@@ -239,7 +260,8 @@ def takes_tool_options(command: _Command) -> _Command:
 
     def chosen(tools: list[str] | None, **others: Any) -> ToolOptions:
         names = [name.strip() for given in tools or () for name in given.split(",")]
-        return ToolOptions(tuple(dict.fromkeys(filter(None, names))), **others)
+        lists = {name: tuple(value or ()) for name, value in others.items() if name in ("docs", "web_allow")}
+        return ToolOptions(tuple(dict.fromkeys(filter(None, names))), **(others | lists))
 
     return _taking(command, "tooling", _TOOLS, chosen)
 

@@ -17,13 +17,26 @@ _NAMES = ("python", "cpython", "browser")
 
 @dataclass(frozen=True)
 class ToolOptions:
-    """tools: python, cpython, browser, or files of functions."""
+    """tools: python, cpython, browser, or files of functions. docs: folders that the browser searches;
+    none for all that were added. web: whether it fetches pages; web_search: see web_search.provider_of;
+    web_allow: hosts, though they aren't public.
+    """
 
     tools: tuple[str, ...] = ()
+    docs: tuple[Path, ...] = ()
+    web: bool = False
+    web_search: str | None = None
+    web_allow: tuple[str, ...] = ()
 
     @property
     def wants_any(self) -> bool:
-        return bool(self.tools)
+        return bool(self.tools or self.docs or self.web)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The tools, with the browser where only what it reads was named."""
+        has_more = bool(self.docs or self.web) and "browser" not in self.tools
+        return (*self.tools, "browser") if has_more else self.tools
 
 
 def open_tools(
@@ -34,20 +47,27 @@ def open_tools(
 
     opened: list[Tool] = []
     with ExitStack() as stack:
-        for name in options.tools:
-            opened.append(_open(name, ask))
+        for name in options.names:
+            opened.append(_open(name, options, ask))
             stack.callback(opened[-1].close)
         toolset = Toolset(opened, approvals)
         stack.pop_all()  # from now on the toolset closes them
     return toolset
 
 
-def _open(name: str, ask: Callable[[str], str | None] | None) -> "Tool":
+def _open(name: str, options: ToolOptions, ask: Callable[[str], str | None] | None) -> "Tool":
     if name == "python":
         from localoss.tools.monty import MontyPython
         from localoss.tools.python_tool import PythonTool
 
         return PythonTool(MontyPython())
+    if name == "cpython":
+        from localoss.tools.python_tool import PythonTool
+        from localoss.tools.sandbox import SandboxedPython
+
+        return PythonTool(SandboxedPython())
+    if name == "browser":
+        return _open_browser(options)
     path = Path(name).expanduser()
     if path.suffix or path.exists() or len(path.parts) > 1:
         from localoss.tools.commands import CommandTools
@@ -56,3 +76,25 @@ def _open(name: str, ask: Callable[[str], str | None] | None) -> "Tool":
     raise UsageError(
         f"--tools: there is no tool {name!r}; there are {', '.join(_NAMES)}, and files of functions"
     )
+
+
+def _open_browser(options: ToolOptions) -> "Tool":
+    from localoss.tools.browser import Browser, Source
+    from localoss.tools.documents_index import DocumentsIndex, resolved
+    from localoss.tools.documents_source import DocumentsSource
+
+    sources: list[Source] = []
+    index = DocumentsIndex()
+    folders = [resolved(folder) for folder in options.docs]
+    for folder in folders:
+        index.add(folder)
+    if folders or index.folders:
+        sources.append(DocumentsSource(index, folders))
+    if options.web:
+        from localoss.tools.addresses import allowed_host
+        from localoss.tools.web import WebSource
+        from localoss.tools.web_search import provider_of
+
+        allowed = [allowed_host(host) for host in options.web_allow]
+        sources.append(WebSource(provider_of(options.web_search), allowed))
+    return Browser(sources)

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 from localoss.chat.agent import Result, Stop
 from localoss.errors import LocalossError, UsageError
 from localoss.tools.output import Output
-from localoss.tools.python_tool import DRIVE, INTERNET, LIMIT_S, NO_OUTPUT, showing_last
+from localoss.tools.python_tool import (
+    DRIVE,
+    INTERNET,
+    LIMIT_S,
+    NO_OUTPUT,
+    RESTARTED,
+    after_output,
+    showing_last,
+)
 
 if TYPE_CHECKING:
     from pydantic_monty import Monty, MontySession
@@ -23,7 +31,6 @@ _PROBE = "\n".join(
     f"try:\n    import {name}\n    _found.append('{name}')\nexcept ImportError:\n    pass"
     for name in _PROBED.split()
 )
-_RESTARTED = "[python was restarted: variables and imports of earlier calls are gone]"
 
 
 class MontyPython:
@@ -57,16 +64,16 @@ class MontyPython:
             why = (
                 f"TimeoutError: it ran longer than {LIMIT_S:.0f} s" if stop.reason == "time" else "it crashed"
             )
-            return Result(_joined(output, f"{why}\n{_RESTARTED}"), ok=False)
+            return Result(after_output(output, f"{why}\n{RESTARTED}"), ok=False)
         except self._monty.MontyError as error:
             shown = error.display() if hasattr(error, "display") else str(error)
             if "time limit exceeded" in shown:  # that leaves a session in no known state
                 self._forget()
-                shown += f"\n{_RESTARTED}"
-            return Result(_joined(output, shown), ok=False)
+                shown += f"\n{RESTARTED}"
+            return Result(after_output(output, shown), ok=False)
         except (OSError, RuntimeError, TimeoutError) as error:
             self._forget()
-            return Result(_joined(output, f"python failed: {error}\n{_RESTARTED}"), ok=False)
+            return Result(after_output(output, f"python failed: {error}\n{RESTARTED}"), ok=False)
         return Result(str(output) or NO_OUTPUT)
 
     def close(self) -> None:
@@ -101,11 +108,6 @@ class MontyPython:
             if context is not None:
                 with contextlib.suppress(self._monty.MontyError, OSError, RuntimeError):
                     context.__exit__(None, None, None)
-
-
-def _joined(output: Output, error: str) -> str:
-    printed = str(output)
-    return f"{printed}{'' if not printed or printed.endswith(chr(10)) else chr(10)}{error}"
 
 
 def _kill(pid: int | None) -> None:

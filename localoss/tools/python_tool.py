@@ -14,6 +14,7 @@ from localoss.tools.toolset import Tool
 
 LIMIT_S = 120.0  # as harmony's declaration says
 NO_OUTPUT = "[no output: print something, or end with an expression]"
+RESTARTED = "[python was restarted: variables and imports of earlier calls are gone]"
 # Sentences of harmony's declaration, in whose place what holds here is said.
 DRIVE = " The drive at '/mnt/data' can be used to save and persist user files."
 INTERNET = "Internet access for this session is UNKNOWN. Depends on the cluster."
@@ -48,6 +49,12 @@ class PythonTool(Tool):
 
     def close(self) -> None:
         self._backend.close()
+
+
+def after_output(output: object, line: str) -> str:
+    """What was printed, and `line` below it."""
+    printed = str(output)
+    return f"{printed}\n{line}" if printed and not printed.endswith("\n") else printed + line
 
 
 def code_of(call: Message) -> str:

@@ -10,6 +10,7 @@ from localoss.chat.harmony import ChatSetup, Function, Message
 from localoss.chat.rules import AnswerRules, argument_grammars
 from localoss.errors import UsageError
 from localoss.tools.approval import Approvals, Question
+from localoss.tools.citations import Citation
 
 FUNCTIONS = "functions."
 _DATA_NOTE = """\
@@ -43,6 +44,10 @@ class Tool(ABC):
     @abstractmethod
     def run(self, call: Message, stop: Stop) -> Result:
         """Make a call. Raises: LocalossError, whose message the model reads."""
+
+    def citation(self, cursor: int) -> Citation | None:
+        """What was shown under `cursor`, for those that are cited."""
+        return None
 
     def close(self) -> None:  # noqa: B027 - most have nothing to close
         """End what runs, and remove what was scratch."""
@@ -99,6 +104,11 @@ class Toolset:
 
     def run(self, call: Message, stop: Stop) -> Result:
         return self.tool_of(call.recipient or "").run(call, stop)
+
+    def citation(self, cursor: int) -> Citation | None:
+        """What the browser showed under `cursor`."""
+        found = (tool.citation(cursor) for tool in self.tools)
+        return next((citation for citation in found if citation), None)
 
     def close(self) -> None:
         for tool in self.tools:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # what brings NumPy or openai_harmony: the prompt doesn't wai
     from localoss.cli.chat.start import Start
     from localoss.engine.engine import Engine
     from localoss.engine.sequence import Sequence as EngineSequence
+    from localoss.tools.citations import Citation
     from localoss.tools.toolset import Toolset
 
 _WARN_SHARE = 0.8  # of the context
@@ -154,6 +155,9 @@ class Chat:
         room = self.engine.context_tokens
         agents.answer(self.agent, self.conversation, self._turn, self._hear, interrupts, room)
 
+    def _citation(self, cursor: int) -> "Citation | None":
+        return self.toolset.citation(cursor) if self.toolset else None
+
     def with_tools(self, setup: "ChatSetup") -> "ChatSetup":
         """`setup` of a conversation, with the tools that there are."""
         return self.toolset.add_to(setup) if self.toolset else setup
@@ -174,12 +178,14 @@ class Chat:
         from localoss.chat.generate import generate
         from localoss.chat.rules import AnswerRules
         from localoss.chat.turn import Turn
+        from localoss.tools.citations import Footnotes, with_footnotes
 
         rules = replace(self.agent.rules if self.agent else AnswerRules(), think_budget=self.think_budget)
         turn = Turn(self._fitting_prompt(), self.conversation.setup, self._sampling(), rules)
         self._attempts += 1
         with self._display(turn) as (progress, show, tick), interrupts() as cancelled:
-            for event in generate(self.engine, turn, self.sequence, progress, lambda: tick() or cancelled()):
+            events = generate(self.engine, turn, self.sequence, progress, lambda: tick() or cancelled())
+            for event in with_footnotes(events, Footnotes(self._citation)):
                 show(event)
         self.conversation.answer(turn.whole_messages)
         self.turns.append(TurnFigures.of(turn))

@@ -1,0 +1,77 @@
+"""Which addresses of the network pages may be fetched from: public ones, and what the user allowed."""
+
+import ipaddress
+import socket
+from collections.abc import Collection
+from urllib.parse import urlsplit
+
+from localoss.errors import LocalossError, UsageError
+
+_PORTS = {"http": 80, "https": 443}
+
+
+class AddressRefused(LocalossError):
+    """An address that isn't fetched from, and why."""
+
+
+def split(url: str) -> tuple[str, str, int]:
+    """Scheme, host and port. Raises: AddressRefused for what is no address of a page."""
+    try:
+        parts = urlsplit(url)
+        host, port = (parts.hostname or "").rstrip("."), parts.port
+    except ValueError:
+        raise AddressRefused(f"{url[:200]!r} is no address") from None
+    if parts.scheme not in _PORTS or not host:
+        raise AddressRefused(f"{url[:200]!r} is no address of a page; it begins with http:// or https://")
+    if parts.username is not None or parts.password is not None:
+        raise AddressRefused("an address with a password in it isn't fetched")
+    return parts.scheme, host, port or _PORTS[parts.scheme]
+
+
+def allowed_host(text: str) -> str:
+    """`text`, as HOST or HOST:PORT, as it is compared. Raises: UsageError."""
+    try:
+        parts = urlsplit(f"//{text}")
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port = None, None
+    if not host or parts.path:
+        raise UsageError(f"--web-allow is {text!r}; give a host, or a host and a port: wiki.local:8080")
+    return host if port is None else f"{host}:{port}"
+
+
+def resolve(host: str, port: int, allowed: Collection[str] = ()) -> str:
+    """The address to connect to, which was looked at: nothing resolves the name again.
+
+    allowed: hosts, or hosts and ports, that may have private addresses. Raises: AddressRefused if any
+    address of the host is private, LocalossError if it has none.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise LocalossError(f"{host} can't be found ({getattr(error, 'strerror', None) or error})") from None
+    addresses = [str(entry[4][0]) for entry in found]
+    if host not in allowed and f"{host}:{port}" not in allowed:
+        for address in addresses:
+            if not is_public(address):
+                raise AddressRefused(
+                    f"{host} is at {address}, an address that isn't public: it isn't fetched"
+                )
+    return addresses[0]
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address is one of the public network's, whatever it is wrapped in."""
+    try:
+        ip = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
+    if isinstance(ip, ipaddress.IPv6Address):
+        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
+        if inner is None and ip in ipaddress.ip_network("64:ff9b::/96"):  # translated to IPv4
+            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        if inner is not None:
+            return is_public(str(inner))
+        if int(ip) >> 32 == 0:  # IPv4-compatible, which includes ::1 and ::
+            return False
+    return ip.is_global and not ip.is_multicast

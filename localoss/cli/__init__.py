@@ -16,6 +16,7 @@ from localoss.cli import (
     eval,
     export,
     gpu,
+    mcp,
     plan,
     pull,
     quantize,
@@ -42,6 +43,7 @@ app.command(cls=Command)(run.run)
 app.command(cls=Command)(chat.chat)
 app.add_typer(sessions.app, name="sessions")
 app.add_typer(docs.app, name="docs")
+app.add_typer(mcp.app, name="mcp")
 app.command()(pull.pull)
 app.command("list")(store.list_models)
 app.command()(store.show)

@@ -245,12 +245,28 @@ WebAllow = Annotated[
     list[str] | None,
     typer.Option(metavar="HOST", help="A host of your own network that pages may be fetched from."),
 ]
+Folder = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help="A folder whose files the model may list, read and search."),
+]
+Write = Annotated[
+    bool,
+    typer.Option(
+        "--write", help="The model may change files of --folder, by patches that you are asked about."
+    ),
+]
+McpFile = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="MCP servers, in the form that Claude Desktop has.")
+]
 _TOOLS: dict[str, tuple[Any, Any]] = {
     "tools": (ToolNames, None),
     "docs": (Docs, None),
     "web": (Web, False),
     "web_search": (WebSearch, None),
     "web_allow": (WebAllow, None),
+    "folder": (Folder, None),
+    "write": (Write, False),
+    "mcp": (McpFile, None),
 }
 _Command = Callable[..., Any]
 

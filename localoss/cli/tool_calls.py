@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 _MOST_SHOWN = 60  # characters of what a call asks, and of what it gave
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
-_MOST_DETAIL_LINES = 60
 Said = Literal["yes", "no", "always", "never"]
 
 
@@ -28,7 +27,7 @@ def opened_tools(options: ToolOptions) -> "AbstractContextManager[Toolset | None
 
     at_terminal = sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
     approvals = Approvals(ask_at_terminal if at_terminal else _nobody, settings.home() / "approvals.json")
-    return open_tools(options, approvals, ask_text if at_terminal else None)
+    return open_tools(options, approvals, ask_text if at_terminal else None, say)
 
 
 def _nobody(question: "Question") -> Said:
@@ -48,11 +47,10 @@ def ask_text(question: str) -> str | None:
 def ask_at_terminal(question: "Question") -> Said:
     """Show exactly what would run, and ask whether it may."""
     say("The model wants this to run:")
-    lines = question.detail.splitlines()
-    for line in lines[:_MOST_DETAIL_LINES]:
+    for line in (
+        question.detail.split("\n") if question.detail else ()
+    ):  # all of it: what is asked is what runs
         print(f"  {printable(line)}", file=sys.stderr)
-    if len(lines) > _MOST_DETAIL_LINES:
-        print(f"  … {len(lines) - _MOST_DETAIL_LINES} more lines", file=sys.stderr)
     print(f"  {printable(question.text)}", file=sys.stderr)
     typed = (ask_text("May it? [y]es, [N]o, [a]lways, n[e]ver: ") or "").strip().lower()
     words: dict[str, Said] = {"y": "yes", "yes": "yes", "a": "always", "always": "always"}

@@ -193,7 +193,7 @@ def _fitting(lines: list[str], most_tokens: int = _VIEW_TOKENS) -> list[str]:
 
 def _arguments(text: str) -> dict[str, Any]:
     try:
-        arguments = json.loads(text) if text.strip() else {}
+        arguments = json.loads(text, strict=False) if text.strip() else {}
     except (ValueError, RecursionError):
         arguments = None
     if not isinstance(arguments, dict):

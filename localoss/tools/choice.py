@@ -19,7 +19,8 @@ _NAMES = ("python", "cpython", "browser")
 class ToolOptions:
     """tools: python, cpython, browser, or files of functions. docs: folders that the browser searches;
     none for all that were added. web: whether it fetches pages; web_search: see web_search.provider_of;
-    web_allow: hosts, though they aren't public.
+    web_allow: hosts, though they aren't public. folder: whose files are read, and if write changed. mcp: a
+    file of MCP servers.
     """
 
     tools: tuple[str, ...] = ()
@@ -27,10 +28,13 @@ class ToolOptions:
     web: bool = False
     web_search: str | None = None
     web_allow: tuple[str, ...] = ()
+    folder: Path | None = None
+    write: bool = False
+    mcp: Path | None = None
 
     @property
     def wants_any(self) -> bool:
-        return bool(self.tools or self.docs or self.web)
+        return bool(self.tools or self.docs or self.web or self.folder or self.mcp)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -40,16 +44,34 @@ class ToolOptions:
 
 
 def open_tools(
-    options: ToolOptions, approvals: "Approvals", ask: Callable[[str], str | None] | None = None
+    options: ToolOptions,
+    approvals: "Approvals",
+    ask: Callable[[str], str | None] | None = None,
+    notice: Callable[[str], None] = lambda line: None,
 ) -> "Toolset":
-    """The tools that are asked for. ask: see CommandTools. Raises: UsageError, LocalossError."""
+    """The tools that are asked for. ask: see CommandTools. notice: told lines for the user.
+
+    Raises: UsageError, LocalossError.
+    """
     from localoss.tools.toolset import Toolset
 
+    if options.write and options.folder is None:
+        raise UsageError("--write changes files of a folder: give --folder, too")
     opened: list[Tool] = []
     with ExitStack() as stack:
         for name in options.names:
             opened.append(_open(name, options, ask))
             stack.callback(opened[-1].close)
+        if options.folder is not None:
+            from localoss.tools.files import Files
+
+            opened.append(Files(options.folder, options.write))
+        if options.mcp is not None:
+            from localoss.tools.mcp_tools import open_servers
+
+            loop, servers = open_servers(options.mcp, notice)
+            stack.callback(loop.close)
+            opened += servers
         toolset = Toolset(opened, approvals)
         stack.pop_all()  # from now on the toolset closes them
     return toolset

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urldefrag, urljoin, urlsplit
 
-from localoss import __version__
 from localoss.chat.agent import Stop
 from localoss.chat.documents import read_document
 from localoss.errors import LocalossError, UsageError
@@ -59,7 +58,7 @@ class WebSource:
             trust_env=False,
             follow_redirects=False,
             timeout=httpx2.Timeout(10.0, connect=5.0),
-            headers={"User-Agent": f"localoss/{__version__}", "Accept-Language": "en,*;q=0.5"},
+            headers={"User-Agent": "localoss", "Accept-Language": "en,*;q=0.5"},
         )
         searched = provider.reach if provider else "no search"
         self.reach = f"pages of the public web ({searched})"

@@ -25,6 +25,7 @@ from typing import Any
 import numba
 from numba.core.caching import _Cache
 from numba.core.compiler import CompileResult
+from numba.core.runtime import rtsys
 from numba.core.serialize import dumps
 from platformdirs import user_cache_path
 
@@ -147,8 +148,13 @@ class _FunctionCache(_Cache):  # type: ignore[misc]
         """Not needed: other sources have another folder."""
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        """The compiled form for signature `sig`; None if it has to be compiled."""
-        target_context.refresh()  # as Numba's own does: a context must be set up before code is loaded
+        """The compiled form for signature `sig`; None if it has to be compiled.
+
+        Numba's own cache has the context refreshed first: its typing rules and lowerings are imported and
+        registered, a second of processor time. Machine code needs its runtime alone, and the compiler
+        refreshes the context by itself.
+        """
+        rtsys.initialize(target_context)
         path = self._path(sig, target_context.codegen())
         if path is None:
             return None

@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,8 @@ SHORT = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>fi
 @pytest.fixture
 def terminal(tmp_path):
     """Start the command line on a scripted engine in a terminal of 100 columns."""
+    from support import forked  # not on Windows
+
     (tmp_path / "models" / "tiny").mkdir(parents=True)
     started = []
 
@@ -27,14 +28,7 @@ def terminal(tmp_path):
         environment = os.environ | {"PYTHONPATH": str(TESTS.parent), "LOCALOSS_HOME": str(tmp_path)}
         environment = environment | {"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"} | dict(variables)
         environment.pop("NO_COLOR", None) if "NO_COLOR" not in dict(variables) else None
-        child = pexpect.spawn(
-            sys.executable,
-            [str(TESTS / "support" / "scripted.py"), str(path), *arguments],
-            env=environment,
-            encoding="utf-8",
-            timeout=15,
-            dimensions=(30, 100),
-        )
+        child = forked.Spawned([str(path), *arguments], environment, (30, 100), encoding="utf-8", timeout=15)
         started.append(child)
         return child
 

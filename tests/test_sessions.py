@@ -5,14 +5,13 @@ import os
 import random
 import signal
 import stat
-import subprocess
-import sys
 import time
 
 import pytest
 
 pytest.importorskip("pexpect")  # not on Windows
 
+from support import forked
 from support.pseudo_terminal import TESTS, scripted_chat
 
 from localoss.chat import harmony
@@ -32,13 +31,9 @@ def chat(tmp_path):
         (tmp_path / "models" / "tiny" / "localoss.json").touch()
         path = tmp_path / f"script{time.monotonic_ns()}.json"
         path.write_text(json.dumps({"answers": ANSWERS, "log": str(tmp_path / "log")} | script))
-        process = subprocess.Popen(
-            [sys.executable, str(TESTS / "support" / "scripted.py"), str(path), "chat", "tiny", *arguments],
-            env=os.environ | {"PYTHONPATH": str(TESTS.parent), "LOCALOSS_HOME": str(tmp_path)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+        process = forked.Process(
+            [str(path), "chat", "tiny", *arguments],
+            os.environ | {"PYTHONPATH": str(TESTS.parent), "LOCALOSS_HOME": str(tmp_path)},
         )
         process.stdin.write("".join(f"{line}\n" for line in lines))
         process.stdin.flush()

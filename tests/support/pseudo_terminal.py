@@ -4,13 +4,15 @@ import contextlib
 import json
 import os
 import signal
-import sys
 import time
 from pathlib import Path
 
 import pexpect
 import pyte
 
+from support import forked
+
+SCRIPTED = "scripted.py"
 TESTS = Path(__file__).parent.parent
 _QUIET_S = 0.15
 FINAL = "<|channel|>final<|message|>"
@@ -33,20 +35,27 @@ class _Screen(pyte.HistoryScreen):
 
 
 class Terminal:
-    """Runs `command`; its size is in columns and lines. `seen` keeps every byte that came."""
+    """Runs `command`, or scripted.py if that is its first word. Its size is in columns and lines.
+
+    `seen` keeps every byte that came.
+    """
 
     def __init__(self, command, columns=100, lines=30, variables=()):
         environment = os.environ | {"PYTHONPATH": str(TESTS.parent), "TERM": "xterm-256color"}
         environment.pop("NO_COLOR", None)
-        self.child = pexpect.spawn(
-            command[0],
-            command[1:],
-            env=environment | dict(variables),
-            timeout=20,
-            dimensions=(lines, columns),
-            # As a terminal does, even if the tests themselves were started where Ctrl-C is ignored.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
+        environment |= dict(variables)
+        if command[0] == SCRIPTED:
+            self.child = forked.Spawned(command[1:], environment, (lines, columns), timeout=20)
+        else:
+            self.child = pexpect.spawn(
+                command[0],
+                command[1:],
+                env=environment,
+                timeout=20,
+                dimensions=(lines, columns),
+                # As a terminal does, even if the tests themselves were started where Ctrl-C is ignored.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            )
         self.child.delaybeforesend = None
         self._screen = _Screen(columns, lines)
         self._screen.answer = self.child.send
@@ -142,8 +151,12 @@ def scripted_chat(folder, *arguments, columns=100, lines=30, variables=(), **scr
     (folder / "models" / "tiny" / "localoss.json").touch()
     path = folder / "script.json"
     path.write_text(json.dumps(script))
-    command = [sys.executable, str(TESTS / "support" / "scripted.py"), str(path), "chat", "tiny", *arguments]
-    return Terminal(command, columns, lines, {"LOCALOSS_HOME": str(folder)} | dict(variables))
+    return Terminal(
+        [SCRIPTED, str(path), "chat", "tiny", *arguments],
+        columns,
+        lines,
+        {"LOCALOSS_HOME": str(folder)} | dict(variables),
+    )
 
 
 def reflowed(screen, columns):

@@ -57,13 +57,14 @@ class Conversation:
         self._check_stored(qkv, before, cos, sin)
 
         out = np.full((heads * d // 32, tokens + 2 * GUARD, 32), np.nan, np.float32)
-        counter = np.zeros(1, np.int64)
+        counter, sinks = np.zeros(1, np.int64), self.sinks.view()
+        sinks.flags.writeable = False  # as a model's: another type, for which all would be compiled once more
         attention(
             out,
             GUARD,
             qkv.reshape(tokens, -1),
             self.cache.arrays,
-            self.sinks,
+            sinks,
             position,
             shape.window,
             self.scratch,

@@ -118,7 +118,7 @@ def test_hidden_thinking_leaves_nothing(chat):
 
 def test_no_frame_is_cleared_before_it_is_drawn(chat):
     """Lines are written over, and a frame comes in one piece: nothing flickers."""
-    terminal = chat(answers=[FINAL + "word " * 300 + "<|return|>"], token_s=0.003)
+    terminal = chat(answers=[FINAL + "word " * 300 + "<|return|>"], token_s=0.01)
     terminal.type("Hi\r")
     terminal.wait_for("word word")
     terminal.wait_for_prompt()

@@ -189,7 +189,11 @@ def layers_of(sequence):
 
 @pytest.mark.parametrize(
     ("layers", "question", "tokens"),
-    [(2, "What is 37 + 48?", 40), (2, "How do I get gpt-oss-20b?", 40), ("all", "What is 37 + 48?", 9)],
+    [
+        pytest.param(2, "What is 37 + 48?", 40, marks=pytest.mark.soak),
+        pytest.param(2, "How do I get gpt-oss-20b?", 40, marks=pytest.mark.soak),
+        ("all", "What is 37 + 48?", 9),
+    ],
 )
 def test_the_demo_answers_alike(layers, question, tokens, demo):
     """In the number formats and with the activations that it is shipped with. 201,088 logits take lavapipe

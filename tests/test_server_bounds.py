@@ -58,19 +58,26 @@ def test_every_list_ends_at_its_first_error_and_has_a_bound(model):
 WRONG: list[Any] = [{"role": 1}, 1.5, None, [None], {"type": 1}, {"role": "user", "content": [1]}]
 
 
-@pytest.mark.parametrize("wrong", WRONG, ids=json.dumps)
-@pytest.mark.parametrize(
-    ("model", "field"),
-    [
-        (ChatRequest, "messages"),
-        (ChatRequest, "tools"),
-        (ChatRequest, "stop"),
-        (ChatRequest, "modalities"),
-        (ResponseRequest, "input"),
-        (ResponseRequest, "include"),
-        (CompletionRequest, "prompt"),
-    ],
-)
+LISTS: list[tuple[Any, str]] = [
+    (ChatRequest, "messages"),
+    (ChatRequest, "tools"),
+    (ChatRequest, "stop"),
+    (ChatRequest, "modalities"),
+    (ResponseRequest, "input"),
+    (ResponseRequest, "include"),
+    (CompletionRequest, "prompt"),
+]
+# Each list and each error in a short run; each error in each list in a long one.
+BOMBS = [
+    pytest.param(
+        *one, wrong, id=f"{one[1]}-{json.dumps(wrong)}", marks=pytest.mark.soak if (i + j) % 3 else ()
+    )
+    for i, one in enumerate(LISTS)
+    for j, wrong in enumerate(WRONG)
+]
+
+
+@pytest.mark.parametrize(("model", "field", "wrong"), BOMBS)
 def test_error_bombs_cost_little(model, field, wrong):
     base = CHAT | {"prompt": "Hi", "input": "Hi"}
     body = json.dumps(base | {field: [wrong] * 30_000}).encode()

@@ -1,7 +1,8 @@
 """The tests of the kernels again, on every instruction set of this machine, and on Numba's own threads.
 
 Each in a process of its own, for Numba reads its settings once. This process runs them on the best
-instruction set and on the threads that Numba takes by itself.
+instruction set and on the threads that Numba takes by itself. What is compiled for another instruction set
+is used by no other test, so `make test` runs there what multiplies on it; `make soak` runs all.
 """
 
 import os
@@ -10,16 +11,31 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.tiled import WAYS
+from test_attention import Shape
 
 from localoss.kernels import isa
 from localoss.settings import SIMD_NAMES
 
 HERE = Path(__file__).parent
 KERNELS = ["test_kernels.py", "test_activations.py", "test_attention.py", "test_sampler.py"]
+# What uses an instruction set's own operations: each format's products, alone and in experts, and float16.
+PRODUCTS = [
+    *(
+        f"test_kernels.py::test_matmul[{dtype}-{exact}-{size}]"
+        for dtype, exact in WAYS
+        for size in ("1-11", "3-19")
+    ),
+    *(f"test_kernels.py::test_gate_up[{dtype}-{exact}]" for dtype, exact in WAYS),
+    "test_kernels.py::test_integers_are_exact_at_their_limits",
+    f"test_attention.py::test_attention[{Shape(3, 4, 40, slots=192, window=65)}-f16]",
+    "test_attention.py::test_float16_is_rounded_to_nearest_even",
+]
 ENGINE = [
     "test_golden.py::test_prefill_in_one_chunk[short]",
     "test_engine.py::test_two_engines_and_another_thread",
 ]
+ALL = pytest.param(KERNELS + ENGINE, marks=pytest.mark.soak)
 
 
 def run(arguments, **variables):
@@ -33,22 +49,24 @@ def run(arguments, **variables):
     )
 
 
-def run_tests(**variables):
-    files = [str(HERE / name) for name in KERNELS + ENGINE]
-    done = run(["-m", "pytest", "-q", "-p", "no:cacheprovider", *files], **variables)
+def run_tests(names, **variables):
+    arguments = [str(HERE / name) for name in names]
+    done = run(["-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments], **variables)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
 
 
+@pytest.mark.parametrize("tests", [PRODUCTS, ALL], ids=["products", "all"])
 @pytest.mark.parametrize("name", [name for name in SIMD_NAMES if name != isa.NAME])
-def test_instruction_set(name):
+def test_instruction_set(name, tests):
     if name not in isa.available():
         pytest.skip(f"this machine does not run {name}")
-    run_tests(LOCALOSS_SIMD=name)
+    run_tests(tests, LOCALOSS_SIMD=name)
 
 
-def test_workqueue():
+@pytest.mark.parametrize("tests", [PRODUCTS + ENGINE[1:], ALL], ids=["products", "all"])
+def test_workqueue(tests):
     """Numba's fallback where there is no OpenMP, as on macOS."""
-    run_tests(NUMBA_THREADING_LAYER="workqueue")
+    run_tests(tests, NUMBA_THREADING_LAYER="workqueue")
 
 
 def test_the_forced_instruction_set_is_used():

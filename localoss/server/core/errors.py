@@ -6,6 +6,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from localoss.errors import ContextFullError, LocalossError, UsageError
@@ -97,14 +98,19 @@ def as_api_error(error: Exception) -> ApiError:
 
 
 def install(app: FastAPI) -> None:
-    """Have every error of `app`, whose routes are there already, answered in OpenAI's shape."""
-    served = ", ".join(path for path in app.openapi().get("paths", {}) if "{" not in path)
+    """Have every error of `app` answered in OpenAI's shape."""
+
+    def served() -> (
+        str
+    ):  # the document takes FastAPI a third of a second, once: not each start's, nor the loop's
+        return ", ".join(path for path in app.openapi().get("paths", {}) if "{" not in path)
 
     async def refuse(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         detail = str(error.detail)
         if error.status_code in (404, 405):
-            detail = f"{request.method} {request.url.path[:100]}: there is none; served are {served}"
+            paths = await run_in_threadpool(served)
+            detail = f"{request.method} {request.url.path[:100]}: there is none; served are {paths}"
         return ApiError(
             detail,
             status=error.status_code,

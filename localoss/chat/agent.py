@@ -147,9 +147,14 @@ class Agent:
         self._is_over = False
 
     @property
+    def is_over(self) -> bool:
+        """Whether no more calls can be made in this answer."""
+        return self._is_over
+
+    @property
     def rules(self) -> AnswerRules:
         """What the next turn may be: once calls are over, nothing but an answer."""
-        return AnswerRules(functions=()) if self._is_over else self.tools.rules
+        return AnswerRules(functions=(), builtin_tools=False) if self._is_over else self.tools.rules
 
     def carry_out(
         self, call: Message, interrupts: Interrupts | None = None, room_tokens: int | None = None

@@ -115,7 +115,7 @@ class HeaderAutomaton:
 
 def _forms(setup: ChatSetup, rules: AnswerRules) -> tuple[_Form, ...]:
     functions = [f.name for f in setup.functions if rules.functions is None or f.name in rules.functions]
-    tools = setup.builtin_tools if rules.functions is None else ()
+    tools = setup.builtin_tools if rules.builtin_tools else ()
     forms = [*_plain_forms(), *_call_forms(functions, tools)]
     if rules.must_call:
         forms = [form for form in forms if form.body != "final"]

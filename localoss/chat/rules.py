@@ -13,13 +13,15 @@ from localoss.errors import UsageError
 class AnswerRules:
     """Rules of one answer, for the header automaton.
 
-    functions: names of those that may be called; None: all of the setup. must_call: the answer ends in a
+    functions: names of those that may be called; None: all of the setup. builtin_tools: whether python and
+    the browser may be called, where the setup has them. must_call: the answer ends in a
     call. preambles: whether it may speak before a call. final: what the final message is held to.
     arguments: what a call's arguments are held to, by the function's name. think_budget: after so many
     tokens of thinking the final answer must begin; None for no limit.
     """
 
     functions: tuple[str, ...] | None = None
+    builtin_tools: bool = True
     must_call: bool = False
     preambles: bool = True
     final: Grammar | None = None

@@ -13,6 +13,7 @@ from localoss.cli import options
 from localoss.cli.terminal import say
 from localoss.errors import UsageError
 from localoss.options import MOST_SLOTS, LoadOptions
+from localoss.tools.choice import NO_TOOLS, ToolOptions
 
 _LEAST_SHARE = 4096  # tokens of context that an answer has at least where a total is shared unasked
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -75,6 +76,7 @@ NoPage = Annotated[bool, typer.Option("--no-page", help="Leave the chat page at 
 
 
 @options.takes_load_options
+@options.takes_tool_options
 def serve(
     model: options.OptionalModelName = None,
     host: Host = "127.0.0.1",
@@ -92,6 +94,7 @@ def serve(
     no_page: NoPage = False,
     *,
     loading: LoadOptions,
+    tooling: ToolOptions,
 ) -> None:
     """Serve a model over HTTP to whatever speaks OpenAI's API, and a chat page to browsers.
 
@@ -120,6 +123,7 @@ def serve(
         aliases=alias or (),
         queue=queue,
         think_budget=think_budget,
+        tooling=tooling,
     )
 
 
@@ -169,6 +173,7 @@ def listen(
     listening: Callable[[str, str], None],
     has_page: bool,
     parallel: int | None = None,
+    tooling: ToolOptions = NO_TOOLS,
     **server_options: Any,
 ) -> None:
     """Load the model and serve it. listening: told its name and the server's address, once it answers.
@@ -178,6 +183,7 @@ def listen(
     from localoss import settings
 
     try:
+        from localoss.server.core.hosted import HostedTools, check_hosted
         from localoss.server.page import Page
         from localoss.server.run import open_socket
         from localoss.server.run import serve as run_server
@@ -188,7 +194,9 @@ def listen(
     from localoss.hub.registry import default_model, name_of
 
     model = model or default_model()
+    check_hosted(tooling)
     with open_socket(host, port) as bound:
+        hosted = HostedTools(tooling) if tooling.wants_any else None
         folder, engine = load_model(model, loading)
         check_vocabulary(engine.config.vocab)
         name = folder.absolute().name.replace("--", "/", 1)  # as the store writes a repository's name
@@ -200,6 +208,7 @@ def listen(
             conversations=engine.slots,
             parallel=min(parallel or MOST_SLOTS, engine.slots),
             responses=settings.home() / "server" / "responses.sqlite3",
+            hosted=hosted,
             page=Page(name_of(folder), introduction(model)) if has_page else None,
             listening=lambda url: listening(name, url.removesuffix("/v1")),
             **server_options,

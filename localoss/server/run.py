@@ -21,6 +21,7 @@ from localoss.server.core.connections import (
     tell_errors_once,
 )
 from localoss.server.core.guard import LOOPBACK
+from localoss.server.core.hosted import HostedTools
 from localoss.server.core.pool import SequencePool
 from localoss.server.core.response_store import ResponseStore
 from localoss.server.core.scheduler import Scheduler
@@ -67,6 +68,7 @@ def serve(
     think_budget: int | None,
     responses: Path,
     page: Page | None = None,
+    hosted: HostedTools | None = None,
     listening: Callable[[str], None],
 ) -> None:
     """Serve until SIGTERM or Ctrl-C; then finish what runs, refuse what waits, and return.
@@ -76,12 +78,13 @@ def serve(
     aliases: other names that requests may give the model.
     parallel: how many answers run side by side, on as many of the `conversations`.
     responses: the file that stored responses are kept in. page: the chat page at /, if there is one.
+    hosted: tools that requests may have run here.
     listening: told the base URL once requests are taken.
     """
     harmony.encoding()  # half a second that the first request needn't wait for
     scheduler = Scheduler(engine, queue, parallel)
     pool, store = SequencePool(engine, conversations), ResponseStore(responses)
-    service = Service(engine, model, scheduler, pool, store, think_budget, aliases=aliases)
+    service = Service(engine, model, scheduler, pool, store, think_budget, aliases=aliases, hosted=hosted)
     hosts = {*LOOPBACK, host, *allowed_hosts} if host in LOOPBACK else None  # elsewhere there is a key
     app = build_app(
         service, hosts=hosts, api_key=api_key, cors_origins=cors_origins, strict=strict, page=page
@@ -96,6 +99,8 @@ def serve(
     finally:
         scheduler.stop()
         service.store.close()
+        if hosted:
+            hosted.close()
         for number, handler in before.items():
             signal.signal(number, handler)
 

@@ -43,6 +43,9 @@ class ToolOptions:
         return (*self.tools, "browser") if has_more else self.tools
 
 
+NO_TOOLS = ToolOptions()
+
+
 def open_tools(
     options: ToolOptions,
     approvals: "Approvals",

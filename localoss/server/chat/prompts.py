@@ -51,7 +51,14 @@ def rules_for(toolbox: Toolbox, wanted: Format | None, budget: Budget | None = N
         final = _final_grammar(wanted, budget) if wanted else None
     except UsageError as error:
         raise ApiError(str(error), code="invalid_json_schema") from None
-    return AnswerRules(may, toolbox.must_call, preambles=wanted is None, final=final, arguments=arguments)
+    return AnswerRules(
+        may,
+        toolbox.may_call != (),
+        toolbox.must_call,
+        preambles=wanted is None,
+        final=final,
+        arguments=arguments,
+    )
 
 
 def _final_grammar(wanted: Format, budget: Budget | None) -> Grammar:

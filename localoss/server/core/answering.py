@@ -94,10 +94,14 @@ class Closed:
 
 @dataclass(frozen=True)
 class CallOpened:
-    """A call begins; its ToolCall follows once it is whole, unless it is cut."""
+    """A call begins; its ToolCall follows once it is whole, unless it is cut.
+
+    is_hosted: it is of a tool that this server runs, rather than of the client's.
+    """
 
     id: str
     name: str
+    is_hosted: bool = False
 
 
 @dataclass(frozen=True)
@@ -215,7 +219,8 @@ class Answering:
         if isinstance(event, MessageStart):
             if event.recipient:
                 self._call_id = new_call_id()
-                yield CallOpened(self._call_id, called_name(event.recipient))
+                is_hosted = not event.recipient.startswith("functions.")
+                yield CallOpened(self._call_id, called_name(event.recipient), is_hosted)
             else:
                 self._part = _PARTS[event.channel]
                 self._text.clear()

@@ -19,6 +19,7 @@ from localoss.options import SamplingParams
 from localoss.server.core.answering import Answering, Done, Piece, Question
 from localoss.server.core.bodies import Bodies
 from localoss.server.core.errors import ApiError, as_api_error, context_length_error
+from localoss.server.core.hosted import HostedTools
 from localoss.server.core.json_text import dumps
 from localoss.server.core.metrics import Metrics
 from localoss.server.core.pool import SequencePool
@@ -47,6 +48,7 @@ class Service:
     created: int = field(default_factory=lambda: int(time.time()))
     thoughts: Thoughts = field(default_factory=Thoughts)
     aliases: Sequence[str] = ()  # other names that requests may give it
+    hosted: HostedTools | None = None  # tools that are run here
     bodies: Bodies = field(default_factory=Bodies)
 
     def __post_init__(self) -> None:

@@ -17,7 +17,13 @@ from localoss.server.core.errors import ApiError
 from localoss.server.core.json_text import printable
 
 _MAX_NAME_CHARS, _MAX_FUNCTIONS = 64, 1024
+_HOSTED = {"code_interpreter": "python", "web_search": "browser"}  # what OpenAI runs, and who does here
 _INPUT = "input"  # the field of the function that a custom tool becomes
+
+
+def hosted_tool(kind: str) -> str | None:
+    """The tool that is meant by a type such as web_search_preview_2025_03_11; None for none of these."""
+    return next((tool for word, tool in _HOSTED.items() if kind.startswith(word)), None)
 
 
 @dataclass(frozen=True)
@@ -42,13 +48,15 @@ class Offered:
 class Toolbox:
     """functions: as the model reads them. strict: the names of those held to every keyword of their schema.
 
-    offered: by the functions' names. left_out: types of tools that can't be had. may_call: names; None for
+    offered: by the functions' names. hosted: tools that this server runs itself. left_out: types of tools
+    that can't be had. may_call: names; None for
     all. must_call: whether the answer has to be a call.
     """
 
     functions: tuple[Function, ...] = ()
     strict: tuple[str, ...] = ()
     offered: Mapping[str, Offered] = field(default_factory=dict)
+    hosted: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     may_call: tuple[str, ...] | None = None
     must_call: bool = False
@@ -61,7 +69,7 @@ class Toolbox:
         mode, names = self._chosen(choice)
         if mode not in ("none", "auto", "required"):
             raise ApiError(f"tool_choice {mode!r}: use none, auto, required or a tool", param="tool_choice")
-        if mode == "required" and not (self.functions if names is None else names):
+        if mode == "required" and not ((self.functions or self.hosted) if names is None else names):
             raise ApiError("tool_choice is required, but there are no tools", param="tool_choice")
         return replace(self, may_call=() if mode == "none" else names, must_call=mode == "required")
 
@@ -82,6 +90,8 @@ class Toolbox:
 
     def _named(self, choice: Mapping[str, Any]) -> str:
         kind = choice.get("type", "function")
+        if (hosted := hosted_tool(str(kind))) in self.hosted:
+            return str(hosted)
         if kind not in ("function", "custom"):
             raise ApiError(
                 f"tool_choice names a tool of type {str(kind)[:64]!r}, which this server can't run",
@@ -98,16 +108,24 @@ class Toolbox:
         )
 
 
-def open_toolbox(definitions: Sequence[Any]) -> Toolbox:
-    """The tools of a request, in chat completions' form or responses'. Raises: ApiError."""
+def open_toolbox(definitions: Sequence[Any], hosted: Sequence[str] = ()) -> Toolbox:
+    """The tools of a request, in chat completions' form or responses'. Raises: ApiError.
+
+    hosted: python, browser: tools that this server runs itself.
+    """
     functions: dict[str, Function] = {}
     offered: dict[str, Offered] = {}
     strict: list[str] = []
     left_out: list[str] = []
+    runs: list[str] = []
     for tool, namespace in _flattened(definitions):
         kind = tool.get("type", "function")
         if kind not in ("function", "custom"):
-            left_out.append(f"tools:{kind}")
+            name = hosted_tool(str(kind))
+            if name is not None and name in hosted:
+                runs.append(name)
+            else:
+                left_out.append(f"tools:{kind}")
             continue
         function, is_strict, known = _parsed(tool, kind, namespace)
         if function.name in functions:
@@ -116,7 +134,13 @@ def open_toolbox(definitions: Sequence[Any]) -> Toolbox:
         strict += [function.name] * is_strict
         if len(functions) > _MAX_FUNCTIONS:
             raise ApiError(f"at most {_MAX_FUNCTIONS} functions are taken", param="tools")
-    return Toolbox(tuple(functions.values()), tuple(strict), offered, tuple(dict.fromkeys(left_out)))
+    return Toolbox(
+        tuple(functions.values()),
+        tuple(strict),
+        offered,
+        tuple(dict.fromkeys(runs)),
+        tuple(dict.fromkeys(left_out)),
+    )
 
 
 def model_name(name: str, namespace: str | None) -> str:

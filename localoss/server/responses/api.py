@@ -9,12 +9,14 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
+from localoss.chat.agent import CallDone
 from localoss.chat.harmony import ChatSetup, Message
 from localoss.server.chat.prompts import JSON_OBJECT, Format, rules_for, split_instructions
 from localoss.server.core.answering import Done, Question, Usage
 from localoss.server.core.bodies import BodyRoute
 from localoss.server.core.errors import ApiError, as_api_error
 from localoss.server.core.fields import leave_out, note_unknown
+from localoss.server.core.hosted import Workshop
 from localoss.server.core.json_text import printable
 from localoss.server.core.response_store import Record
 from localoss.server.core.schemas import STREAMS, effort_of, limit_of, refuse_unless
@@ -22,7 +24,6 @@ from localoss.server.core.service import (
     Service,
     client_of,
     event_stream,
-    pieces_of,
     sampling_of,
 )
 from localoss.server.core.threads import aside, compiling
@@ -36,6 +37,7 @@ from localoss.server.responses.schemas import (
     InputItem,
     ResponseRequest,
 )
+from localoss.server.responses.turns import Turns
 
 router = APIRouter(route_class=BodyRoute)
 
@@ -45,22 +47,27 @@ async def create_response(body: ResponseRequest, request: Request) -> Response:
     service: Service = request.app.state.service
     refuse_unless(body, NEUTRAL)
     service.check_model(body.model)
-    toolbox = (await aside(open_toolbox, body.tools or [])).choose(body.tool_choice)
+    hosted = service.hosted.names if service.hosted else ()
+    toolbox = (await aside(open_toolbox, body.tools or [], hosted)).choose(body.tool_choice)
     note_unknown(body, request, [*toolbox.left_out, *_unheeded(body)])
     question, said = await _question(service, body, toolbox)
     leave_out(request, said.left_out)
-    answer = _Answer(service, body, question, said)
-    job = service.ask(question, client_of(request, body))
+    workshop = None
+    if service.hosted and toolbox.hosted:
+        workshop = await service.hosted.workshop(body.previous_response_id)
+    answer = _Answer(service, body, question, said, workshop)
+    turns = Turns(service, question, said.prompted, workshop, client_of(request, body))
     if body.stream:
-        return event_stream(answer.events(pieces_of(job)), named=True, last=None)
-    return await answer.whole(job.items())
+        return event_stream(answer.events(turns.pieces()), named=True, last=None)
+    return await answer.whole(turns.pieces())
 
 
 @router.post("/v1/responses/input_tokens", summary="Count a response's input tokens")
 async def count_input_tokens(body: ResponseRequest, request: Request) -> Response:
     service: Service = request.app.state.service
     service.check_model(body.model)
-    toolbox = (await aside(open_toolbox, body.tools or [])).choose("none")
+    hosted = service.hosted.names if service.hosted else ()
+    toolbox = (await aside(open_toolbox, body.tools or [], hosted)).choose("none")
     note_unknown(body, request, toolbox.left_out)
     question, _ = await _question(service, body, toolbox)
     return JSONResponse({"object": "response.input_tokens", "input_tokens": len(question.prompt)})
@@ -102,13 +109,15 @@ def _found(value: Any, response_id: str) -> Any:
 class _Said:
     """What the new input adds to the conversation, and the calls that results may name.
 
-    toolbox: the request's tools. left_out: types of items that say nothing to this model.
+    prompted: all messages of the prompt. toolbox: the request's tools. left_out: types of items that say
+    nothing to this model.
     """
 
     messages: list[Message]
     calls: dict[str, str]
     toolbox: Toolbox
     left_out: list[str]
+    prompted: list[Message]
 
 
 def _unheeded(body: ResponseRequest) -> list[str]:
@@ -131,11 +140,13 @@ async def _question(service: Service, body: ResponseRequest, toolbox: Toolbox) -
     parts = [body.instructions, *instructions, wanted.instructions if wanted else None]
     effort = body.reasoning.effort if body.reasoning else None
     setup = ChatSetup(effort_of(effort), "\n\n".join(filter(None, parts)) or None, toolbox.functions)
+    if service.hosted:
+        setup = service.hosted.add_to(setup, toolbox.hosted)
     prompt = await service.prompt(setup, messages, "input")
     params = sampling_of(body, limit_of(body.max_output_tokens), body.seed)
     params = replace(params, logprobs=body.top_logprobs or 0)
     rules = replace(rules, think_budget=service.think_budget(body.think_budget, effort))
-    return Question(prompt, setup, rules, params), _Said(new, calls, toolbox, left_out)
+    return Question(prompt, setup, rules, params), _Said(new, calls, toolbox, left_out, messages)
 
 
 async def _previous(service: Service, response_id: str | None) -> tuple[list[Message], dict[str, str]]:
@@ -165,12 +176,21 @@ def _format(body: ResponseRequest) -> Format | None:
 class _Answer:
     """One response as it comes about."""
 
-    def __init__(self, service: Service, body: ResponseRequest, question: Question, said: _Said) -> None:
-        self._service, self._body, self._said = service, body, said
+    def __init__(
+        self,
+        service: Service,
+        body: ResponseRequest,
+        question: Question,
+        said: _Said,
+        workshop: Workshop | None,
+    ) -> None:
+        self._service, self._body, self._said, self._workshop = service, body, said, workshop
         self._output = Output(
             said.toolbox,
             with_logprobs=LOGPROBS in (body.include or []),
             with_summary=bool(body.reasoning and body.reasoning.summary),
+            cited=workshop.toolset.citation if workshop else lambda cursor: None,
+            container=workshop.container if workshop else "",
         )
         self._response = _blank(service.model, body, question.setup.effort if question.setup else "medium")
 
@@ -201,7 +221,8 @@ class _Answer:
             if piece is None:  # a sign of life that is no comment: Codex doesn't count those
                 yield {"type": "response.in_progress", "response": dict(self._response)}
                 continue
-            for event in self._output.events(piece):
+            told = self._output.hosted_events if isinstance(piece, CallDone) else self._output.events
+            for event in told(piece):
                 yield event
             if isinstance(piece, Done):
                 await self._finish(piece)
@@ -217,6 +238,8 @@ class _Answer:
             "output": self._output.items,
             "usage": _usage(done.usage),
         }
+        if self._workshop and self._service.hosted:
+            self._service.hosted.keep(self._response["id"], self._workshop)
         if self._response["store"]:
             await aside(self._service.store.put, self._record(done))
 

@@ -4,10 +4,13 @@ import secrets
 from collections.abc import Iterator
 from typing import Any
 
+from localoss.chat.agent import CallDone
 from localoss.chat.tools import ToolCall
 from localoss.server.core.answering import CallOpened, CallText, Closed, Opened, Part, Piece, Text
 from localoss.server.core.logprobs import chat_logprobs
 from localoss.server.core.toolbox import Toolbox
+from localoss.server.responses.hosted_items import action_of, opened_item
+from localoss.tools.citations import Find, annotations
 
 Event = dict[str, Any]
 _PHASES: dict[Part, str] = {"preamble": "commentary", "answer": "final_answer"}
@@ -16,11 +19,21 @@ _PHASES: dict[Part, str] = {"preamble": "commentary", "answer": "final_answer"}
 class Output:
     """Gathers output items; `events` gives what a stream says of each piece, without sequence numbers.
 
-    with_summary: thinking is given as the summary, which is what clients show.
+    with_summary: thinking is given as the summary, which is what clients show. cited: what the browser showed
+    under a cursor. container: the id of the conversation's python.
     """
 
-    def __init__(self, toolbox: Toolbox, with_logprobs: bool, with_summary: bool = False) -> None:
+    def __init__(
+        self,
+        toolbox: Toolbox,
+        with_logprobs: bool,
+        with_summary: bool = False,
+        cited: Find = lambda cursor: None,
+        container: str = "",
+    ) -> None:
         self._toolbox, self._with_summary = toolbox, with_summary
+        self._cited, self._container = cited, container
+        self._hosted = ""  # the tool of this server's that the open call calls
         self.items: list[dict[str, Any]] = []
         self.calls: dict[str, str] = {}  # names of the functions called, by the call's id
         self._with_logprobs = with_logprobs
@@ -36,7 +49,8 @@ class Output:
         elif isinstance(piece, ToolCall):
             yield from self._close_call(piece)
         elif isinstance(piece, CallOpened):
-            yield from self._open_call(piece)
+            self._hosted = piece.name if piece.is_hosted else ""
+            yield from self._open_hosted(piece.name) if piece.is_hosted else self._open_call(piece)
         elif isinstance(piece, CallText):
             yield from self._more_of_call(piece.text)
         else:
@@ -85,10 +99,40 @@ class Output:
         if piece.part == "thinking":
             yield self._event("response.reasoning_text.done", text=piece.text, content=True)
         else:
+            for number, annotation in enumerate(part["annotations"]):
+                kind = "response.output_text.annotation.added"
+                yield self._event(kind, annotation=annotation, annotation_index=number, content=True)
             logprobs = self._logprobs
             yield self._event("response.output_text.done", text=piece.text, logprobs=logprobs, content=True)
         yield self._event("response.content_part.done", part=part, content=True)
         yield self._event("response.output_item.done", item=dict(item))
+
+    def hosted_events(self, done: CallDone) -> Iterator[Event]:
+        """What the result of a call of this server's own brings about."""
+        item = self.items[-1]
+        item["status"] = "completed" if done.ok else "failed"
+        if item["type"] == "code_interpreter_call":
+            item["status"] = "completed"  # a traceback is what code gives, too
+            item["outputs"] = [{"type": "logs", "logs": done.result.text}]
+        else:
+            item["action"] = action_of(done, self._cited)
+        yield self._event(f"response.{item['type']}.completed")
+        yield self._event("response.output_item.done", item=dict(item))
+
+    def _open_hosted(self, recipient: str) -> Iterator[Event]:
+        item = opened_item(recipient, self._container)
+        self.items.append(item)
+        yield self._event("response.output_item.added", item=dict(item))
+        yield self._event(f"response.{item['type']}.in_progress")
+
+    def _close_hosted(self, call: ToolCall) -> Iterator[Event]:
+        item = self.items[-1]
+        if item["type"] == "code_interpreter_call":
+            item["code"] = call.arguments
+            yield self._event("response.code_interpreter_call_code.done", code=call.arguments)
+            yield self._event("response.code_interpreter_call.interpreting")
+        else:
+            yield self._event("response.web_search_call.searching")
 
     def _open_call(self, call: CallOpened) -> Iterator[Event]:
         offered = self._toolbox.as_offered(call.name)
@@ -109,11 +153,17 @@ class Output:
     def _more_of_call(self, text: str) -> Iterator[Event]:
         """More arguments; a custom tool's text, which stands in them as JSON, comes once it is whole."""
         item = self.items[-1]
-        if item["type"] == "function_call":
+        if item["type"] == "code_interpreter_call":
+            item["code"] += text
+            yield self._event("response.code_interpreter_call_code.delta", delta=text)
+        elif item["type"] == "function_call":
             item["arguments"] += text
             yield self._event("response.function_call_arguments.delta", delta=text)
 
     def _close_call(self, call: ToolCall) -> Iterator[Event]:
+        if self._hosted:
+            yield from self._close_hosted(call)
+            return
         item, text = self.items[-1], self._toolbox.as_offered(call.name).text_of(call)
         self.calls[call.id] = call.name
         item["status"] = "completed"
@@ -136,7 +186,8 @@ class Output:
     def _part(self, part: Part, text: str) -> dict[str, Any]:
         if part == "thinking":
             return {"type": "reasoning_text", "text": text}
-        return {"type": "output_text", "text": text, "annotations": [], "logprobs": list(self._logprobs)}
+        marks = annotations(text, self._cited)
+        return {"type": "output_text", "text": text, "annotations": marks, "logprobs": list(self._logprobs)}
 
     def _event(self, kind: str, content: bool = False, **fields: Any) -> Event:
         event: Event = {"type": kind, "output_index": len(self.items) - 1, **fields}

@@ -92,4 +92,4 @@ NEUTRAL: dict[str, Items[Any]] = {
     "prompt": [],
 }
 LOGPROBS = "message.output_text.logprobs"
-INCLUDABLE = (LOGPROBS, "reasoning.encrypted_content")
+INCLUDABLE = (LOGPROBS, "reasoning.encrypted_content", "code_interpreter_call.outputs")

@@ -1,0 +1,99 @@
+"""The turns of one response: the model's, and between them the calls of tools that this server runs."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+from localoss.chat.agent import CallDone
+from localoss.chat.harmony import Message
+from localoss.server.core.answering import Done, Piece, Question, Usage
+from localoss.server.core.hosted import Workshop, is_hosted
+from localoss.server.core.service import Service, pieces_of
+
+_PING_S = 10.0
+
+
+class Turns:
+    """Gives the pieces of all turns, the results of calls among them, and one Done at the end."""
+
+    def __init__(
+        self,
+        service: Service,
+        question: Question,
+        messages: list[Message],
+        workshop: Workshop | None,
+        client: str,
+    ) -> None:
+        """messages: those that the question's prompt was rendered from. Raises: ApiError 429 or 503."""
+        self._service, self._question, self._workshop = service, question, workshop
+        self._prompted, self._client = messages, client
+        self._said: list[Message] = []
+        self._usage = Usage(0, 0, 0, 0)
+        self._seconds = (0.0, 0.0)  # prefill and decode
+        self._job = service.ask(question, client)
+        if workshop:
+            workshop.agent.begin()
+
+    async def pieces(self) -> AsyncIterator[Piece | CallDone | None]:
+        """None now and then while there is nothing. Raises: ApiError, LocalossError."""
+        while True:
+            done: Done | None = None
+            async for piece in pieces_of(self._job):
+                if isinstance(piece, Done):
+                    done = piece
+                else:
+                    yield piece
+            if done is None:
+                return
+            self._add(done)
+            call = done.messages[-1] if done.messages else None
+            if not (self._workshop and call and done.reason == "tool_calls" and is_hosted(call.recipient)):
+                yield self._total(done)
+                return
+            async for made in self._make(call, done):
+                yield made
+            await self._ask_again()
+
+    async def _make(self, call: Message, done: Done) -> AsyncIterator[CallDone | None]:
+        """Make a call, and give its result."""
+        hosted, workshop = self._service.hosted, self._workshop
+        assert hosted and workshop
+        room = self._service.engine.context_tokens - done.usage.prompt - done.usage.completion
+        task = asyncio.ensure_future(hosted.carry_out(workshop, call, room))
+        try:
+            while not (await asyncio.wait([task], timeout=_PING_S))[0]:
+                yield None
+            made = task.result()
+        finally:
+            task.cancel()
+        self._said.append(made.result)
+        yield made
+
+    async def _ask_again(self) -> None:
+        """Queue the next turn. Raises: ApiError if the conversation doesn't fit any more."""
+        assert self._workshop and self._question.setup
+        prompt = await self._service.prompt(self._question.setup, [*self._prompted, *self._said], "input")
+        rules, params = self._question.rules, self._question.params
+        rules = replace(rules, must_call=False)
+        if self._workshop.agent.is_over:
+            rules = replace(rules, functions=(), builtin_tools=False)
+        if params.max_tokens is not None:
+            params = replace(params, max_tokens=max(params.max_tokens - self._usage.completion, 1))
+        question = replace(self._question, prompt=prompt, rules=rules, params=params)
+        self._job = self._service.ask(question, self._client, follows=True)
+
+    def _add(self, done: Done) -> None:
+        self._said += done.messages
+        usage, before = done.usage, self._usage
+        self._usage = Usage(
+            before.prompt + usage.prompt,
+            before.cached + usage.cached,
+            before.completion + usage.completion,
+            before.reasoning + usage.reasoning,
+        )
+        self._seconds = self._seconds[0] + done.prefill_s, self._seconds[1] + done.decode_s
+
+    def _total(self, done: Done) -> Done:
+        prefill_s, decode_s = self._seconds
+        messages = tuple(self._said)
+        return replace(done, usage=self._usage, messages=messages, prefill_s=prefill_s, decode_s=decode_s)

@@ -9,6 +9,7 @@ import typer
 
 from localoss import settings
 from localoss.cli import (
+    batch,
     bench,
     chat,
     config,
@@ -53,6 +54,7 @@ app.command(cls=Command)(plan.plan)
 app.command()(gpu.gpu)
 app.command(cls=Command)(serve.serve)
 app.command(cls=Command)(serve.web)
+app.command(cls=Command)(batch.batch)
 app.command()(quantize.quantize)
 app.command()(export.export)
 app.command()(bench.bench)

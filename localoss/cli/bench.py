@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from localoss.measure.bench import Benchmark
+    from localoss.measure.parallel import SideBySide
 
 _PROFILED_TOKENS = 32
+_MOST_PARALLEL = 64
 _SHORT_CONTEXT = 2048  # tokens: up to there the KV cache hardly slows decoding down
 
 
@@ -36,6 +38,10 @@ def bench(
         str | None,
         typer.Option(metavar="N,N,…", help="Draw the speed after as many tokens of context each."),
     ] = None,
+    parallel: Annotated[
+        str | None,
+        typer.Option(metavar="N,N,…", help="Decode as many sequences side by side, beside one alone."),
+    ] = None,
     profile: Annotated[bool, typer.Option("--profile", help="Show where the time goes.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
     *,
@@ -51,17 +57,21 @@ def bench(
     from localoss.hub.registry import find_model
     from quant.format.config import read_config
 
-    places = _depths(depths)
+    places, counts = _numbers(depths, "--depths"), _numbers(parallel, "--parallel")
+    if counts and not 1 <= counts[0] <= counts[-1] <= _MOST_PARALLEL:
+        raise UsageError(f"--parallel takes numbers from 1 to {_MOST_PARALLEL}")
     needed = max([depth, *places]) + prompt_tokens + gen_tokens + 1
     most = read_config(find_model(model, say) / "config.json").context
     if needed > most:
         raise UsageError(f"{needed:,} tokens in all; the model's context is {most:,}: ask for fewer")
     start = time.perf_counter()
-    folder, engine = load_model(model, replace(loading, context_tokens=max(needed, context or 0)))
+    loading = replace(loading, context_tokens=max(needed, context or 0), slots=max([1, *counts]))
+    folder, engine = load_model(model, loading)
     load_s = time.perf_counter() - start
 
     from localoss.measure import profile as profiling
     from localoss.measure.bench import run_benchmark
+    from localoss.measure.parallel import run_side_by_side
     from localoss.plan.speed import Measured, keep
 
     result = run_benchmark(engine, load_s, prompt_tokens, gen_tokens, depth, repetitions)
@@ -69,6 +79,7 @@ def bench(
         seconds = 1 / result.decode_tokens_per_s
         keep(Measured(result.decode_bytes_per_token, seconds, result.read_bandwidth_bytes_per_s))
     curve = [run_benchmark(engine, load_s, prompt_tokens, gen_tokens, at, repetitions) for at in places]
+    together = run_side_by_side(engine, counts, prompt_tokens, gen_tokens, repetitions) if counts else []
     decode, prefill, calling_s = {}, {}, 0.0
     if profile:
         decode = profiling.profile_decode(engine, min(gen_tokens, _PROFILED_TOKENS), depth + prompt_tokens)
@@ -78,6 +89,8 @@ def bench(
         report = {"model": str(folder), **asdict(result)}
         if curve:
             report["depths"] = [asdict(one) for one in curve]
+        if together:
+            report["parallel"] = [asdict(one) for one in together]
         if profile:
             report |= {"decode_profile_s": decode, "prefill_profile_s": prefill, "calling_s": calling_s}
         typer.echo(json.dumps(report, indent=2))
@@ -88,17 +101,20 @@ def bench(
     _print_speeds(console, folder.name, result)
     if curve:
         console.print(_curve(curve, console.width))
+    if together:
+        _print_together(console, together)
     if profile:
         _print_profile(console, f"A token after {depth + prompt_tokens:,}", decode)
         console.print(f"Calling kernels that have nothing to do takes {1000 * calling_s:.2f} ms a token.\n")
         _print_profile(console, f"A prompt of {prompt_tokens:,} after {depth:,}", prefill)
 
 
-def _depths(text: str | None) -> list[int]:
-    """The numbers in --depths. Raises: UsageError."""
+def _numbers(text: str | None, option: str) -> list[int]:
+    """The numbers in `option`, sorted. Raises: UsageError."""
     words = [word.strip() for word in (text or "").split(",") if word.strip()]
     if text is not None and (not words or not all(word.isascii() and word.isdigit() for word in words)):
-        raise UsageError(f"--depths is {text!r}; give numbers of tokens, as 0,1024,4096")
+        example = "of tokens, as 0,1024,4096" if option == "--depths" else "of sequences, as 1,2,4,8"
+        raise UsageError(f"{option} is {text!r}; give numbers {example}")
     return sorted({int(word) for word in words})
 
 
@@ -113,6 +129,21 @@ def _curve(results: "list[Benchmark]", columns: int) -> str:
             f"{one.depth:>6,}  {one.prefill_tokens_per_s:>8.1f}  {one.decode_tokens_per_s:>9.2f}  {bar}"
         )
     return "\n".join(lines) + "\n"
+
+
+def _print_together(console: "Console", results: "list[SideBySide]") -> None:
+    """A row for each number of sequences."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.MARKDOWN)
+    for name in ("sequences", "tokens/s in all", "over one", "each", "step p50", "p95", "p99 ms"):
+        table.add_column(name, justify="right")
+    for one in results:
+        steps = [f"{1000 * seconds:.1f}" for seconds in one.step_s]
+        each = f"{one.tokens_per_s / one.sequences:.2f}"
+        table.add_row(str(one.sequences), f"{one.tokens_per_s:.2f}", f"{one.speedup:.2f} ×", each, *steps)
+    console.print(table)
 
 
 def _print_speeds(console: "Console", model: str, result: "Benchmark") -> None:

@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from localoss import __version__
 from localoss.server.anthropic import api as anthropic_api
+from localoss.server.batches import api as batches_api
 from localoss.server.chat import api as chat_api
 from localoss.server.completions import api as completions_api
 from localoss.server.core import errors, fields
@@ -53,6 +54,7 @@ def build_app(
         completions_api.router,
         anthropic_api.router,
         ollama_api.router,
+        batches_api.router,
     ):
         app.include_router(part)
     if page is not None:

@@ -14,6 +14,8 @@ from localoss.chat import harmony
 from localoss.engine.engine import Engine
 from localoss.errors import UsageError
 from localoss.server.app import build_app
+from localoss.server.batches.batches import Batches
+from localoss.server.batches.store import FileStore
 from localoss.server.core.connections import (
     Connections,
     configuration,
@@ -85,6 +87,7 @@ def serve(
     scheduler = Scheduler(engine, queue, parallel)
     pool, store = SequencePool(engine, conversations), ResponseStore(responses)
     service = Service(engine, model, scheduler, pool, store, think_budget, aliases=aliases, hosted=hosted)
+    service.batches = Batches(FileStore(responses.parent / "files"), parallel)
     hosts = {*LOOPBACK, host, *allowed_hosts} if host in LOOPBACK else None  # elsewhere there is a key
     app = build_app(
         service, hosts=hosts, api_key=api_key, cors_origins=cors_origins, strict=strict, page=page
@@ -95,7 +98,7 @@ def serve(
     # uvicorn raises the signal again once it is done, which would end the process by it.
     before = {number: signal.signal(number, lambda *_: None) for number in _signals()}
     try:
-        _Server(config, scheduler, lambda: listening(url)).run(sockets=[bound])
+        _Server(config, service, lambda: listening(url)).run(sockets=[bound])
     finally:
         scheduler.stop()
         service.store.close()
@@ -112,9 +115,9 @@ def _signals() -> list[int]:
 class _Server(uvicorn.Server):
     """uvicorn's server, which says when it listens and when it goes down."""
 
-    def __init__(self, config: uvicorn.Config, scheduler: Scheduler, listening: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service, listening: Callable[[], None]) -> None:
         super().__init__(config)
-        self._scheduler, self._listening = scheduler, listening
+        self._service, self._scheduler, self._listening = service, service.scheduler, listening
         self._is_cut_short = False
 
     async def startup(self, *arguments: Any, **options: Any) -> None:
@@ -122,6 +125,8 @@ class _Server(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         tell_errors_once(self._loop)
         self._upkeep = self._loop.create_task(give_memory_back(self.server_state))
+        if self._service.batches:  # those that the last server left open go on
+            self._service.batches.start(self.config.loaded_app)
         self._listening()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

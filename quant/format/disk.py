@@ -95,7 +95,7 @@ def locked(folder: Path, busy: str = BUSY) -> Iterator[None]:
         yield
         return
     try:
-        if not _take_lock(descriptor):
+        if not take_lock(descriptor):
             raise BusyError(f"{folder}: {busy}")
         yield
     finally:
@@ -109,7 +109,8 @@ if sys.platform == "win32":
         # O_TEMPORARY: the system removes the file with its last user, even one that was killed.
         return os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_TEMPORARY)
 
-    def _take_lock(descriptor: int) -> bool:
+    def take_lock(descriptor: int) -> bool:
+        """Lock the file behind `descriptor` until it is closed; whether no other process has it."""
         try:
             msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
         except OSError:
@@ -122,7 +123,8 @@ else:
     def _open_lock(folder: Path) -> int:
         return os.open(folder, os.O_RDONLY)
 
-    def _take_lock(descriptor: int) -> bool:
+    def take_lock(descriptor: int) -> bool:
+        """Lock the file behind `descriptor` until it is closed; whether no other process has it."""
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

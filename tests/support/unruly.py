@@ -5,9 +5,18 @@ import json
 import random
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 
 import httpx2
+import jsonschema
+
+CHAT = "/v1/chat/completions"
+MARK = {
+    "type": "object",
+    "properties": {"mark": {"type": "integer", "minimum": 1, "maximum": 60}, "ok": {"type": "boolean"}},
+    "required": ["mark", "ok"],
+    "additionalProperties": False,
+}
 
 QUESTIONS = [f"{word} " * count for word, count in (("one", 3), ("two", 90), ("three", 200), ("four", 40))]
 _NONSENSE = [
@@ -24,12 +33,16 @@ _NONSENSE = [
 
 
 class Unruly:
-    """Eight clients on `url` for `seconds`; `outcomes` counts what they met, `faults` must stay empty."""
+    """Clients on `url` for `seconds`; `outcomes` counts what they met, `faults` must stay empty.
+
+    waits: how long each question took, by path and question.
+    """
 
     def __init__(self, url, model, seconds, clients=8):
         self._url, self._model, self._clients = url, model, clients
         self._end = time.monotonic() + seconds
         self.outcomes, self.faults = Counter(), []
+        self.waits = defaultdict(list)
         self._day = datetime.date.today()
         self._expected = {}  # what each question is answered, by path
 
@@ -69,7 +82,7 @@ class Unruly:
     def _ask_on(self, seed):
         chance = random.Random(seed)
         acts = [self._whole, self._whole, self._stream, self._leave_a_stream, self._leave]
-        acts += [self._nonsense, self._mutant, self._oversized, self._look]
+        acts += [self._nonsense, self._mutant, self._oversized, self._look, self._structured, self._call]
         with httpx2.Client(timeout=600) as client:
             while time.monotonic() < self._end:
                 act = chance.choice(acts)
@@ -86,9 +99,30 @@ class Unruly:
             self.faults.append(f"{act}: {status}")
 
     def _whole(self, client, chance, path, index):
+        began = time.monotonic()
         answer = client.post(self._url + path, json=self._body(path, index))
         if answer.status_code == 200:
+            self.waits[path, index].append(time.monotonic() - began)
             self._compare(path, index, self._said(path, answer.json()))
+        return answer
+
+    def _structured(self, client, chance, path, index):
+        """An answer that is held to a schema, at a high temperature."""
+        wanted = {"type": "json_schema", "json_schema": {"name": "mark", "schema": MARK}}
+        body = self._body(CHAT, index, temperature=1.5, response_format=wanted, think_budget=4)
+        answer = client.post(self._url + CHAT, json=body | {"max_tokens": 100})
+        if answer.status_code == 200 and answer.json()["choices"][0]["finish_reason"] == "stop":
+            jsonschema.validate(json.loads(answer.json()["choices"][0]["message"]["content"]), MARK)
+        return answer
+
+    def _call(self, client, chance, path, index):
+        """A call that is asked for, at a high temperature."""
+        tool = {"type": "function", "function": {"name": "mark", "parameters": MARK}}
+        body = self._body(CHAT, index, temperature=1.5, tools=[tool], tool_choice="required", think_budget=4)
+        answer = client.post(self._url + CHAT, json=body | {"max_tokens": 100})
+        if answer.status_code == 200 and answer.json()["choices"][0]["finish_reason"] == "tool_calls":
+            (call,) = answer.json()["choices"][0]["message"]["tool_calls"]
+            jsonschema.validate(json.loads(call["function"]["arguments"]), MARK)
         return answer
 
     def _stream(self, client, chance, path, index):

@@ -26,6 +26,7 @@ from localoss.server.core.fields import note_unknown
 from localoss.server.core.logprobs import chat_logprobs
 from localoss.server.core.schemas import STREAMS, effort_of, limit_of, refuse_unless, stops_of
 from localoss.server.core.service import (
+    Choices,
     Service,
     client_of,
     event_stream,
@@ -49,11 +50,11 @@ async def create_chat_completion(body: ChatRequest, request: Request) -> Respons
     note_unknown(body, request, toolbox.left_out)
     questions = await _questions(service, body, toolbox)
     client = client_of(request, body)
-    first = service.ask(questions[0], client)
-    completion = _Completion(service, body, client, toolbox)
+    jobs = service.ask_all(questions, client)
+    completion = _Completion(service, body, toolbox)
     if body.stream:
-        return event_stream(completion.chunks(questions, first), named=False, last="[DONE]")
-    return await completion.whole(questions, first)
+        return event_stream(completion.chunks(questions, jobs), named=False, last="[DONE]")
+    return await completion.whole(jobs)
 
 
 async def _toolbox(body: ChatRequest) -> Toolbox:
@@ -117,8 +118,8 @@ def _format(wanted: ResponseFormat | None) -> Format | None:
 class _Completion:
     """One request's answer, in OpenAI's words."""
 
-    def __init__(self, service: Service, body: ChatRequest, client: str, toolbox: Toolbox) -> None:
-        self._service, self._body, self._client = service, body, client
+    def __init__(self, service: Service, body: ChatRequest, toolbox: Toolbox) -> None:
+        self._service, self._body = service, body
         self._words = _Words(toolbox, is_older=bool(body.functions and not body.tools))
         self._base = {
             "id": f"chatcmpl-{secrets.token_hex(12)}",
@@ -126,10 +127,9 @@ class _Completion:
             "model": service.model,
         }
 
-    async def whole(self, questions: list[Question], first: Any) -> JSONResponse:
+    async def whole(self, jobs: Choices) -> JSONResponse:
         choices, usages = [], []
-        for index, question in enumerate(questions):
-            job = first if index == 0 else self._service.ask(question, self._client, follows=True)
+        for index, job in enumerate(jobs):
             message = _Message(self._words)
             async for piece in job.items():
                 message.add(piece)
@@ -140,12 +140,11 @@ class _Completion:
         usage = _usage(usages)
         return JSONResponse({**self._base, "object": "chat.completion", "choices": choices, "usage": usage})
 
-    async def chunks(self, questions: list[Question], first: Any) -> AsyncIterator[dict[str, Any] | None]:
+    async def chunks(self, questions: list[Question], jobs: Choices) -> AsyncIterator[dict[str, Any] | None]:
         """The chunks of a stream: a role, deltas, a finish reason; usage at the end if asked for."""
         usages: list[Usage] = []
         options = self._body.stream_options
-        for index, question in enumerate(questions):
-            job = first if index == 0 else self._service.ask(question, self._client, follows=True)
+        for index, (question, job) in enumerate(zip(questions, jobs, strict=True)):
             made = sum(usage.completion for usage in usages)
             yield self._chunk(index, {"role": "assistant", "content": ""})
             calls, joiner = 0, _Joiner()

@@ -35,7 +35,7 @@ from localoss.server.core.schemas import (
     refuse_unless,
     stops_of,
 )
-from localoss.server.core.service import Service, client_of, event_stream, pieces_of, sampling_of
+from localoss.server.core.service import Choices, Service, client_of, event_stream, pieces_of, sampling_of
 from localoss.server.core.threads import aside
 
 router = APIRouter(route_class=BodyRoute)
@@ -80,10 +80,10 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
     for prompt in prompts:
         service.check_length(len(prompt), "prompt")
     completion = _Completion(service, body, client_of(request, body), prompts)
-    first = completion.begin()
+    jobs = completion.begin()
     if body.stream:
-        return event_stream(completion.chunks(first), named=False, last="[DONE]")
-    return await completion.whole(first)
+        return event_stream(completion.chunks(jobs), named=False, last="[DONE]")
+    return await completion.whole(jobs)
 
 
 def _token_lists(prompt: str | list[Any], most_tokens: int) -> list[list[int]]:
@@ -166,14 +166,14 @@ class _Completion:
         }
         self._prompts = prompts
 
-    def begin(self) -> Job:
-        """Queue the first choice. Raises: ApiError 429 or 503."""
-        return self._submit(0)
+    def begin(self) -> Choices:
+        """Queue the first choices. Raises: ApiError 429 or 503."""
+        return self._service.choices(len(self._questions), self._submit)
 
-    async def whole(self, first: Job) -> JSONResponse:
+    async def whole(self, jobs: Choices) -> JSONResponse:
         choices: list[dict[str, Any]] = []
         usages: list[Usage] = []
-        async for index, piece in self._pieces(first, None):
+        async for index, piece in self._pieces(jobs, None):
             if index == len(choices):
                 choices.append({"index": index, "text": "", "finish_reason": "length", "logprobs": None})
                 gathered = _Gathered()
@@ -186,10 +186,10 @@ class _Completion:
                 choices[index]["logprobs"] = gathered.logprobs if self._body.logprobs is not None else None
         return JSONResponse({**self._base, "choices": choices, "usage": self._usage(usages)})
 
-    async def chunks(self, first: Job) -> AsyncIterator[dict[str, Any] | None]:
+    async def chunks(self, jobs: Choices) -> AsyncIterator[dict[str, Any] | None]:
         usages: list[Usage] = []
         latest, gathered = -1, _Gathered()
-        async for index, piece in self._pieces(first, 10.0):
+        async for index, piece in self._pieces(jobs, 10.0):
             if index != latest:
                 latest, gathered = index, _Gathered()
             if piece is None:
@@ -204,10 +204,9 @@ class _Completion:
         if options and options.include_usage:
             yield {**self._base, "choices": [], "usage": self._usage(usages)}
 
-    async def _pieces(self, first: Job, idle_s: float | None) -> AsyncIterator[tuple[int, Any]]:
+    async def _pieces(self, jobs: Choices, idle_s: float | None) -> AsyncIterator[tuple[int, Any]]:
         """The pieces of all choices, with each choice's index; at least one piece of each."""
-        for index in range(len(self._questions)):
-            job = first if index == 0 else self._submit(index)
+        for index, job in enumerate(jobs):
             async for piece in pieces_of(job) if idle_s else job.items():
                 if isinstance(piece, Done):
                     self._service.note(piece)

@@ -9,6 +9,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from localoss.server.core.errors import ApiError
 
+INTERNAL = "localoss.internal"  # in the scope of what the server asks itself, which no client can set
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 # These tell nothing: whoever watches over the server has no key, and a browser asks for a page without one.
 _OPEN_PATHS, _OPEN_FOLDER = ("/health", "/"), "/localoss/page/"
@@ -23,7 +24,7 @@ class Guard:
         self._api_key = None if api_key is None else api_key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and (error := self._refusal(scope)):
+        if scope["type"] == "http" and not scope.get(INTERNAL) and (error := self._refusal(scope)):
             await error.response(scope["path"])(scope, receive, send)
         else:
             await self._app(scope, receive, send)

@@ -1,10 +1,10 @@
 """What all endpoints share: the engine and its queue, kept conversations, and how answers reach a client."""
 
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import Request
 from fastapi.responses import StreamingResponse
@@ -28,6 +28,9 @@ from localoss.server.core.scheduler import Job, Scheduler, Work
 from localoss.server.core.schemas import Sampled, bias_of
 from localoss.server.core.threads import aside
 
+if TYPE_CHECKING:
+    from localoss.server.batches.batches import Batches
+
 _PING_AFTER_S = 10.0  # proxies and clients give up on a stream that says nothing
 _SEED_STEP = 1  # the choices of one request differ by it
 
@@ -37,7 +40,10 @@ _NO_END = 2**31  # more tokens than any context
 
 @dataclass
 class Service:
-    """One model behind the API. default_think_budget: of requests that give none; None for no budget."""
+    """One model behind the API. default_think_budget: of requests that give none; None for no budget.
+
+    batches: what clients leave to be answered in time; None where no files are kept.
+    """
 
     engine: Engine
     model: str  # its name to clients
@@ -50,6 +56,7 @@ class Service:
     aliases: Sequence[str] = ()  # other names that requests may give it
     hosted: HostedTools | None = None  # tools that are run here
     bodies: Bodies = field(default_factory=Bodies)
+    batches: "Batches | None" = None
 
     def __post_init__(self) -> None:
         self.metrics = Metrics(self.scheduler)
@@ -103,8 +110,38 @@ class Service:
     def submit(self, work: Work, client: str, follows: bool = False) -> Job:
         return self.scheduler.submit(Job(work, client, follows))
 
+    def ask_all(self, questions: Sequence[Question], client: str) -> "Choices":
+        """Queue the questions of one request, the first now. Raises: ApiError 429 or 503."""
+        return self.choices(
+            len(questions), lambda index: self.ask(questions[index], client, follows=index > 0)
+        )
+
+    def choices(self, count: int, submit: Callable[[int], Job]) -> "Choices":
+        """The jobs of one request, of which `submit` queues the one of that index. Raises: as submit."""
+        return Choices(count, submit, self.scheduler.parallel)
+
     def note(self, done: Done) -> None:
         self.metrics.note(done.usage, done.prefill_s, done.decode_s)
+
+
+class Choices:
+    """The jobs of one request, in order; those that can run side by side are queued before their turn."""
+
+    def __init__(self, count: int, submit: Callable[[int], Job], ahead: int) -> None:
+        """ahead: how many are queued at once. Raises: what the first `submit` raises."""
+        self._count, self._submit, self._ahead = count, submit, ahead
+        self._jobs = [submit(0)]
+
+    def __iter__(self) -> Iterator[Job]:
+        """Job after job; whoever leaves early cancels those that are left."""
+        try:
+            for index in range(self._count):
+                while len(self._jobs) < min(self._count, index + self._ahead):
+                    self._jobs.append(self._submit(len(self._jobs)))
+                yield self._jobs[index]
+        finally:
+            for job in self._jobs:
+                job.cancel()
 
 
 def client_of(request: Request, body: Sampled) -> str:

@@ -1,0 +1,135 @@
+"""/v1/files and /v1/batches."""
+
+import os
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import FileResponse, JSONResponse, Response
+from pydantic import BaseModel, Field
+from starlette.datastructures import UploadFile
+from starlette.types import Message
+
+from localoss.server.batches.batches import Batches
+from localoss.server.batches.store import Object
+from localoss.server.core.bodies import BodyRoute
+from localoss.server.core.errors import ApiError
+from localoss.server.core.threads import aside
+
+router = APIRouter(route_class=BodyRoute)
+
+MAX_FILE_BYTES = 200 * 1024 * 1024  # OpenAI's bound for a batch
+_CHUNK_BYTES = 1 << 20
+_MAX_LISTED = 10_000
+
+
+class BatchRequest(BaseModel):
+    """The body of /v1/batches."""
+
+    input_file_id: Annotated[str, Field(max_length=64)]
+    endpoint: Literal["/v1/chat/completions", "/v1/responses", "/v1/completions"]
+    completion_window: Literal["24h"] = "24h"
+    metadata: Annotated[dict[str, Annotated[str, Field(max_length=512)]] | None, Field(max_length=16)] = None
+
+
+def _batches(request: Request) -> Batches:
+    found: Batches | None = request.app.state.service.batches
+    if found is None:
+        raise ApiError("this server keeps no files", status=404, code="not_found")
+    return found
+
+
+@router.post("/v1/batches", summary="Create a batch")
+async def create_batch(body: BatchRequest, request: Request) -> Response:
+    batches = _batches(request)
+    await aside(batches.files.path, body.input_file_id)
+    made = await aside(
+        batches.create, body.input_file_id, body.endpoint, body.completion_window, body.metadata
+    )
+    batches.start(request.app)
+    return JSONResponse(made)
+
+
+@router.get("/v1/batches")
+async def list_batches(request: Request, limit: Annotated[int, Query(ge=1, le=100)] = 20) -> Object:
+    batches = _batches(request)
+    found = await aside(batches.files.all, "batch")
+    return _listed([batches.get(one["id"]) for one in found], limit)
+
+
+@router.get("/v1/batches/{name}")
+async def get_batch(name: str, request: Request) -> Object:
+    return await aside(_batches(request).get, name)
+
+
+@router.api_route("/v1/batches/{name}/cancel", methods=["POST"])
+async def cancel_batch(name: str, request: Request) -> Object:
+    return _batches(request).cancel(name)
+
+
+@router.api_route("/v1/files", methods=["POST"], summary="Upload a file")
+async def create_file(request: Request) -> Object:
+    files = _batches(request).files
+    async with Request(request.scope, _bounded(request)).form(max_files=1, max_fields=8) as form:
+        upload, purpose = form.get("file"), form.get("purpose")
+        if not isinstance(upload, UploadFile):
+            raise ApiError("file is missing: send it as multipart/form-data", param="file")
+        if not isinstance(purpose, str) or not purpose:
+            raise ApiError("purpose is missing; `batch` it is for batches", param="purpose")
+        name, path = files.new_file()
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            while chunk := await upload.read(_CHUNK_BYTES):
+                await aside(file.write, chunk)
+        return await aside(files.add_file, name, (upload.filename or "file")[:255], purpose[:64])
+
+
+def _bounded(request: Request) -> Any:
+    """The request's messages, as far as they are within MAX_FILE_BYTES. Raises: ApiError 413."""
+    received = 0
+
+    async def receive() -> Message:
+        nonlocal received
+        message = await request.receive()
+        received += len(message.get("body", b""))
+        if received > MAX_FILE_BYTES:
+            raise ApiError(
+                f"the file is larger than {MAX_FILE_BYTES:,} bytes", status=413, code="request_too_large"
+            )
+        return message
+
+    return receive
+
+
+@router.get("/v1/files")
+async def list_files(
+    request: Request, purpose: str | None = None, limit: Annotated[int, Query(ge=1)] = _MAX_LISTED
+) -> Object:
+    found = await aside(_batches(request).files.all, "file")
+    return _listed([one for one in found if purpose in (None, one["purpose"])], min(limit, _MAX_LISTED))
+
+
+@router.get("/v1/files/{name}")
+async def get_file(name: str, request: Request) -> Object:
+    return await aside(_batches(request).files.get, name)
+
+
+@router.get("/v1/files/{name}/content")
+async def get_content(name: str, request: Request) -> Response:
+    path = await aside(_batches(request).files.path, name)
+    return FileResponse(path, media_type="application/octet-stream")
+
+
+@router.delete("/v1/files/{name}")
+async def delete_file(name: str, request: Request) -> Object:
+    await aside(_batches(request).files.remove, name)
+    return {"id": name, "object": "file", "deleted": True}
+
+
+def _listed(found: list[Object], limit: int) -> Object:
+    shown = found[:limit]
+    return {
+        "object": "list",
+        "data": shown,
+        "first_id": shown[0]["id"] if shown else None,
+        "last_id": shown[-1]["id"] if shown else None,
+        "has_more": len(found) > limit,
+    }

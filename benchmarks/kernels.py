@@ -160,11 +160,14 @@ class Bench:
         copies = -(-COPIES_BYTES // nbytes) if tokens == 1 else 2
         shape = (KV_HEADS, POSITION // KEY_LANES, HEAD_DIM, KEY_LANES)
         cached = self.random.standard_normal((2, *shape)).astype(np.float16).view(np.uint16)
-        values, unscaled = (
-            cached[1].reshape(KV_HEADS, POSITION, HEAD_DIM),
-            np.zeros((KV_HEADS, 0), np.float32),
-        )
-        caches = [(cached[0].copy(), values.copy(), unscaled, unscaled) for _ in range(copies)]
+        values = cached[1].reshape(KV_HEADS, POSITION, HEAD_DIM)
+        uncoded = [
+            np.zeros((KV_HEADS, 0, *rest), np.uint8) for rest in ((1, KEY_LANES), (1, KEY_LANES), (1,))
+        ]
+        caches = [(cached[0].copy(), values.copy(), *uncoded) for _ in range(copies)]
+        half = HEAD_DIM // 2
+        shapes = (KV_HEADS, HEAD_DIM), (1, 2, half), (2, half, 64)
+        offsets = tuple(np.zeros(shape, np.float32) for shape in shapes)
         width = (HEADS + 2 * KV_HEADS) * HEAD_DIM
         qkv = self.random.standard_normal((tokens, width)).astype(np.float32)
         out, sinks = np.empty((HEADS * HEAD_DIM // 32, tokens, 32), np.float32), np.zeros(HEADS, np.float32)
@@ -173,7 +176,7 @@ class Bench:
         first = POSITION - tokens
 
         def call(copy: int) -> None:
-            attention(out, 0, qkv, caches[copy], sinks, first, window, scratch, address(counter))
+            attention(out, 0, qkv, caches[copy], offsets, sinks, first, window, scratch, address(counter))
 
         seconds, _ = self.time([partial(call, copy) for copy in range(copies)], threads)
         seen = sum(min(first + t + 1, window or POSITION) for t in range(tokens))

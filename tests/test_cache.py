@@ -56,17 +56,21 @@ def test_bytes_are_those_of_the_arrays(context, kv_dtype):
     arrays = [array for layer in cache.layers for array in layer.arrays]
     assert kv_cache_bytes(config, context, 32, kv_dtype) == sum(array.nbytes for array in arrays)
     for layer, slots in zip(cache.layers, layer_slots(config, context, 32), strict=True):
-        keys, values, *scales = layer.arrays
+        keys, values, *besides = layer.arrays
         assert keys.shape == (2, slots // 16, 40, 16)
         assert values.shape == (2, slots, 40)
         assert keys.itemsize == {"f16": 2, "f32": 4, "int8": 1}[kv_dtype]
-        assert [s.shape for s in scales] == 2 * [(2, slots if kv_dtype == "int8" else 0)]
+        coded = slots if kv_dtype == "int8" else 0
+        shapes = [(2, coded // 16, 10, 16), (2, coded // 16, 3, 16), (2, coded, 3)]
+        assert [array.shape for array in besides] == shapes
 
 
-def test_int8_halves_the_cache():
-    """Of gpt-oss's heads of 64: 64 bytes and a scale of 4, for 128."""
+def test_int8_takes_three_fifths():
+    """Of gpt-oss's heads of 64: keys of 10 bits and values of 8, with a byte of scale for each 16 of both."""
     config = ModelConfig(**(vars(config_with()) | {"head_dim": 64}))
-    assert kv_cache_bytes(config, 4096, 32, "int8") == 68 / 128 * kv_cache_bytes(config, 4096, 32, "f16")
+    int8, f16 = (kv_cache_bytes(config, 4096, 32, kv_dtype) for kv_dtype in ("int8", "f16"))
+    assert int8 == (80 + 4 + 64 + 4) / 256 * f16
+    assert int8 <= 0.6 * f16
 
 
 @pytest.mark.parametrize("kv_dtype", ["f16", "f32", "int8"])
@@ -81,7 +85,8 @@ def test_what_is_read_can_be_written_back(kv_dtype):
     assert saved[0].shape == saved[1].shape == (20, 2, 40)
     assert (saved[0][3] == before[0][:, 53 // 16, :, 53 % 16]).all()
     assert (saved[1][15] == before[1][:, 1]).all()
-    assert [array.shape for array in saved[2:]] == 2 * [(20 if kv_dtype == "int8" else 0, 2)]
+    coded = 20 if kv_dtype == "int8" else 0
+    assert [array.shape for array in saved[2:]] == [(coded, 2, 10), (coded, 2, 3), (coded, 2, 3)]
     for array in layer.arrays:
         array[:] = 0
     layer.write(layer.slots + 50, saved)

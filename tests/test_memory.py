@@ -100,7 +100,7 @@ def test_the_published_sizes(plan_20b):
     longer = replace(plan_20b, context_tokens=plan_20b.context_tokens + 1024)
     assert longer.own_bytes - plan_20b.own_bytes == 1024 * 24 * 1024
     longer, halved = replace(longer, kv_dtype="int8"), replace(plan_20b, kv_dtype="int8")
-    assert longer.own_bytes - halved.own_bytes == 1024 * 12 * 2 * 8 * (64 + 4)
+    assert longer.own_bytes - halved.own_bytes == 1024 * 12 * 8 * (80 + 4 + 64 + 4)
 
 
 # What fits

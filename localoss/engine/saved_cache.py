@@ -26,6 +26,7 @@ from localoss.model.stack import Array, LayerCaching
 from quant.format.config import ModelConfig
 
 _FORMAT = 1
+_LAYOUTS = {"int8": 2}  # kinds of cache whose numbers came to mean something else, so that old ones don't fit
 _BLOCK = 256  # positions that share a checksum, and are in memory twice while they are saved or loaded
 _NEAR = 16  # tokens: one snapshot serves for positions that lie as close
 _INDEX, _POSITIONS, _WINDOW = "index.json", "positions", "window-"
@@ -41,6 +42,7 @@ def identity(model_sha256: str, config: ModelConfig, kv_dtype: str) -> dict[str,
     return {
         "model_sha256": model_sha256,
         "kv_dtype": kv_dtype,
+        **({"kv_layout": _LAYOUTS[kv_dtype]} if kv_dtype in _LAYOUTS else {}),
         "is_sliding": list(config.is_sliding),
         "sliding_window": config.sliding_window,
         "kv_heads": config.kv_heads,

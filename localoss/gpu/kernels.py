@@ -48,11 +48,12 @@ class Kernels:
         )
 
     def rotate(self, slots: int) -> Kernel:
-        return self._kernel("wrwwwwu", f"cache_{self._kv_dtype}", "rotate", SLOTS=slots, **self._heads)
+        files = f"cache_{self._kv_dtype}", "offsets", "rotate"
+        return self._kernel("wrwwwrru", *files, SLOTS=slots, **self._heads)
 
     def attend(self, slots: int, window: int, at_once: int) -> Kernel:
         constants = {"THREADS": 256 if at_once == 1 else 64, "SLOTS": slots, "WINDOW": window, **self._heads}
-        return self._kernel("rrrrrrwu", f"cache_{self._kv_dtype}", "attend", **constants)
+        return self._kernel("rrrrrrrwu", f"cache_{self._kv_dtype}", "offsets", "attend", **constants)
 
     def route(self, alone: bool) -> Kernel:
         """alone: of one token, which needs no sorting."""

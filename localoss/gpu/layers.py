@@ -19,6 +19,7 @@ from localoss.gpu.cache import GpuLayerCache
 from localoss.gpu.device import Device, Dispatch, Reading, Recording
 from localoss.gpu.kernels import Kernels
 from localoss.gpu.weights import GpuLayer, GpuMatrix, Tensors, upload_layer, upload_matrix
+from localoss.model.rope import Rope
 from localoss.model.stack import Rows
 from localoss.options import LoadOptions
 from localoss.plan.gpu_sizes import LOGIT_ROWS, gpu_buffer_sizes, most_runs, tokens_at_once
@@ -38,6 +39,13 @@ class Decoded:
     tokens: int = 0
     submits: int = 0
     read_backs: int = 0
+
+
+def _offsets(config: ModelConfig) -> F32Array:
+    """Rope.offsets as rows of (cos, sin) of each pair: those within a block, then one for each block."""
+    blocks, within = Rope(config).offsets
+    both = np.concatenate([within.transpose(2, 1, 0), blocks.transpose(0, 2, 1)])
+    return np.ascontiguousarray(both, np.float32)
 
 
 class GpuLayers:
@@ -67,6 +75,7 @@ class GpuLayers:
         self._kernels = Kernels(device, config, dtypes, options.kv_dtype)
         sizes = gpu_buffer_sizes(config, max_tokens, self.unembeds)
         self._at = {name: device.buffer(size.nbytes) for name, size in sizes.items()}
+        device.write(self._at["offsets"], _offsets(config))
         self._batch = device.uniform(0, 0, 0, 0)
         self._zeros = device.uniform(0, 0, 0, 0)
         self._weights: list[GpuLayer] = []
@@ -236,13 +245,12 @@ class GpuLayers:
         work = [] if index else [self._norm(layer.attention_norm, tokens)]
         work += self._product(layer.qkv, "normed", "qkv", tokens)
         rotated = self.config.heads + 2 * self.config.kv_heads
-        work.append(
-            make(kernels.rotate(cache.slots), [at["qkv"], at["angles"], *keys, batch], rotated, tokens)
-        )
+        offsets = [layer.qkv.bias, at["offsets"]]
+        rotating = [at["qkv"], at["angles"], *keys, *offsets, batch]
+        work.append(make(kernels.rotate(cache.slots), rotating, rotated, tokens))
         attend = kernels.attend(cache.slots, window, once)
-        work.append(
-            make(attend, [at["qkv"], *keys, layer.sinks, at["attended"], batch], self.config.heads, tokens)
-        )
+        attending = [at["qkv"], *keys, *offsets, layer.sinks, at["attended"], batch]
+        work.append(make(attend, attending, self.config.heads, tokens))
         work += self._product(layer.output, "attended", "x", tokens, adding=True)
         work.append(self._norm(layer.mlp_norm, tokens))
         work += self._product(layer.router, "normed", "router_logits", tokens)

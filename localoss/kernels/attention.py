@@ -1,10 +1,13 @@
 """The KV cache's layout, and attention with sinks and a sliding window; kv_store.py writes what it reads.
 
-The cache of one layer is four arrays: keys (K, S/16, head_dim, 16), values (K, S, head_dim), and the scales
-of each, for S slots; position p has the slot p % S, S a multiple of KEYS_AT_ONCE. Numbers are float32,
-float16 bits (uint16), or int8 with a float32 scale per head and slot, (K, S); the other two have scales (K,
-0). Keys lie 16 positions side by side (KEY_LANES), so that scores need no sums across lanes. Parameters named
-after buffers are addresses, unless their description says "array".
+The cache of one layer is five arrays: keys (K, S/16, head_dim, 16), values (K, S, head_dim), and for int8
+alone, else with 0 for S: the keys' low bits (K, S/16, head_dim/4, 16) u8, scales of keys (K, S/16, G, 16) u8
+and of values (K, S, G) u8, for G groups of 16 channels (the last may have 8). S slots, a multiple of
+KEYS_AT_ONCE; position p has the slot p % S. Numbers are float32, float16 bits (uint16), or int8. Keys lie 16
+positions side by side (KEY_LANES), so that scores need no sums across lanes. An int8 cache's keys have 10
+bits, of which bits 2i and 2i + 1 of low byte q are channel 4q + i's lowest; kv_store.py says what they leave
+out. It is decoded a block at a time.
+Parameters named after buffers are addresses, unless their description says "array".
 """
 
 import numpy as np
@@ -13,7 +16,9 @@ from numba.extending import overload
 
 from localoss.kernels import isa
 from localoss.kernels.isa.common import force_inline
+from localoss.kernels.kv_store import SCALES, turn_bias
 from localoss.kernels.simd import (
+    add,
     div,
     exp,
     fetch_add,
@@ -41,14 +46,15 @@ from localoss.kernels.wide import (
     add_eights,
     add_products,
     load_f32w,
-    load_i8w,
+    load_key_codes,
+    load_key_scales,
     load_tile,
     maximum_of_eights,
     splat_f32w,
     store_f32w,
     store_tile,
 )
-from localoss.plan.sizes import KEY_LANES, KEYS_AT_ONCE, QUERIES_AT_ONCE
+from localoss.plan.sizes import CACHE_GROUP, KEY_LANES, KEYS_AT_ONCE, QUERIES_AT_ONCE
 
 
 def _load_values(cache, address):
@@ -59,8 +65,6 @@ def _load_values(cache, address):
 def _overload_load(cache, address):
     if cache.dtype == types.uint16:
         return lambda cache, address: isa.load_f16(address)
-    if cache.dtype == types.int8:
-        return lambda cache, address: load_i8x8(address)
     return lambda cache, address: load_f32x8(address)
 
 
@@ -72,26 +76,73 @@ def _load_wide(cache, address):
 def _overload_wide(cache, address):
     if cache.dtype == types.uint16:
         return lambda cache, address: isa.load_f16w(address)
-    if cache.dtype == types.int8:
-        return lambda cache, address: load_i8w(address)
     return lambda cache, address: load_f32w(address)
 
 
-def _multiply_columns(cache, scores, scales, k, slot, count):
-    """scores[:, i] *= scales[k, slot + i] for i < count, where `cache` has scales. Arrays."""
+@jit_in_order
+def _decode_keys(out, turned, cache, within, k, slot, count, ahead):
+    """Write the keys of `count` slots from `slot` on to out (1, KEYS_AT_ONCE/16, head_dim, 16) f32, an array.
+
+    turned (head_dim,) f32 array: the head's bias, turned to the first of their positions. The slots `ahead`
+    further will be wanted next.
+    """
+    keys, _, low, scales, _ = cache
+    half = len(turned) // 2
+    for lane in range(0, count, LANES):
+        group, at, place = (slot + lane) // KEY_LANES, lane // KEY_LANES, lane % KEY_LANES
+        for i in range(half):
+            j = i + half
+            cos, sin = load_f32w(within[0, i, lane:].ctypes.data), load_f32w(within[1, i, lane:].ctypes.data)
+            x, y = splat_f32w(turned[i]), splat_f32w(turned[j])
+            first, second = keys[k, group, i, place:].ctypes.data, keys[k, group, j, place:].ctypes.data
+            prefetch(first + ahead * len(turned))
+            prefetch(second + ahead * len(turned))
+            a = load_key_codes(first, low[k, group, i // 4, place:].ctypes.data, np.int32(2 * (i % 4)))
+            b = load_key_codes(second, low[k, group, j // 4, place:].ctypes.data, np.int32(2 * (j % 4)))
+            a_scale = load_key_scales(scales[k, group, i // CACHE_GROUP, place:].ctypes.data)
+            b_scale = load_key_scales(scales[k, group, j // CACHE_GROUP, place:].ctypes.data)
+            a, b = mul(a, a_scale), mul(b, b_scale)
+            store_f32w(out[0, at, i, place:].ctypes.data, add(a, sub(mul(x, cos), mul(y, sin))))
+            store_f32w(out[0, at, j, place:].ctypes.data, add(b, add(mul(y, cos), mul(x, sin))))
 
 
-@overload(_multiply_columns)
-def _overload_columns(cache, scores, scales, k, slot, count):
-    def multiply(cache, scores, scales, k, slot, count):
-        for row in range(len(scores)):
-            for i in range(0, count, 8):
-                here = scores[row, i:].ctypes.data
-                store_f32x8(here, mul(load_f32x8(here), load_f32x8(scales[k, slot + i :].ctypes.data)))
+@jit_in_order
+def _decode_values(out, cache, k, slot, count, ahead):
+    """Write the values of `count` slots from `slot` on to out (1, KEYS_AT_ONCE, head_dim) f32, an array."""
+    values, scales = cache[1], cache[4]
+    for n in range(count):
+        row = values[k, slot + n].ctypes.data
+        prefetch(row + ahead * out.shape[2])
+        for i in range(0, out.shape[2], 8):
+            scale = splat_f32(SCALES[scales[k, slot + n, i // CACHE_GROUP]])
+            store_f32x8(out[0, n, i:].ctypes.data, mul(load_i8x8(row + i), scale))
 
-    if cache.dtype == types.int8:
-        return multiply
-    return lambda cache, scores, scales, k, slot, count: None
+
+def _open_block(cache, offsets, scratch, k, base, count, ahead):
+    """A block of head k's keys and values, `count` positions from `base` on, as the products take them.
+
+    Gives the arrays of keys and values, the head and the slot there, and how many slots further on those
+    lie that will be wanted next.
+    """
+
+
+@overload(_open_block)
+def _overload_open(cache, offsets, scratch, k, base, count, ahead):
+    def decoded(cache, offsets, scratch, k, base, count, ahead):
+        _, slots, head_dim = cache[1].shape
+        size = KEYS_AT_ONCE * head_dim
+        keys = scratch[:size].reshape(1, KEYS_AT_ONCE // KEY_LANES, head_dim, KEY_LANES)
+        values = scratch[size : 2 * size].reshape(1, KEYS_AT_ONCE, head_dim)
+        turned = scratch[2 * size : 2 * size + head_dim]
+        turn_bias(turned, offsets, k, base)
+        _decode_keys(keys, turned, cache, offsets[2], k, base % slots, count, ahead)
+        _decode_values(values, cache, k, base % slots, count, ahead)
+        return keys, values, np.int64(0), np.int64(0), np.int64(0)
+
+    def plain(cache, offsets, scratch, k, base, count, ahead):
+        return cache[0], cache[1], k, base % cache[1].shape[1], ahead
+
+    return decoded if cache[0].dtype == types.int8 else plain
 
 
 @force_inline
@@ -192,13 +243,13 @@ def _add_values(results, scores, values, k, slot, count, ahead):
 
 
 @jit_in_order
-def _attend_block(out, out_first, qkv, cache, sinks, position, first, tokens, window, k, scratch, threads):
+def _attend_block(out, out_first, qkv, cache, offsets, sinks, position, chunk, window, k, scratch, threads):
     """Attention of query rows first … first + tokens - 1, for the heads that share key/value head `k`.
 
     Source: online softmax, https://arxiv.org/abs/1805.02867; a sink is one more score with no value.
     """
-    keys, values, key_scales, value_scales = cache
-    kv_heads, slots, head_dim = values.shape
+    first, tokens = chunk
+    kv_heads, slots, head_dim = cache[1].shape
     group = len(sinks) // kv_heads
     rows = (tokens * group + 7) // 8 * 8
     size = rows * head_dim
@@ -208,6 +259,7 @@ def _attend_block(out, out_first, qkv, cache, sinks, position, first, tokens, wi
     )
     scores = scratch[2 * size : 2 * size + rows * KEYS_AT_ONCE].reshape(rows, KEYS_AT_ONCE)
     state = scratch[2 * size + rows * KEYS_AT_ONCE :][: 2 * rows].reshape(2, rows)
+    decoded = scratch[2 * size + rows * (KEYS_AT_ONCE + 2) :]
     queries[:], results[:] = 0.0, 0.0
     factor = np.float32(head_dim**-0.5)
     for row in range(tokens * group):
@@ -223,13 +275,13 @@ def _attend_block(out, out_first, qkv, cache, sinks, position, first, tokens, wi
     lowest = lowest // KEYS_AT_ONCE * KEYS_AT_ONCE
     for base in range(lowest, end, KEYS_AT_ONCE):
         count = min((end - base + TILE_COLUMNS - 1) // TILE_COLUMNS * TILE_COLUMNS, KEYS_AT_ONCE)
-        slot = base % slots
         following = (base + KEYS_AT_ONCE) % slots
         if base + KEYS_AT_ONCE >= end:  # this thread's next head, most likely
             following = lowest % slots + (threads * slots if k + threads < kv_heads else 0)
-        ahead = following - slot
-        _score_keys(scores, queries, keys, k, slot, count, ahead)
-        _multiply_columns(keys, scores, key_scales, k, slot, count)
+        keys, values, head, slot, ahead = _open_block(
+            cache, offsets, decoded, k, base, count, following - base % slots
+        )
+        _score_keys(scores, queries, keys, head, slot, count, ahead)
         for row in range(tokens * group):
             here = begin + row // group
             low = max(here - window + 1 - base, 0) if window else 0
@@ -243,8 +295,7 @@ def _attend_block(out, out_first, qkv, cache, sinks, position, first, tokens, wi
                 state[0, row],
                 state[1, row],
             )
-        _multiply_columns(values, scores, value_scales, k, slot, count)
-        _add_values(results, scores, values, k, slot, count, ahead)
+        _add_values(results, scores, values, head, slot, count, ahead)
 
     for row in range(tokens * group):
         column, total = (k * group + row % group) * head_dim, splat_f32(state[1, row])
@@ -254,12 +305,12 @@ def _attend_block(out, out_first, qkv, cache, sinks, position, first, tokens, wi
 
 
 @parallel_in_order
-def attention(out, out_first, qkv, cache, sinks, position, window, scratch, counter):
+def attention(out, out_first, qkv, cache, offsets, sinks, position, window, scratch, counter):
     """Write each query's attention over its sequence's cache to `out`, block by block.
 
     Arrays: out (H * head_dim / 32, ≥ out_first + T, 32) f32, of which tokens out_first, … are overwritten;
     qkv (T, (H + 2K) * head_dim) f32 with rotated queries, of positions `position`, position + 1, …, already
-    in the cache; cache: the layer's four arrays; sinks (H,) f32; scratch (threads,
+    in the cache; cache: the layer's arrays; offsets: see kv_store.py; sinks (H,) f32; scratch (threads,
     attention_scratch_floats()) f32; counter: the address of an i64. window: 0 for full attention. Sums in
     f32. Oracle: tests/support/naive.py.
     """
@@ -279,10 +330,10 @@ def attention(out, out_first, qkv, cache, sinks, position, window, scratch, coun
                 out_first,
                 qkv,
                 cache,
+                offsets,
                 sinks,
                 position,
-                first,
-                count,
+                (first, count),
                 window,
                 work % kv_heads,
                 scratch[thread],

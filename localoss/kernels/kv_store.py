@@ -1,5 +1,12 @@
 """Rotary embedding, and writing keys and values to the KV cache, whose layout attention.py describes.
 
+An int8 cache keeps of a key what its position and its bias don't tell. A published model's key biases have a
+few channels far larger than all else; a scale that holds them leaves the rest of the key a few steps. So the
+bias is turned to the key's position and taken off before rounding, and added when the key is read.
+**Offsets** are what that takes: key_bias (K, head_dim) f32; blocks (n, 2, head_dim/2) f32, cos and sin that
+turn it to the first position of each block of KEYS_AT_ONCE; within (2, head_dim/2, KEYS_AT_ONCE) f32, from
+there on. Both kernels turn it by the same numbers: what one takes off is what the other adds.
+
 Parameters named after buffers are addresses, unless their description says "array".
 """
 
@@ -11,27 +18,26 @@ from localoss.kernels import isa
 from localoss.kernels.activations import SERIAL_TOKENS
 from localoss.kernels.isa.common import force_inline
 from localoss.kernels.simd import (
-    absolute,
     add,
     jit,
     load_f32x8,
-    max_lanes,
     maximum,
     minimum,
     mul,
     parallel,
     prefetch,
-    round_even,
     splat_f32,
     store_f32x8,
-    store_i8x8,
     sub,
-    to_bytes,
-    zero,
 )
-from localoss.plan.sizes import KEY_LANES
+from localoss.kernels.wide import SCALE_ORIGIN
+from localoss.plan.sizes import CACHE_GROUP, KEY_LANES, KEYS_AT_ONCE
 
 _F16_LARGEST = np.float32(65504.0)
+_KEY_STEPS, _VALUE_STEPS = 511, 127  # codes go as far to both sides
+
+# An int8 cache's scale is a byte: see wide.load_key_scales.
+SCALES = ((np.arange(256, dtype=np.uint32) + SCALE_ORIGIN) << 20).view(np.float32)
 
 
 @force_inline
@@ -50,31 +56,7 @@ def _store_values(cache, address, value):
 def _overload_store(cache, address, value):
     if cache.dtype == types.uint16:
         return lambda cache, address, value: isa.store_f16(address, _within_f16(value))
-    if cache.dtype == types.int8:
-        return lambda cache, address, value: store_i8x8(address, to_bytes(round_even(value), np.int32(0)))
     return lambda cache, address, value: store_f32x8(address, value)
-
-
-def _keep_scale(cache, scales, k, slot, numbers, head_dim):
-    """What to multiply a head's numbers, head_dim f32 at address `numbers`, by before storing them.
-
-    Its reciprocal becomes scales[k, slot]: max|number| / 127 where `cache` is int8.
-    """
-
-
-@overload(_keep_scale, jit_options={"forceinline": True})
-def _overload_scale(cache, scales, k, slot, numbers, head_dim):
-    def scale(cache, scales, k, slot, numbers, head_dim):
-        top = zero()
-        for i in range(0, head_dim, 8):
-            top = maximum(top, absolute(load_f32x8(numbers + 4 * i)))
-        largest = max_lanes(top)
-        scales[k, slot] = largest / np.float32(127.0)
-        return np.float32(127.0) / largest if largest > np.float32(1e-30) else np.float32(0.0)
-
-    if cache.dtype == types.int8:
-        return scale
-    return lambda cache, scales, k, slot, numbers, head_dim: np.float32(1.0)
 
 
 @jit
@@ -94,18 +76,107 @@ def _rotate(row, cos, sin, head_dim):
         row[i + half] = y * cos[i] + x * sin[i]
 
 
-@jit
-def _store_head(row, numbers, scales, k, slot):
-    """Write a head's numbers, an array of f32, to `row` (head_dim,) in the cache's dtype."""
-    factor = splat_f32(_keep_scale(row, scales, k, slot, numbers.ctypes.data, len(row)))
-    for i in range(0, len(row), 8):
-        _store_values(row, row[i:].ctypes.data, mul(load_f32x8(numbers[i:].ctypes.data), factor))
+@force_inline
+def _turned_pair(offsets, k, i, position):
+    """Channels i and i + head_dim/2 of head k's bias, turned to the first position of `position`'s block."""
+    key_bias, blocks, _ = offsets
+    block, half = position // KEYS_AT_ONCE, blocks.shape[2]
+    x, y, cos, sin = key_bias[k, i], key_bias[k, i + half], blocks[block, 0, i], blocks[block, 1, i]
+    return x * cos - y * sin, y * cos + x * sin
 
 
 @jit
-def _rotate_and_store_token(qkv, cache, cos, sin, t, slot, heads):
-    keys, values, key_scales, value_scales = cache
-    kv_heads, _, head_dim = values.shape
+def turn_bias(out, offsets, k, position):
+    """Turn the bias of key head k to the first position of `position`'s block: out (head_dim,) f32 array."""
+    half = len(out) // 2
+    for i in range(half):
+        out[i], out[i + half] = _turned_pair(offsets, k, i, position)
+
+
+@jit
+def _take_bias_off(key, offsets, k, position):
+    """key (head_dim,) f32 array, rotated to `position`, minus its head's bias there."""
+    half, within, step = len(key) // 2, offsets[2], position % KEYS_AT_ONCE
+    for i in range(half):
+        x, y = _turned_pair(offsets, k, i, position)
+        key[i] -= x * within[0, i, step] - y * within[1, i, step]
+        key[i + half] -= y * within[0, i, step] + x * within[1, i, step]
+
+
+@jit
+def _scale_code(numbers, steps):
+    """The code of the least scale that takes all of `numbers`, an array of f32, to ±steps; else the last."""
+    largest = np.float32(0.0)
+    for number in numbers:
+        largest = max(largest, abs(number))
+    bits = np.int64(np.float32(largest * np.float32(1 / steps)).view(np.uint32))
+    return max(min(((bits + 0xFFFFF) >> 20) - SCALE_ORIGIN, 255), 0)
+
+
+@jit
+def _code(number, scale, steps):
+    code = np.rint(number * (np.float32(1.0) / scale))
+    return np.int64(max(min(code, np.float32(steps)), np.float32(-steps)))
+
+
+def _store_key(cache, offsets, key, k, slot, position):
+    """Write a rotated key, an array (head_dim,) f32, to its place; for int8 it loses its bias on the way."""
+
+
+@overload(_store_key)
+def _overload_key(cache, offsets, key, k, slot, position):
+    def coded(cache, offsets, key, k, slot, position):
+        keys, _, low, key_scales, _ = cache
+        group, lane = slot // KEY_LANES, slot % KEY_LANES
+        _take_bias_off(key, offsets, k, position)
+        for i in range(0, len(key), CACHE_GROUP):
+            key_scales[k, group, i // CACHE_GROUP, lane] = _scale_code(key[i : i + CACHE_GROUP], _KEY_STEPS)
+        for quad in range(len(key) // 4):
+            scale, below = SCALES[key_scales[k, group, 4 * quad // CACHE_GROUP, lane]], 0
+            for i in range(4):
+                code = _code(key[4 * quad + i], scale, _KEY_STEPS)
+                keys[k, group, 4 * quad + i, lane] = code >> 2
+                below |= (code & 3) << 2 * i
+            low[k, group, quad, lane] = below
+
+    def plain(cache, offsets, key, k, slot, position):
+        row = cache[1][k, slot]  # on the way to their lane; the value comes there next
+        for i in range(0, len(key), 8):
+            _store_values(row, row[i:].ctypes.data, load_f32x8(key[i:].ctypes.data))
+        for i in range(len(key)):
+            cache[0][k, slot // KEY_LANES, i, slot % KEY_LANES] = row[i]
+
+    return coded if cache[0].dtype == types.int8 else plain
+
+
+def _store_value(cache, value, k, slot):
+    """Write a value, an array (head_dim,) f32, to its place."""
+
+
+@overload(_store_value)
+def _overload_value(cache, value, k, slot):
+    def coded(cache, value, k, slot):
+        values, scales = cache[1], cache[4]
+        for first in range(0, len(value), CACHE_GROUP):
+            numbers = value[first : first + CACHE_GROUP]
+            scale = _scale_code(numbers, _VALUE_STEPS)
+            scales[k, slot, first // CACHE_GROUP] = scale
+            for i in range(len(numbers)):
+                values[k, slot, first + i] = _code(numbers[i], SCALES[scale], _VALUE_STEPS)
+
+    def plain(cache, value, k, slot):
+        row = cache[1][k, slot]
+        for i in range(0, len(value), 8):
+            _store_values(row, row[i:].ctypes.data, load_f32x8(value[i:].ctypes.data))
+
+    return coded if cache[1].dtype == types.int8 else plain
+
+
+@jit
+def _rotate_and_store_token(qkv, cache, cos, sin, offsets, t, position, heads):
+    keys, values = cache[0], cache[1]
+    kv_heads, slots, head_dim = values.shape
+    slot = position % slots
     for k in range(kv_heads):  # a key's numbers lie in many cache lines: all are asked for at once
         for i in range(head_dim):
             prefetch(keys[k, slot // KEY_LANES, i].ctypes.data)
@@ -113,25 +184,23 @@ def _rotate_and_store_token(qkv, cache, cos, sin, t, slot, heads):
     for head in range(heads + kv_heads):
         _rotate(qkv[t, head * head_dim : (head + 1) * head_dim], cos[t], sin[t], head_dim)
     for k in range(kv_heads):
-        row = values[k, slot]
-        _store_head(row, qkv[t, (heads + k) * head_dim :], key_scales, k, slot)  # on the way to their lane
-        for i in range(head_dim):
-            keys[k, slot // KEY_LANES, i, slot % KEY_LANES] = row[i]
-        _store_head(row, qkv[t, (heads + kv_heads + k) * head_dim :], value_scales, k, slot)
+        key, value = (heads + k) * head_dim, (heads + kv_heads + k) * head_dim
+        _store_key(cache, offsets, qkv[t, key : key + head_dim], k, slot, position)
+        _store_value(cache, qkv[t, value : value + head_dim], k, slot)
 
 
 @parallel
-def rotate_and_store(qkv, cache, cos, sin, position, heads):
+def rotate_and_store(qkv, cache, cos, sin, offsets, position, heads):
     """Rotate queries and keys in place, and write keys and values to the cache.
 
-    Arrays: qkv (T, (heads + 2K) * head_dim) f32, of positions `position`, position + 1, …; cache: the
-    layer's four arrays; cos, sin (T, head_dim/2) f32, YaRN's concentration included.
+    Arrays: qkv (T, (heads + 2K) * head_dim) f32, of positions `position`, position + 1, …, of which an int8
+    cache has the keys' bias taken off; cache: the layer's arrays; cos, sin (T, head_dim/2) f32, YaRN's
+    concentration included; offsets: see the module.
     """
-    slots = cache[1].shape[1]
     if len(qkv) <= SERIAL_TOKENS:
         for t in range(len(qkv)):
-            _rotate_and_store_token(qkv, cache, cos, sin, t, (position + t) % slots, heads)
+            _rotate_and_store_token(qkv, cache, cos, sin, offsets, t, position + t, heads)
     else:
         for i in prange(len(qkv)):
             t = np.int64(i)
-            _rotate_and_store_token(qkv, cache, cos, sin, t, (position + t) % slots, heads)
+            _rotate_and_store_token(qkv, cache, cos, sin, offsets, t, position + t, heads)

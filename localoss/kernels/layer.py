@@ -67,10 +67,13 @@ def norm_and_multiply(out, x, weight, eps, tiles, tokens, work):
 
 
 @jit
-def attend(out, out_first, qkv, cache, cos, sin, sinks, position, window, scratch, counter):
-    """Rotate and store the new positions of one sequence, then attend. Parameters: see attention.py."""
-    rotate_and_store(qkv, cache, cos, sin, position, len(sinks))
-    attention(out, out_first, qkv, cache, sinks, position, window, scratch, counter)
+def attend(out, out_first, qkv, cache, angles, offsets, sinks, position, window, scratch, counter):
+    """Rotate and store the new positions of one sequence, then attend.
+
+    Parameters: see attention.py and kv_store.py, whose cos and sin are `angles`.
+    """
+    rotate_and_store(qkv, cache, *angles, offsets, position, len(sinks))
+    attention(out, out_first, qkv, cache, offsets, sinks, position, window, scratch, counter)
 
 
 @jit

@@ -13,6 +13,7 @@ from localoss.kernels.simd import I32, Vector, call_f32, f32x8, op, pointer, spl
 LANES, ROWS = isa.F32_LANES, isa.TILE_ROWS
 TILE_COLUMNS = 2 * LANES
 f32w = Vector("f32", LANES)
+SCALE_ORIGIN = (127 - 23) << 3  # a scale's code 0 is 2**-23: what the upper bits of its float32 are then
 _TILE, _PAIR, _PLACES = types.UniTuple(f32w, 2 * ROWS), types.UniTuple(f32w, 2), types.UniTuple(types.intp, 2)
 
 
@@ -31,11 +32,28 @@ def splat_f32w(b, value):
     return splat(b, value, LANES)
 
 
+@op(f32w, types.intp, types.intp, types.int32)
+def load_key_codes(b, high, low, shift):
+    """Codes of 10 bits as float32: signed bytes at `high`, and below them two bits of each byte at `low`,
+    those from bit `shift` on.
+    """
+    ints, octets = ir.VectorType(I32, LANES), ir.VectorType(ir.IntType(8), LANES)
+    above = b.sext(b.load(pointer(b, high, octets), align=1), ints)
+    below = b.lshr(b.zext(b.load(pointer(b, low, octets), align=1), ints), splat(b, shift, LANES))
+    code = b.or_(b.shl(above, _ints(2)), b.and_(below, _ints(3)))
+    return b.sitofp(code, f32w.llvm)
+
+
 @op(f32w, types.intp)
-def load_i8w(b, address):
-    """Signed bytes as float32."""
-    loaded = b.load(pointer(b, address, ir.VectorType(ir.IntType(8), LANES)), align=1)
-    return b.sitofp(b.sext(loaded, ir.VectorType(I32, LANES)), f32w.llvm)
+def load_key_scales(b, address):
+    """Scales of an int8 cache as float32: a byte has 5 bits of an exponent and 3 of a mantissa."""
+    octets = b.load(pointer(b, address, ir.VectorType(ir.IntType(8), LANES)), align=1)
+    bits = b.add(b.zext(octets, ir.VectorType(I32, LANES)), _ints(SCALE_ORIGIN))
+    return b.bitcast(b.shl(bits, _ints(20)), f32w.llvm)
+
+
+def _ints(value):
+    return ir.Constant(ir.VectorType(I32, LANES), [value] * LANES)
 
 
 def _row(b, places, row):

@@ -16,6 +16,7 @@ from localoss.model.buffers import Buffers
 from localoss.model.cpu_layers import CpuLayers, RowChunk
 from localoss.model.forward import Chunk, Model
 from localoss.model.kv_cache import KVCache
+from localoss.model.rope import Rope
 from localoss.model.weights import Weights, blank_weights
 from quant.calibration import Calibration, Measured
 from quant.encode_tensors import Part, layer_parts
@@ -91,7 +92,7 @@ class _OneLayer(Model):
     def run(self, residual: F32Array, sliding: bool) -> None:
         """Run all tokens, whose residual stream (T, D) f32 is brought from before the layer to after it."""
         config = replace(self.config, is_sliding=(sliding,))
-        self._measured = _MeasuredLayer(config, self.weights, self.buffers, 0, 1)
+        self._measured = _MeasuredLayer(config, self.weights, self.rope, self.buffers, 0, 1)
         self.stacks, self._residual = (self._measured,), residual
         cache = KVCache(config, len(residual), self.buffers.tokens, "f32")
         for first in range(0, len(residual), self.buffers.tokens):
@@ -113,8 +114,10 @@ class _MeasuredLayer(CpuLayers):
     sums, counts: by the matrix's name, (C,) f64 and () i64, for experts (E, C) and (E, 1).
     """
 
-    def __init__(self, config: ModelConfig, weights: Weights, buffers: Buffers, first: int, count: int):
-        super().__init__(config, weights, buffers, first, count)
+    def __init__(
+        self, config: ModelConfig, weights: Weights, rope: Rope, buffers: Buffers, first: int, count: int
+    ):
+        super().__init__(config, weights, rope, buffers, first, count)
         experts = (config.experts,)
         shapes = {
             "qkv": ((), config.hidden),

@@ -10,6 +10,7 @@ from localoss.errors import Cancelled
 from localoss.kernels import layer as kernels
 from localoss.model.buffers import Buffers
 from localoss.model.kv_cache import LayerCache
+from localoss.model.rope import Rope
 from localoss.model.stack import F32Array, LayerCaching, Rows
 from localoss.model.weights import Layer, Weights
 from quant.format.config import SWIGLU_ALPHA, ModelConfig
@@ -34,7 +35,9 @@ class CpuLayers:
 
     unembeds = False  # Model does it, on the CPU as well
 
-    def __init__(self, config: ModelConfig, weights: Weights, buffers: Buffers, first: int, count: int):
+    def __init__(
+        self, config: ModelConfig, weights: Weights, rope: Rope, buffers: Buffers, first: int, count: int
+    ):
         self.kernels: Any = kernels  # profiling puts a timed namespace here
         self.config, self.weights, self.buffers = config, weights, buffers
         self.first, self.count = first, count
@@ -55,6 +58,7 @@ class CpuLayers:
                 y=b.at.y,
             )
         )
+        self._offsets = rope.offsets
         self._eps = np.float32(config.rms_norm_eps)
         self._swiglu = np.float32(SWIGLU_ALPHA), np.float32(config.swiglu_limit)
 
@@ -120,14 +124,15 @@ class CpuLayers:
             b.at.qkv, x, layer.attention_norm, self._eps, layer.qkv.tiles, tokens, work
         )
         window = self.config.sliding_window if self.config.is_sliding[index] else 0
+        offsets = (layer.key_bias, *self._offsets)
         for part, its_qkv in zip(chunk.rows, chunk.qkv, strict=True):
             self.kernels.attend(
                 chunk.out,
                 part.first,
                 its_qkv,
                 part.cache.layers[index].arrays,  # type: ignore[attr-defined]  # made by new_caches
-                part.cos,
-                part.sin,
+                (part.cos, part.sin),
+                offsets,
                 layer.sinks,
                 part.position,
                 window,

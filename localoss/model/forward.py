@@ -68,11 +68,11 @@ class Model:
         cpu: list[LayerStack] = [self._cpu_layers(0, on_cpu)] if on_cpu else []
         if experts:
             assert not others
-            cpu = [StreamedLayers(config, weights, self.buffers, experts)]
+            cpu = [StreamedLayers(config, weights, self.rope, self.buffers, experts)]
         self.stacks: tuple[LayerStack, ...] = (*cpu, *others)
 
     def _cpu_layers(self, first: int, count: int) -> CpuLayers:
-        return CpuLayers(self.config, self.weights, self.buffers, first, count)
+        return CpuLayers(self.config, self.weights, self.rope, self.buffers, first, count)
 
     def forward(self, chunks: Sequence[Chunk], cancelled: Callable[[], bool] = lambda: False) -> F32Array:
         """Run all tokens of `chunks` through the layers and write their caches.

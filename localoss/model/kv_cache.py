@@ -12,38 +12,41 @@ _COPIED_AT_ONCE = 256  # positions
 
 
 class LayerCache:
-    """`arrays`: keys (K, S/16, head_dim, 16), values (K, S, head_dim), and the float32 scales of each, (K, S)
-    for int8 and (K, 0) for others. S slots; position p has slot p % S.
-    """
+    """`arrays`: a layer's keys and values as attention.py has them. S slots; position p has slot p % S."""
 
     def __init__(self, config: ModelConfig, slots: int, kv_dtype: str):
         # Written here, not np.zeros: the system gives memory at the first write, and none may come later.
         arrays = [np.full(shape, 0, dtype) for shape, dtype in layer_cache_sizes(config, slots, kv_dtype)]
-        self.arrays: tuple[Array, Array, Array, Array] = (arrays[0], arrays[1], arrays[2], arrays[3])
+        self.arrays: tuple[Array, ...] = tuple(arrays)
         self.slots = slots
         self.nbytes = sum(array.nbytes for array in self.arrays)
 
     def read(self, first: int, end: int) -> list[Array]:
-        """Copies of what is kept for positions first to end - 1: keys and values (n, K, head_dim), scales
-        (n, K) for int8 and (0, K) for others.
+        """Copies of what is kept for positions first to end - 1, position after position: keys and values
+        (n, K, head_dim); for int8 the keys' low bits (n, K, head_dim/4), and the scales of keys and values
+        (n, K, G); for others none of these: (0, …).
         """
         slots = np.arange(first, end) % self.slots
-        keys, values, *scales = self.arrays
+        keys, values, low, key_scales, value_scales = self.arrays
+        coded = slots if low.size else slots[:0]
         return [
             keys[:, slots // KEY_LANES, :, slots % KEY_LANES],
             values[:, slots].swapaxes(0, 1).copy(),
-            *(array[:, slots if array.size else slots[:0]].T.copy() for array in scales),
+            low[:, coded // KEY_LANES, :, coded % KEY_LANES],
+            key_scales[:, coded // KEY_LANES, :, coded % KEY_LANES],
+            value_scales[:, coded].swapaxes(0, 1).copy(),
         ]
 
     def write(self, first: int, saved: list[Array]) -> None:
         """Put back what `read` gave, from position `first` on."""
         slots = np.arange(first, first + len(saved[0])) % self.slots
-        keys, values, *scales = self.arrays
+        keys, values, low, key_scales, value_scales = self.arrays
         keys[:, slots // KEY_LANES, :, slots % KEY_LANES] = saved[0]
         values[:, slots] = saved[1].swapaxes(0, 1)
-        for array, its in zip(scales, saved[2:], strict=True):
-            if array.size:
-                array[:, slots] = its.T
+        if low.size:
+            low[:, slots // KEY_LANES, :, slots % KEY_LANES] = saved[2]
+            key_scales[:, slots // KEY_LANES, :, slots % KEY_LANES] = saved[3]
+            value_scales[:, slots] = saved[4].swapaxes(0, 1)
 
     def copy(self, other: "LayerCache", end: int) -> None:
         """Hold what `other` keeps in its slots before `end`, in a ring of all positions."""

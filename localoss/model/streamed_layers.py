@@ -10,6 +10,7 @@ import numpy as np
 from localoss.model.buffers import Buffers
 from localoss.model.cpu_layers import CpuLayers, RowChunk
 from localoss.model.expert_cache import ExpertCache
+from localoss.model.rope import Rope
 from localoss.model.stack import F32Array, Rows
 from localoss.model.weights import Weights
 from quant.format.config import ModelConfig
@@ -50,10 +51,11 @@ class StreamedLayers(CpuLayers):
         self,
         config: ModelConfig,
         weights: Weights,
+        rope: Rope,
         buffers: Buffers,
         cache: ExpertCache,
     ) -> None:
-        super().__init__(config, weights, buffers, 0, config.layers)
+        super().__init__(config, weights, rope, buffers, 0, config.layers)
         self.cache = cache
         self._cancelled: Callable[[], bool] = lambda: False
         self._last_chunk, self._layer_began = 0, 0

@@ -80,6 +80,7 @@ class Layer:
 
     attention_norm: int
     qkv: Matrix
+    key_bias: NDArray[np.float32]  # (K, head_dim): a part of qkv's
     sinks: NDArray[np.float32]
     output: Matrix
     mlp_norm: int
@@ -233,7 +234,9 @@ def _weights(
     run, kind = expert_run(config, dtypes.experts), KINDS[dtypes.experts]
     d, i = config.hidden, config.intermediate
     return Weights(
-        layers=[_layer(tensors, dtypes, runs) for tensors, runs in zip(layers, expert_runs, strict=True)],
+        layers=[
+            _layer(tensors, config, dtypes, runs) for tensors, runs in zip(layers, expert_runs, strict=True)
+        ],
         embedding=vocabulary["embedding.codes"],
         embedding_scales=vocabulary.get("embedding.scales"),
         final_norm=address(vocabulary["final_norm"]),
@@ -256,10 +259,12 @@ def _matrix(tensors: Tensors, name: str, dtype: str, biased: bool = True) -> Mat
     )
 
 
-def _layer(tensors: Tensors, dtypes: Dtypes, expert_runs: NDArray[np.int64]) -> Layer:
+def _layer(tensors: Tensors, config: ModelConfig, dtypes: Dtypes, expert_runs: NDArray[np.int64]) -> Layer:
+    key_bias = tensors["qkv.bias"][config.q_rows :][: config.kv_heads * config.head_dim]
     return Layer(
         attention_norm=address(tensors["attention_norm"]),
         qkv=_matrix(tensors, "qkv", dtypes.attention),
+        key_bias=key_bias.reshape(config.kv_heads, config.head_dim),
         sinks=tensors["sinks"],
         output=_matrix(tensors, "output", dtypes.attention),
         mlp_norm=address(tensors["mlp_norm"]),

@@ -1,6 +1,6 @@
 """How much memory layers take on a GPU: what span.py allocates, and what a plan adds up."""
 
-from localoss.plan.sizes import ArraySize, layer_cache_bytes
+from localoss.plan.sizes import CACHE_GROUP, KEYS_AT_ONCE, ArraySize, layer_cache_bytes
 from quant.format.config import ModelConfig
 from quant.format.layout import round_up
 
@@ -28,6 +28,7 @@ def gpu_buffer_sizes(config: ModelConfig, tokens: int, unembeds: bool) -> dict[s
         "x": ArraySize((rows, config.hidden), "float32"),  # the residual stream
         "normed": ArraySize((rows, config.hidden), "float32"),
         "angles": ArraySize((tokens, config.head_dim), "float32"),
+        "offsets": ArraySize((offset_blocks(config) + KEYS_AT_ONCE, config.head_dim), "float32"),
         "qkv": ArraySize((tokens, config.qkv_rows), "float32"),
         "attended": ArraySize((tokens, config.q_rows), "float32"),
         "router_logits": ArraySize((tokens, round_up(config.experts, 8)), "float32"),
@@ -42,6 +43,22 @@ def gpu_buffer_sizes(config: ModelConfig, tokens: int, unembeds: bool) -> dict[s
     }
 
 
+def offset_blocks(config: ModelConfig) -> int:
+    """How many blocks of KEYS_AT_ONCE positions a context has: the rows of rope.Rope.offsets."""
+    return config.context // KEYS_AT_ONCE + 1
+
+
 def gpu_cache_bytes(config: ModelConfig, slots: int, kv_dtype: str) -> int:
-    """Of one layer and conversation; as many numbers as the CPU's cache has."""
-    return layer_cache_bytes(config, slots, kv_dtype)
+    """Of one layer and conversation; as many numbers as the CPU's cache has, int8's scales in whole words."""
+    if kv_dtype != "int8":
+        return layer_cache_bytes(config, slots, kv_dtype)
+    return slots * config.kv_heads * (2 * config.head_dim + 4 * sum(extra_words(config)))
+
+
+def extra_words(config: ModelConfig) -> tuple[int, int, int]:
+    """What an int8 cache has of a head and position besides the codes, in words of 4 bytes.
+
+    The keys' low bits, the scales of the key's groups, and those of the value's.
+    """
+    groups = -(-config.head_dim // CACHE_GROUP)
+    return groups, -(-groups // 4), -(-groups // 4)

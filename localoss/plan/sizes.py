@@ -14,6 +14,7 @@ from quant.format.weight_formats import TILE_COLUMNS, WEIGHT_FORMATS
 # Constants of the kernels that sizes follow from.
 KEY_LANES = 16  # positions whose keys lie side by side
 KEYS_AT_ONCE = 64  # positions whose scores attention holds at a time
+CACHE_GROUP = 16  # numbers of a key or value that share a scale in an int8 cache
 QUERIES_AT_ONCE = 8  # query positions that share a pass over the keys
 PANEL = 8  # row groups that a thread of a matrix product takes at once
 TOKENS_AT_ONCE = 64  # whose sums stay in the first-level cache
@@ -78,9 +79,11 @@ def buffer_sizes(
 
 
 def attention_scratch_floats(heads_per_key: int, head_dim: int) -> int:
-    """Scratch per thread: queries, results, scores, and each row's maximum and sum."""
+    """Scratch per thread: queries, results, scores, each row's maximum and sum, and a block that an int8
+    cache's keys and values are decoded to, with the offset of these keys.
+    """
     rows = round_up(QUERIES_AT_ONCE * heads_per_key, 8)
-    return rows * (2 * head_dim + KEYS_AT_ONCE + 2)
+    return rows * (2 * head_dim + KEYS_AT_ONCE + 2) + (2 * KEYS_AT_ONCE + 1) * head_dim
 
 
 def layer_slots(config: ModelConfig, context_tokens: int, chunk_tokens: int) -> list[int]:
@@ -92,11 +95,16 @@ def layer_slots(config: ModelConfig, context_tokens: int, chunk_tokens: int) -> 
 
 
 def layer_cache_sizes(config: ModelConfig, slots: int, kv_dtype: str) -> tuple[ArraySize, ...]:
-    """A layer's keys and values, and the scales of each: kernels/attention.py says how they lie."""
+    """A layer's keys, values, and what int8 has besides: kernels/attention.py says how they lie."""
     heads, dim, dtype = config.kv_heads, config.head_dim, KV_NUMPY_DTYPES[kv_dtype]
-    scales = ArraySize((heads, slots if kv_dtype == "int8" else 0), "float32")
-    keys, values = (heads, slots // KEY_LANES, dim, KEY_LANES), (heads, slots, dim)
-    return ArraySize(keys, dtype), ArraySize(values, dtype), scales, scales
+    coded, groups = slots if kv_dtype == "int8" else 0, -(-dim // CACHE_GROUP)
+    return (
+        ArraySize((heads, slots // KEY_LANES, dim, KEY_LANES), dtype),
+        ArraySize((heads, slots, dim), dtype),
+        ArraySize((heads, coded // KEY_LANES, dim // 4, KEY_LANES), "uint8"),
+        ArraySize((heads, coded // KEY_LANES, groups, KEY_LANES), "uint8"),
+        ArraySize((heads, coded, groups), "uint8"),
+    )
 
 
 def snapshot_bytes(config: ModelConfig, kv_dtype: str) -> int:

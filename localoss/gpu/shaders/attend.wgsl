@@ -1,7 +1,6 @@
 // out (T, HEADS * HEAD_DIM): attention of one head and token per workgroup, with its sink and, unless WINDOW is
 // 0, within its window. Keys come KEYS at a time. Source: online softmax, https://arxiv.org/abs/1805.02867.
 const KEYS = 256u;
-const QUADS = HEAD_DIM / 4u;
 const PARTS = THREADS / QUADS;  // threads that share the keys of four columns of the result
 const GROUP = HEADS / KV_HEADS;
 const NONE = -3.0e38;
@@ -9,24 +8,46 @@ const NONE = -3.0e38;
 @group(0) @binding(0) var<storage, read> qkv: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read> keys: array<Quad>;
 @group(0) @binding(2) var<storage, read> values: array<Quad>;
-@group(0) @binding(3) var<storage, read> key_scales: array<f32>;
-@group(0) @binding(4) var<storage, read> value_scales: array<f32>;
-@group(0) @binding(5) var<storage, read> sinks: array<f32>;
-@group(0) @binding(6) var<storage, read_write> out: array<vec4<f32>>;
-@group(0) @binding(7) var<uniform> batch: Batch;
+@group(0) @binding(3) var<storage, read> extra: array<u32>;  // (SLOTS, KV_HEADS, EXTRA), where SCALED
+@group(0) @binding(4) var<storage, read> bias: array<f32>;  // of a row of qkv
+@group(0) @binding(5) var<storage, read> offsets: array<vec2<f32>>;  // (BLOCK + blocks, HALF): within, then blocks
+@group(0) @binding(6) var<storage, read> sinks: array<f32>;
+@group(0) @binding(7) var<storage, read_write> out: array<vec4<f32>>;
+@group(0) @binding(8) var<uniform> batch: Batch;
 var<workgroup> query: array<vec4<f32>, QUADS>;
 var<workgroup> weights: array<f32, KEYS>;
 var<workgroup> reduced: array<f32, THREADS>;
 var<workgroup> parts: array<vec4<f32>, THREADS>;
 
-fn score(key: u32, head: u32) -> f32 {
+// Of the query and the bias of its key head, turned to each block of the keys at hand: what of their product
+// goes with the cosine and the sine of a position within the block.
+var<workgroup> turns: array<vec2<f32>, (KEYS / BLOCK + 1u) * HALF>;
+
+fn turn_query(first: u32, head: u32, i: u32) {
+  let at = (HEADS + head) * HEAD_DIM + i % HALF;
+  let b = turned(vec2<f32>(bias[at], bias[at + HALF]), offsets[(BLOCK + first + i / HALF) * HALF + i % HALF]);
+  let j = i % HALF;
+  let x = query[j / 4u][j % 4u];
+  let y = query[(j + HALF) / 4u][(j + HALF) % 4u];
+  turns[i] = vec2<f32>(x * b.x + y * b.y, y * b.x - x * b.y);
+}
+
+fn score(key: u32, head: u32, first_block: u32) -> f32 {
   let place = key % SLOTS * KV_HEADS + head;
   var sum = 0.0;
-  for (var i = 0u; i < QUADS; i++) {
-    sum += dot(query[i], from_cache(keys[place * QUADS + i]));
+  if (!SCALED) {
+    for (var i = 0u; i < QUADS; i++) {
+      sum += dot(query[i], from_cache(keys[place * QUADS + i]));
+    }
+    return sum;
   }
-  if (SCALED) {
-    sum *= key_scales[place];
+  for (var i = 0u; i < QUADS; i++) {
+    let low = byte_of(extra[place * EXTRA + i / 4u], i);
+    let scale = scale_of(byte_of(extra[place * EXTRA + KEY_SCALES + i / 16u], i / 4u));
+    sum += scale * dot(query[i], key_from_cache(keys[place * QUADS + i], low));
+  }
+  for (var i = 0u; i < HALF; i++) {
+    sum += dot(turns[(key / BLOCK - first_block) * HALF + i], offsets[key % BLOCK * HALF + i]);
   }
   return sum;
 }
@@ -49,11 +70,17 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
   var total = 0.0;  // of this thread's keys
   var result = vec4<f32>(0.0);  // of this thread's part of them
   for (var base = begin; base < end; base += KEYS) {
+    if (SCALED) {
+      for (var i = thread; i < (KEYS / BLOCK + 1u) * HALF; i += THREADS) {
+        turn_query(base / BLOCK, head, i);
+      }
+      workgroupBarrier();
+    }
     var top = NONE;
     for (var i = thread; i < KEYS; i += THREADS) {
       var s = NONE;
       if (base + i < end) {
-        s = score(base + i, head);
+        s = score(base + i, head, base / BLOCK);
       }
       weights[i] = s;
       top = max(top, s);
@@ -77,16 +104,20 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
         w = exp(weights[i] - largest);
       }
       total += w;
-      if (SCALED) {
-        w *= value_scales[(base + i) % SLOTS * KV_HEADS + head];
-      }
       weights[i] = w;
     }
     workgroupBarrier();
     if (thread < PARTS * QUADS) {
       for (var i = thread / QUADS; i < min(KEYS, end - base); i += PARTS) {
         let place = (base + i) % SLOTS * KV_HEADS + head;
-        result += weights[i] * from_cache(values[place * QUADS + thread % QUADS]);
+        let value = from_cache(values[place * QUADS + thread % QUADS]);
+        if (SCALED) {
+          let group = thread % QUADS / 4u;
+          let code = byte_of(extra[place * EXTRA + VALUE_SCALES + group / 4u], group);
+          result += weights[i] * scale_of(code) * value;
+        } else {
+          result += weights[i] * value;
+        }
       }
     }
     workgroupBarrier();

@@ -11,3 +11,11 @@ fn to_cache(v: vec4<f32>) -> Quad {
   let within = clamp(v, vec4<f32>(-F16_LARGEST), vec4<f32>(F16_LARGEST));
   return vec2<u32>(pack2x16float(within.xy), pack2x16float(within.zw));
 }
+
+fn key_from_cache(q: Quad, low: u32) -> vec4<f32> {
+  return from_cache(q);
+}
+
+fn key_to_cache(code: vec4<i32>) -> Quad {
+  return to_cache(vec4<f32>(code));
+}

@@ -167,7 +167,16 @@ async def _prompt(service: Service, conversation: Conversation, trims: bool) -> 
     if trims:
         await aside(conversation.leave_out_oldest, lambda tokens: tokens <= _TRIMMED_SHARE * room)
     seen = conversation.messages[conversation.left_out :]
-    return await service.prompt(conversation.setup, seen, "conversation")
+    try:
+        return await service.prompt(conversation.setup, seen, "conversation")
+    except ApiError as error:
+        if error.code != "context_length_exceeded":
+            raise
+        remedy = "shorten it" if trims or len(seen) == 1 else "shorten it, or leave the oldest messages out"
+        what = "your message alone has" if trims or len(seen) == 1 else "the conversation has, with your message,"
+        raise ApiError(
+            f"{what} more tokens than the context of {room:,} holds; {remedy}", code=error.code
+        ) from None
 
 
 def _params(sampling: Sampling) -> SamplingParams:

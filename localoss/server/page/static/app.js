@@ -9,7 +9,8 @@ import { change, live, navigate, onChange, start, state, stop } from "./store.js
 import { Thread } from "./thread.js";
 
 function Header() {
-  const title = state.view?.title || (state.name ? "" : "New conversation");
+  const listed = state.sessions.find(({ name }) => name === state.name);
+  const title = state.view?.title || listed?.title || (state.name ? state.name : "New conversation");
   return html`
     <header class="top">
       <button

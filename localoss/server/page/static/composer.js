@@ -27,18 +27,25 @@ export function Composer() {
   };
   const ready = files.filter((file) => !file.isReading);
   const isReading = ready.length < files.length;
-  const canSend = (text.trim() || ready.length > 0) && !isReading && !mine && state.about;
-  const send = async (event) => {
+  const canSend = (text.trim() || ready.length > 0) && !isReading && !mine;
+  const send = (event) => {
     event?.preventDefault();
     if (!canSend) return;
-    const sent = { text, files };
-    write("");
-    setFiles([]);
-    const shown = { text: text.trim(), files: ready };
-    const given = ready.map(({ name, text: words }) => ({ name, text: words }));
-    if (await say({ text: text.trim(), files: given, shown })) return;
-    if (!place.current?.value) write(sent.text); // it wasn't taken: nothing is lost
-    setFiles((now) => [...sent.files, ...now]);
+    const clear = () => {
+      write("");
+      setFiles([]);
+    };
+    clear();
+    say({
+      text: text.trim(),
+      files: ready.map(({ name, text: words }) => ({ name, text: words })),
+      shown: { text: text.trim(), files: ready },
+      onTaken: () => place.current?.value === text && clear(), // what was refused before
+      onRefused: () => {
+        if (!place.current?.value) write(text); // nothing is lost
+        setFiles((now) => (now.length ? now : files));
+      },
+    });
   };
   const add = async (picked) => {
     for (const file of picked) {
@@ -82,7 +89,7 @@ export function Composer() {
   };
   return html`
     <form class=${isDropping ? "composer is-dropping" : "composer"} onSubmit=${send} ...${drag}>
-      <div class="box">
+      <div class="field">
         ${files.length > 0 &&
         html`<ul class="files" aria-label="Files for the next message">
           ${files.map(

@@ -11,6 +11,7 @@ const ALLOWED = {
     "pre", "span", "strong", "sub", "sup", "table", "tbody", "td", "th", "thead", "tr", "u", "ul",
   ],
   ALLOWED_ATTR: ["href", "class", "start", "align", "data-tex", "data-display", "data-language"],
+  ADD_URI_SAFE_ATTR: ["start", "align", "data-tex", "data-display", "data-language"], // no addresses
   ALLOW_DATA_ATTR: false,
   ALLOW_ARIA_ATTR: false,
   ALLOWED_URI_REGEXP: /^(?:https?:|mailto:)/i,
@@ -55,6 +56,8 @@ function finish(blocks) {
   waiting.shift()?.resolve(blocks);
   next();
 }
+
+blocksOf(""); // the worker is there before the first answer
 
 /** Markdown, drawn again block by block as `text` grows. */
 export function Markdown({ text, isLive = false }) {

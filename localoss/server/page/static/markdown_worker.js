@@ -84,7 +84,7 @@ const renderer = {
     const label = escaped(text || href); // nothing is fetched from where a model says
     return /^https?:/i.test(href) ? `<a href="${escaped(href)}">${label}</a>` : label;
   },
-  checkbox: ({ checked }) => (checked ? "☑ " : "☐ "),
+  checkbox: ({ checked }) => `<span class="tick">${checked ? "☑" : "☐"}</span> `,
 };
 
 const marked = new Marked({ gfm: true });

@@ -127,11 +127,12 @@ function newLive(number) {
 
 /**
  * Say something, or have another answer: `number` of the question that is meant, `text` null for another answer.
- * `shown`: the question as it is shown until the server has it. Gives whether the server took it.
+ * `shown`: the question as it is shown until the server has it. `onTaken`: called once the server has it.
  */
-export async function say({ text = null, files = [], keptFiles = [], number = null, shown = null, trim = false }) {
+export async function say(asked) {
+  const { text = null, files = [], keptFiles = [], number = null, shown = null, trim = false } = asked;
   const name = state.name;
-  if (live()) return false;
+  if (live()) return;
   const before = state.view;
   const turn = {
     session: name,
@@ -150,22 +151,25 @@ export async function say({ text = null, files = [], keptFiles = [], number = nu
   change({ error: null, editing: null, notice: "Waiting for the answer" });
   let isTaken = false;
   try {
-    await listen(events("turns", turn), mine, () => (isTaken = true));
+    await listen(events("turns", turn), mine, () => {
+      isTaken = true;
+      asked.onTaken?.();
+    });
   } catch (error) {
     if (!(error instanceof Refused)) throw error;
-    if (!isTaken) return refused(error, mine, () => say({ text, files, keptFiles, number, shown, trim: true }));
+    if (!isTaken) return refused(error, mine, asked);
     change({ error: { message: error.message, code: error.code } });
   }
   await ended(mine);
-  return true;
 }
 
-async function refused(error, mine, retry) {
+async function refused(error, mine, asked) {
+  asked.onRefused?.();
+  const retry = asked.trim ? null : () => say({ ...asked, trim: true });
   delete state.lives[mine.name ?? ""];
   if (error.code === "invalid_api_key") change({ dialog: { kind: "key" } });
   else change({ error: { message: error.message, code: error.code, retry } });
   if (error.code === "conversation_changed") await attempt(() => load(mine.name));
-  return false;
 }
 
 async function listen(told, mine, onStart = () => {}) {

@@ -12,9 +12,12 @@ export function Thread() {
   const follows = useRef(true);
   const [isAway, setAway] = useState(false);
   const mine = live();
+  const last = useRef({ top: 0, height: 0 });
   const looked = () => {
-    const { scrollHeight, scrollTop, clientHeight } = place.current;
-    follows.current = scrollHeight - scrollTop - clientHeight < NEAR;
+    const { scrollHeight: height, scrollTop: top, clientHeight } = place.current;
+    if (height - top - clientHeight < NEAR) follows.current = true;
+    else if (top < last.current.top && height >= last.current.height) follows.current = false; // who reads stays
+    last.current = { top, height };
     setAway(!follows.current);
   };
   const toEnd = () => {

@@ -6,7 +6,7 @@ MODEL  ?=
 # Processes that run tests at once: one for each core, at most four, for each takes a gigabyte. 0: one after another.
 WORKERS ?= logical
 
-.PHONY: setup chat test lint type bench golden soak train train-smoke clean docs dist
+.PHONY: setup chat test lint type bench golden soak page screens train train-smoke clean docs dist
 
 setup: $(VENV)/.ready
 
@@ -54,6 +54,18 @@ golden: setup
 
 soak: setup
 	LOCALOSS_SOAK=1 $(BIN)/python -m pytest -m soak
+
+# The chat page in headless Chromium, and its pictures and the terminal's in docs/screens anew.
+page: $(VENV)/.page
+	LOCALOSS_SOAK=1 $(BIN)/python -m pytest tests/test_page_browser.py tests/test_page_hostile.py \
+		tests/test_page_access.py tests/test_page_writers.py
+
+screens: $(VENV)/.page
+	$(BIN)/python tools/screens.py
+
+$(VENV)/.page: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[page]'
+	@touch $@
 
 # What torch frees is kept for the next step: glibc would give it back to the system and fetch it again.
 MALLOC := MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=8589934592

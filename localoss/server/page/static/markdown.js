@@ -4,7 +4,7 @@ import { html, useEffect, useRef } from "./view.js";
 import { copyText } from "./clipboard.js";
 import "./vendor/purify.js";
 
-const PATIENCE_MS = 4000; // a text that takes longer is shown as it stands
+const PATIENCE_MS = 6000; // a text that takes longer is shown as it stands
 const ALLOWED = {
   ALLOWED_TAGS: [
     "a", "b", "blockquote", "br", "code", "del", "em", "h3", "h4", "h5", "h6", "hr", "i", "kbd", "li", "ol", "p",
@@ -26,9 +26,9 @@ let waiting = []; // jobs of which the first is the worker's
 let timer = null;
 
 /** The blocks of `text` as HTML; null for a text that can't be made into any. */
-function blocksOf(text) {
+function blocksOf(text, isLive) {
   return new Promise((resolve) => {
-    waiting.push({ text, resolve });
+    waiting.push({ asked: { text, isLive }, resolve });
     if (waiting.length === 1) next();
   });
 }
@@ -36,7 +36,7 @@ function blocksOf(text) {
 function next() {
   if (!waiting.length) return;
   worker ??= started();
-  worker.postMessage(waiting[0].text);
+  worker.postMessage(waiting[0].asked);
   timer = setTimeout(() => {
     worker.terminate();
     worker = null;
@@ -57,30 +57,34 @@ function finish(blocks) {
   next();
 }
 
-blocksOf(""); // the worker is there before the first answer
+blocksOf("", false); // the worker is there before the first answer
 
 /** Markdown, drawn again block by block as `text` grows. */
 export function Markdown({ text, isLive = false }) {
   const place = useRef(null);
-  const state = useRef({ shown: null, wanted: "", isBusy: false, blocks: [], isPlain: false });
+  const state = useRef({ shown: null, wanted: null, isBusy: false, blocks: [], isPlain: false });
   useEffect(() => {
     const mine = state.current;
-    mine.wanted = text;
-    if (mine.isBusy) return;
-    (async () => {
-      mine.isBusy = true;
-      while (mine.shown !== mine.wanted && place.current) {
-        const drawn = mine.wanted;
-        const blocks = mine.isPlain ? null : await blocksOf(drawn);
-        mine.shown = drawn;
-        if (blocks === null) mine.isPlain = true;
-        if (place.current) await draw(place.current, mine, blocks, drawn);
-        await new Promise(requestAnimationFrame);
-      }
-      mine.isBusy = false;
-    })();
-  }, [text]);
+    mine.wanted = { text, isLive };
+    if (!mine.isBusy) drawAll(place, mine);
+  }, [text, isLive]);
   return html`<div class="markdown" ref=${place} aria-busy=${isLive}></div>`;
+}
+
+/** Draw what is wanted, and what is wanted by then, until that is there. */
+async function drawAll(place, mine) {
+  mine.isBusy = true;
+  while (mine.shown !== mine.wanted && place.current) {
+    const drawn = mine.wanted;
+    const blocks = mine.isPlain ? null : await blocksOf(drawn.text, drawn.isLive);
+    mine.shown = drawn;
+    if (blocks === null) mine.isPlain = true;
+    const began = performance.now();
+    if (place.current) await draw(place.current, mine, blocks, drawn.text);
+    const took = performance.now() - began;
+    await new Promise((resolve) => setTimeout(resolve, Math.max(16, 3 * took))); // the page has time for others
+  }
+  mine.isBusy = false;
 }
 
 async function draw(place, mine, blocks, text) {

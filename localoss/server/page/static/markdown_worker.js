@@ -5,7 +5,6 @@ import { Marked } from "./vendor/marked.mjs";
 import highlighter from "./vendor/highlight.mjs";
 
 const MOST_HIGHLIGHTED = 50_000; // characters of a block of code
-const MOST_TEX = 5_000;
 
 function escaped(text) {
   const names = { "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;" };
@@ -13,23 +12,22 @@ function escaped(text) {
 }
 
 function math(tex, isDisplay, source) {
-  if (tex.length > MOST_TEX) return escaped(source);
   return `<span class="math" data-tex="${escaped(tex)}" data-display="${isDisplay}">${escaped(source)}</span>`;
 }
 
-const BLOCK = [/^ {0,3}\$\$([\s\S]+?)\$\$[ \t]*(?:\n|$)/, /^ {0,3}\\\[([\s\S]+?)\\\][ \t]*(?:\n|$)/];
+const BLOCK = [/^ {0,3}\$\$([\s\S]{1,3000}?)\$\$[ \t]*(?:\n|$)/, /^ {0,3}\\\[([\s\S]{1,3000}?)\\\][ \t]*(?:\n|$)/];
 const INLINE = [
-  [/^\$\$([^\n]+?)\$\$/, true],
-  [/^\\\[([\s\S]+?)\\\]/, true],
-  [/^\\\(([\s\S]+?)\\\)/, false],
-  [/^\$(?![\s$])((?:\\[\s\S]|[^\\$\n])*?[^\s\\$])\$(?!\d)/, false],
+  [/^\$\$([^\n]{1,3000}?)\$\$/, true],
+  [/^\\\[([\s\S]{1,3000}?)\\\]/, true],
+  [/^\\\(([\s\S]{1,3000}?)\\\)/, false],
+  [/^\$(?![\s$])((?:\\[\s\S]|[^\\$\n]){0,2000}?[^\s\\$])\$(?!\d)/, false],
 ];
 
 const blockMath = {
   name: "blockMath",
   level: "block",
   start(text) {
-    return /(?:^|\n) {0,3}(?:\$\$|\\\[)/.exec(text)?.index;
+    return /\n {0,3}(?:\$\$|\\\[)/.exec(text)?.index;
   },
   tokenizer(text) {
     for (const pattern of BLOCK) {
@@ -92,26 +90,39 @@ marked.use({ extensions: [blockMath, inlineMath], renderer });
 
 // HTML by Markdown source: while an answer is written, all but its last blocks stay as they are.
 let rendered = new Map();
+let last = { text: "", blocks: [] }; // each block with its HTML and where it ends
 
-function blocks(text) {
+/** The blocks of `text`; of one that is being written, which goes on from the last, only those at its end are new. */
+function blocks(text, isLive) {
+  const goesOn = isLive && last.text && text.startsWith(last.text);
+  const kept = goesOn ? last.blocks.slice(0, -2) : []; // what comes may belong to the last ones
+  const start = kept.at(-1)?.end ?? 0;
+  const made = [...kept, ...lexed(text.slice(start), start)];
+  last = { text, blocks: made };
+  return made.map((block) => block.html);
+}
+
+function lexed(text, start) {
   const tokens = marked.lexer(text);
   const links = Object.keys(tokens.links).length; // definitions change what stands far from them
   const now = new Map();
-  const result = [];
+  const made = [];
+  let end = start;
   for (const token of tokens) {
+    end += token.raw.length;
     if (token.type === "space") continue;
     const key = `${links} ${token.raw}`;
     const html = now.get(key) ?? rendered.get(key) ?? marked.parser(Object.assign([token], { links: tokens.links }));
     now.set(key, html);
-    result.push(html);
+    made.push({ html, end });
   }
   rendered = now;
-  return result;
+  return made;
 }
 
-addEventListener("message", ({ data }) => {
+addEventListener("message", ({ data: { text, isLive } }) => {
   try {
-    postMessage({ blocks: blocks(data) });
+    postMessage({ blocks: blocks(text.replaceAll("\r\n", "\n").replaceAll("\r", "\n"), isLive) });
   } catch {
     postMessage({ blocks: null }); // nested too deep, for one: shown as it stands
   }

@@ -172,10 +172,11 @@ async def _prompt(service: Service, conversation: Conversation, trims: bool) -> 
     except ApiError as error:
         if error.code != "context_length_exceeded":
             raise
-        remedy = "shorten it" if trims or len(seen) == 1 else "shorten it, or leave the oldest messages out"
-        what = "your message alone has" if trims or len(seen) == 1 else "the conversation has, with your message,"
+        what, remedy = "the conversation has, with your message,", ", or leave the oldest messages out"
+        if trims or len(seen) == 1:
+            what, remedy = "your message alone has", ""
         raise ApiError(
-            f"{what} more tokens than the context of {room:,} holds; {remedy}", code=error.code
+            f"{what} more tokens than the context of {room:,} holds; shorten it{remedy}", code=error.code
         ) from None
 
 

@@ -7,7 +7,7 @@ import httpx2
 import pytest
 from support.live_server import live
 from support.page_client import PageClient, events_of, said
-from support.scripted import HELLO, ScriptedEngine
+from support.scripted import HELLO, ScriptedEngine, check
 
 from localoss.chat.session import Session
 from localoss.chat.session_store import read_session, sessions
@@ -27,16 +27,32 @@ def home(tmp_path, monkeypatch):
     monkeypatch.setenv("LOCALOSS_HOME", str(tmp_path))
 
 
-@pytest.fixture
-def server():
-    with live(ScriptedEngine([HELLO, final("Two."), final("Three.")]), page=PAGE) as server:
+@pytest.fixture(scope="module")
+def shared():
+    """One server for all tests: an application takes a second to be put together."""
+    with live(ScriptedEngine(), page=PAGE) as server:
         yield server
 
 
 @pytest.fixture
-def slow():
-    with live(ScriptedEngine([LONG], token_s=0.01), page=PAGE) as server:
-        yield server
+def server(shared):
+    says(shared, HELLO, final("Two."), final("Three."))
+    return shared
+
+
+@pytest.fixture
+def slow(shared):
+    says(shared, LONG, token_s=0.01)
+    return shared
+
+
+def says(server, *answers, **figures):
+    """Have the engine answer so, from now on."""
+    engine = server.service.engine
+    engine.prompts.clear()
+    engine.answers[:] = answers
+    for name, value in ({"token_s": 0.0, "prefill_s": 0.0, "context_tokens": 8192} | figures).items():
+        setattr(engine, name, value)
 
 
 def test_the_page_and_every_file_that_it_names_are_served(server):
@@ -196,17 +212,39 @@ def test_edits_and_other_answers_keep_what_was_there(server):
     assert tab.post(f"sessions/{name}/way", way).json()["error"]["code"] == "conversation_changed"
 
 
-def test_another_answer_that_is_stopped_before_a_word_leaves_the_first():
-    engine = ScriptedEngine([HELLO, LONG])
-    with live(engine, page=PAGE) as server:
-        tab = PageClient(server)
-        name = tab.say(text="Hi")[0]["session"]
-        engine.prefill_s = 5
-        threading.Thread(target=lambda: tab.say(session=name, exchange=0, text=None), daemon=True).start()
-        server.wait_until(lambda: len(engine.prompts) == 2)
-        PageClient(server).post(f"sessions/{name}/stop", {})
-        server.wait_until(lambda: not PageClient(server).view(name)["is_writing"])
-        assert said(PageClient(server).view(name)) == [("Hi", "Hello!")]
+def test_another_answer_that_is_stopped_before_a_word_leaves_the_first(server):
+    tab = PageClient(server)
+    name = tab.say(text="Hi")[0]["session"]
+    server.service.engine.prefill_s = 3
+    threading.Thread(target=lambda: tab.say(session=name, exchange=0, text=None), daemon=True).start()
+    server.wait_until(lambda: len(server.service.engine.prompts) == 2)
+    PageClient(server).post(f"sessions/{name}/stop", {})
+    server.wait_until(lambda: not PageClient(server).view(name)["is_writing"])
+    assert said(PageClient(server).view(name)) == [("Hi", "Hello!")]
+
+
+def test_a_saved_cache_saves_reading_after_a_restart(tmp_path):
+    """The page, another server, the terminal: none reads what another has read."""
+    folder = tmp_path / "models" / "tiny"
+    folder.mkdir(parents=True)
+    (folder / "localoss.json").write_text("{}")
+    page, long = Page("tiny", folder=folder), "word " * 300
+    with live(ScriptedEngine([HELLO]), page=page) as server:
+        events = PageClient(server).say(text=long)
+        name, read = events[0]["session"], events[-1]["prompt_tokens"]
+        assert events[-1]["cached_tokens"] == 0 and read > 300
+    with live(ScriptedEngine([final("Two.")]), page=page) as server:
+        done = PageClient(server).say(session=name, text="More")[-1]
+        assert read - 5 <= done["cached_tokens"] < done["prompt_tokens"]
+        assert (
+            PageClient(server).say(session=name, text="And more")[-1]["cached_tokens"] > done["cached_tokens"]
+        )
+    session, engine = Session(name), ScriptedEngine()
+    sequence = engine.sequence()
+    assert session.attach(folder, engine, sequence) is None and len(sequence.tokens) > read
+    sequence.reuse([*sequence.tokens, 0])
+    check(sequence)
+    session.close()
 
 
 def test_names_export_and_removal(server):
@@ -280,14 +318,14 @@ def test_files_are_read_by_what_the_terminal_reads_them_with(server, monkeypatch
     assert tab.post("documents", {"name": "a", "data": "!"}).status_code == 400
 
 
-def test_a_full_context_is_told_and_trimming_helps():
-    with live(ScriptedEngine([final("Yes.")], context_tokens=400), page=PAGE) as server:
-        tab = PageClient(server)
-        name = tab.say(text="one " * 180)[0]["session"]
-        view = tab.view(name)
-        full = tab.say(session=name, revision=view["revision"], text="two " * 180)
-        assert full[0]["code"] == "context_length_exceeded"
-        assert said(tab.view(name)) == said(view), "nothing was changed"
-        tab.say(session=name, revision=view["revision"], text="two " * 180, trim=True)
-        view = tab.view(name)
-        assert len(said(view)) == 2 and view["exchanges"][0]["question"]["is_left_out"]
+def test_a_full_context_is_told_and_trimming_helps(server):
+    says(server, final("Yes."), context_tokens=400)
+    tab = PageClient(server)
+    name = tab.say(text="one " * 180)[0]["session"]
+    view = tab.view(name)
+    full = tab.say(session=name, revision=view["revision"], text="two " * 180)
+    assert full[0]["code"] == "context_length_exceeded" and "400" in full[0]["message"]
+    assert said(tab.view(name)) == said(view), "nothing was changed"
+    tab.say(session=name, revision=view["revision"], text="two " * 180, trim=True)
+    view = tab.view(name)
+    assert len(said(view)) == 2 and view["exchanges"][0]["question"]["is_left_out"]

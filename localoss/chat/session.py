@@ -15,6 +15,8 @@ from quant.format import disk
 from quant.format.layout import MANIFEST
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence as Seq
+
     from localoss.engine.engine import Engine
     from localoss.engine.saved_cache import SavedCache
     from localoss.engine.sequence import Sequence
@@ -89,16 +91,20 @@ class Session:
             ) from None
         self._saved = content
 
-    def attach(self, folder: Path, engine: "Engine", sequence: "Sequence") -> str | None:
+    def attach(
+        self, folder: Path, engine: "Engine", sequence: "Sequence", prompt: "Seq[int] | None" = None
+    ) -> str | None:
         """Follow `sequence` of the model in `folder`, after filling it with what was saved.
 
-        Gives a line about a cache that cannot be used: it is set aside, and nothing but time is lost.
+        prompt: what comes next; a sequence that has as much of it as was saved stays as it is. Gives a line
+        about a cache that cannot be used: it is set aside, and nothing but time is lost.
         """
         from localoss.engine.saved_cache import (  # only now: it brings NumPy
             SavedCache,
             UnusableCacheError,
             identity,
         )
+        from localoss.engine.sequence import common_prefix
 
         try:
             digest = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
@@ -107,7 +113,9 @@ class Session:
             return None
         self._cache = SavedCache(self.folder / CACHE, identity(digest, engine.config, engine.kv_dtype))
         try:
-            self._cache.load(sequence, engine.context_tokens)
+            if prompt is None or self._cache.shared(prompt) > common_prefix(sequence.tokens, prompt):
+                sequence.restore([], [])
+                self._cache.load(sequence, engine.context_tokens)
         except DeviceLost as error:
             sequence.restore([], [])
             return f"{error.device} is lost ({error}); the conversation is read anew"
@@ -122,14 +130,14 @@ class Session:
             )
         return None
 
-    def save_cache(self, conversation: Conversation, sequence: "Sequence") -> str | None:
-        """Save what the next prompt will share with `sequence`; gives a line if that failed."""
+    def save_cache(self, prompt: "Seq[int]", sequence: "Sequence") -> str | None:
+        """Save what `sequence` has of `prompt`, as the next one begins; gives a line if that failed."""
         if self._cache is None:
             return None
         from localoss.engine.sequence import common_prefix
 
         try:
-            self._cache.save(sequence, common_prefix(sequence.tokens, conversation.tokens()))
+            self._cache.save(sequence, common_prefix(sequence.tokens, prompt))
         except DeviceLost as error:  # what was saved before is true still
             return f"the cache of session {self.name} is not saved, for {error.device} is lost ({error})"
         except OSError as error:

@@ -209,7 +209,7 @@ def listen(
             parallel=min(parallel or MOST_SLOTS, engine.slots),
             responses=settings.home() / "server" / "responses.sqlite3",
             hosted=hosted,
-            page=Page(name_of(folder), introduction(model)) if has_page else None,
+            page=Page(name_of(folder), introduction(model), folder) if has_page else None,
             listening=lambda url: listening(name, url.removesuffix("/v1")),
             **server_options,
         )

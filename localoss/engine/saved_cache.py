@@ -66,6 +66,13 @@ class SavedCache:
         self.folder, self._whose = folder, whose
         self._index = _Index()
 
+    def shared(self, tokens: Seq[int]) -> int:
+        """How many of `tokens` the saved ones begin with: what `load` would save. Raises: as load."""
+        if not (self.folder / _INDEX).exists():
+            return 0
+        self._index = self._read_index()
+        return common_prefix(self._index.tokens, tokens)
+
     def load(self, sequence: Sequence, room: int) -> int:
         """Fill an empty `sequence`, which has room for `room` tokens; gives how many it holds then.
 

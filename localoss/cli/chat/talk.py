@@ -192,7 +192,7 @@ class Chat:
         self.last_thinking = turn.thinking
         self.count()
         self.keep()
-        problem = self.session and self.session.save_cache(self.conversation, self.sequence)
+        problem = self.session and self.session.save_cache(self.conversation.tokens(), self.sequence)
         if problem:
             say(f"({problem})")
         self._explain(turn)

@@ -1,6 +1,7 @@
 """The chat page: its files, and what it asks for. Its conversations are the terminal's sessions."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from fastapi import FastAPI
 
@@ -13,11 +14,13 @@ from localoss.server.page.answers import Answers
 class Page:
     """What the page is told. opens_as: the name or folder that opens the model again, kept with sessions.
 
-    introduction: a word about the model, before the first message.
+    introduction: a word about the model, before the first message. folder: the model's, which tells whose a
+    session's saved KV cache is; without it none is read or saved.
     """
 
     opens_as: str
     introduction: str | None = None
+    folder: Path | None = None
 
 
 def add_page(app: FastAPI, page: Page, service: Service) -> None:

@@ -23,6 +23,7 @@ from localoss.server.core.service import Service, event_stream
 from localoss.server.core.threads import aside
 from localoss.server.page.answers import Answers, LiveAnswer
 from localoss.server.page.origin import PageRoute
+from localoss.server.page.saved import SessionAnswering
 from localoss.server.page.schemas import Document, Nothing, Sampling, Turn
 from localoss.server.page.sessions import apply_setup, as_refusal, missing, opened, told
 
@@ -62,7 +63,11 @@ async def take_turn(body: Turn, request: Request) -> Response:
             _params(body.sampling),
         )
         client = request.client.host if request.client else ""
-        job = service.ask(question, client)
+        folder = request.app.state.page.folder
+        if folder is None:
+            job = service.ask(question, client)
+        else:
+            job = service.submit(SessionAnswering(service, question, session, folder), client)
         try:
             model = request.app.state.page.opens_as
             await aside(session.save_messages, conversation, model)

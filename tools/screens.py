@@ -61,7 +61,7 @@ def page_screens() -> None:
             tab.ask(title)
             tab.context.close()
         engine.token_s = 0.02
-        tab = Tab(browser, server, color_scheme="light", viewport={"width": 1100, "height": 860})
+        tab = Tab(browser, server, color_scheme="light", viewport={"width": 1100, "height": 940})
         tab.ask(QUESTION)
         tab.page.wait_for_timeout(1500)
         shoot(tab, "page-light")
@@ -94,7 +94,7 @@ def terminal_screen() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "localoss", "chat", "demo", "--temperature", "0"]
-        terminal = Terminal(command, columns=92, lines=26, variables={"LOCALOSS_HOME": folder})
+        terminal = Terminal(command, columns=92, lines=29, variables={"LOCALOSS_HOME": folder})
         terminal.wait_for("/help for help", timeout_s=300)
         for line in ("What is 37 + 48?", "How do I see how fast a model is?", "/context"):
             terminal.wait_for_prompt()
@@ -117,7 +117,7 @@ def svg(screen: Any) -> str:
     width, height = screen.columns * WIDTH + 2 * MARGIN, used * HEIGHT + 2 * MARGIN
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" '
-        'font-family="ui-monospace, Menlo, Consolas, monospace" font-size="14" xml:space="preserve">'
+        'font-family="ui-monospace, Menlo, Consolas, monospace" font-size="14">'
         f'<rect width="100%" height="100%" rx="10" fill="#15191a"/>'
     )
     rows = [run for y in range(used) for run in runs(screen.buffer[y], y, screen.columns)]
@@ -131,13 +131,13 @@ def runs(row: Any, y: int, columns: int) -> list[str]:
     for x in range(1, columns + 1):
         if x < columns and look_of(row[x]) == look_of(row[start]):
             continue
-        text = "".join(row[i].data for i in range(start, x))
-        if text.strip():
-            left, top = MARGIN + start * WIDTH, MARGIN + y * HEIGHT + 14
-            length = len(text) * WIDTH
+        text = "".join(row[i].data for i in range(start, x)).rstrip()
+        if text:
+            blank = len(text) - len(text.lstrip())
+            left, length = MARGIN + (start + blank) * WIDTH, (len(text) - blank) * WIDTH
             made.append(
-                f'<text x="{left:.1f}" y="{top}" textLength="{length:.1f}" {look_of(row[start])}>'
-                f"{escape(text)}</text>"
+                f'<text x="{left:.1f}" y="{MARGIN + y * HEIGHT + 14}" textLength="{length:.1f}" '
+                f"{look_of(row[start])}>{escape(text.strip()).replace(' ', chr(0xA0))}</text>"
             )
         start = x
     return made

@@ -82,6 +82,10 @@ class Engine:
 
         It uses one of the caches that were allocated with the engine, and gives it back when it is gone.
         Only while all are in use it takes more memory.
+
+        Args:
+            seed: of its random state; None for one that nobody knows.
+        Returns: the sequence, for `generate`, `prefill`, `stream_logits` and `score`.
         """
         for index, (cache, holder) in enumerate(zip(self._caches, self._holders, strict=True)):
             if holder is None or holder() is None:
@@ -148,11 +152,15 @@ class Engine:
         cancelled: Callable[[], bool] | None = None,
         checkpoints: Seq[int] = (),
     ) -> F32Array:
-        """Bring `sequence` to `tokens`, the whole text so far; gives the logits (V,) f32 after the last.
+        """Bring `sequence` to `tokens`; only what its cache does not hold already is run, in chunks.
 
-        Only what the cache does not hold already is run, in chunks. checkpoints, progress: as for generate.
+        Args:
+            sequence: a sequence of this engine.
+            tokens: the whole text so far, ids, at least one.
+            progress, cancelled, checkpoints: as for generate.
+        Returns: the logits (V,) f32 after the last token, a copy.
         Raises: UsageError, ContextFullError; Cancelled, after which the sequence holds the chunks that were
-        finished.
+            finished.
         """
         batch = self.batch()
         slot = batch.add(Slot(sequence, tokens, SamplingParams(), None, checkpoints, progress, cancelled))
@@ -165,8 +173,12 @@ class Engine:
         return logits
 
     def logits(self, tokens: Seq[int], positions: Seq[int] | None = None) -> F32Array:
-        """Logits after each of `positions` (all, if None) of `tokens`: (n, V) f32, in a fresh cache.
+        """Run `tokens` in a fresh cache, and give the logits after some of them.
 
+        Args:
+            tokens: ids, at least one.
+            positions: indices into `tokens`; None for all.
+        Returns: (n, V) f32, a row for each of `positions`: logits before any temperature.
         Raises: UsageError for a position or token out of range, ContextFullError.
         """
         self._passes.check_prompt(tokens)
@@ -190,10 +202,16 @@ class Engine:
         cancelled: Callable[[], bool] | None = None,
         sequence: Sequence | None = None,
     ) -> Iterator[F32Array]:
-        """Logits after each of tokens[first:] in order, up to `rows` (n, V) f32 at once, run from the start.
+        """Logits after each of tokens[first:] in order; memory stays the same for any text.
 
-        Each is a view that the next one overwrites, so memory stays the same for any text. `sequence`, a new
-        one if None, holds `tokens` afterwards and nothing else. Raises: as logits does; Cancelled.
+        Args:
+            tokens: ids, which are run from the start.
+            first: the index of the first token after which logits are wanted.
+            rows: how many logits are given at once, at most.
+            cancelled: asked between layers whether to stop.
+            sequence: it holds `tokens` afterwards and nothing else; None for a new one.
+        Returns: an iterator over (n, V) f32, each a view that the next one overwrites.
+        Raises: as logits does; Cancelled.
         """
         self._passes.check_prompt(tokens)
         sequence = sequence or self.sequence()
@@ -215,7 +233,11 @@ class Engine:
     ) -> Iterator[Token]:
         """Each of `tokens` after the first with its logprob given those before it, run from the start.
 
-        logprobs: how many of the likeliest tokens come with each. sequence: as for stream_logits.
+        Args:
+            tokens: ids, at least one.
+            logprobs: how many of the likeliest tokens come with each.
+            sequence, cancelled: as for stream_logits.
+        Returns: an iterator over tokens, whose logprob is a natural logarithm.
         Raises: UsageError, ContextFullError, Cancelled.
         """
         scored = 1

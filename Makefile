@@ -6,7 +6,7 @@ MODEL  ?=
 # Processes that run tests at once: one for each core, at most four, for each takes a gigabyte. 0: one after another.
 WORKERS ?= logical
 
-.PHONY: setup chat test lint type bench golden soak page screens train train-smoke clean docs dist
+.PHONY: setup chat test lint type bench golden clients soak page screens train train-smoke clean docs dist
 
 setup: $(VENV)/.ready
 
@@ -51,6 +51,10 @@ golden: setup
 	@$(BIN)/python -c 'import torch, transformers' 2>/dev/null || \
 		{ echo "make golden needs the oracles: $(BIN)/pip install -e '.[oracle]'" >&2; exit 1; }
 	$(BIN)/python tests/golden/make_golden.py
+
+# Real clients from npm and PyPI, in a folder of their own; writes docs/clients-table.md.
+clients: setup
+	$(BIN)/python clients/run.py --folder out/clients
 
 soak: setup
 	LOCALOSS_SOAK=1 $(BIN)/python -m pytest -m soak

@@ -66,6 +66,11 @@ class LoadOptions:
             raise UsageError("with --gpu-layers experts are mapped; leave out one of it and --expert-memory")
 
     @property
+    def uses_a_device(self) -> bool:
+        """Whether something other than the CPU runs layers, if there is such a thing."""
+        return bool(self.gpu_layers)
+
+    @property
     def is_exact(self) -> bool:
         return self.activations == "f32"
 

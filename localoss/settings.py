@@ -14,6 +14,9 @@ from localoss.errors import UsageError
 SIMD_NAMES = ("avx512", "vnni", "avx2", "neon", "portable")  # the fastest first
 _SESSION_DISK_BYTES = 4_000_000_000
 _SIZE = re.compile(r"(\d+(?:\.\d+)?(?:e\d+)?)\s*(?:([kmgt])?(i)?b?)?", re.ASCII | re.IGNORECASE)
+_DURATION = re.compile(r"(-?)(?:(\d+(?:\.\d+)?)|((?:\d+(?:\.\d+)?(?:ms|h|m|s))*))", re.ASCII)
+_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|h|m|s)", re.ASCII)
+_UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 # What the configuration file and LOCALOSS_<NAME> may set: defaults of options that have these names.
 CONFIG_KEYS: dict[str, type] = {
     "model": str, "effort": str, "system": str, "temperature": float, "top_p": float, "top_k": int,
@@ -246,6 +249,22 @@ def size_bytes(text: str) -> int:
     return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
 
 
+def duration_s(text: str) -> float | None:
+    """10m, 1h30m, 90 or -1: seconds, as Ollama writes them; None for what is negative: for ever.
+
+    Raises: UsageError.
+    """
+    text = text.strip()
+    if not (match := _DURATION.fullmatch(text)) or text in ("", "-"):
+        raise UsageError(f"{text!r} is no duration; write 10m, 1h30m, 45s or a number of seconds")
+    sign, seconds, parts = match.groups()
+    if sign:
+        return None
+    if seconds:
+        return float(seconds)
+    return sum(float(number) * _UNITS_S[unit] for number, unit in _DURATION_PART.findall(parts))
+
+
 def encoding_is_given() -> bool:
     """Whether Python was told how to encode what it writes."""
     return bool(os.environ.get("PYTHONIOENCODING"))
@@ -275,6 +294,11 @@ def clipboard() -> str | None:
     if os.environ.get("WAYLAND_DISPLAY"):
         return "wayland"
     return "x11" if os.environ.get("DISPLAY") else None
+
+
+def environment(changes: dict[str, str]) -> dict[str, str]:
+    """What another program is started with: this process's variables, with `changes`."""
+    return os.environ | changes
 
 
 def set_variable(name: str, value: str) -> None:

@@ -185,7 +185,7 @@ def test_ctrl_c_keeps_what_is_done(tmp_path):
 def served(tmp_path):
     engine = ScriptedEngine([HELLO], slots=2)
     with live(engine, parallel=2) as server:
-        server.service.batches = Batches(FileStore(tmp_path / "files"), 2)
+        server.models.batches = Batches(FileStore(tmp_path / "files"), 2)
         yield server, engine
 
 
@@ -254,9 +254,9 @@ def test_a_new_server_goes_on_with_a_batch(served, tmp_path):
     server.wait_until(lambda: client.batches.retrieve(batch.id).request_counts.completed > 2)
     server.service.scheduler.cut_short()
     server.wait_until(lambda: not server.service.scheduler.running)
-    server.wait_until(lambda: server.service.batches._current is None)
+    server.wait_until(lambda: server.models.batches._current is None)
     with live(ScriptedEngine([HELLO], slots=2), parallel=2) as other:
-        other.service.batches = Batches(FileStore(tmp_path / "files"), 2)
+        other.models.batches = Batches(FileStore(tmp_path / "files"), 2)
         client = other.client()
         late = uploaded(client, [line("late")])
         client.batches.create(input_file_id=late.id, endpoint=CHAT, completion_window="24h")

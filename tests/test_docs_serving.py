@@ -72,22 +72,22 @@ def test_install_names_an_extra_that_is_there():
 def test_command_lines(monkeypatch, tmp_path):
     """Each starts a server with what it asks for; the model is scripted, the port free."""
     from localoss import cli
-    from localoss.cli import loading
+    from localoss.hub import registry
     from localoss.server import run
 
     started = []
-    monkeypatch.setattr(loading, "load_model", lambda name, options: (tmp_path / name, ScriptedEngine()))
-    monkeypatch.setattr(run, "serve", lambda engine, name, bound, **more: started.append((name, more)))
+    monkeypatch.setattr(registry, "find_model", lambda name, tell: tmp_path / name)
+    monkeypatch.setattr(run, "serve", lambda *given: started.append((given[0].first.name, given[2])))
     for line in lines("localoss"):
         command = shlex.split(line.replace('"$(openssl rand -hex 16)"', "k"))
         assert cli.main([*command[1:], "--port", "0"]) == 0
     assert [name for name, _ in started] == [MODEL] * 3
-    assert (started[0][1]["host"], started[0][1]["api_key"]) == ("127.0.0.1", None)
-    assert (started[1][1]["host"], started[1][1]["api_key"]) == ("0.0.0.0", "k")
-    assert started[2][1]["cors_origins"] == ["http://localhost:3000"]
-    assert started[2][1]["think_budget"] is None
+    assert (started[0][1].host, started[0][1].api_key) == ("127.0.0.1", None)
+    assert (started[1][1].host, started[1][1].api_key) == ("0.0.0.0", "k")
+    assert started[2][1].cors_origins == ["http://localhost:3000"]
+    assert started[2][1].think_budget is None
     assert cli.main(["serve", MODEL, "--think-budget", "9", "--port", "0"]) == 0
-    assert started[3][1]["think_budget"] == 9
+    assert started[3][1].think_budget == 9
 
 
 def test_what_is_said_of_options():

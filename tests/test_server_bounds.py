@@ -131,16 +131,16 @@ def test_a_schema_with_what_is_no_number_is_the_clients_fault(server, place, num
 
 
 def test_bodies_in_memory_have_a_bound(server):
-    held = server.service.bodies
-    server.service.bodies = bodies.Bodies(most_bytes=1_000_000)
+    held = server.models.bodies
+    server.models.bodies = bodies.Bodies(most_bytes=1_000_000)
     try:
         big = CHAT | {"metadata": {"a": "x" * 2_000_000}}
         answer = server.post("/v1/chat/completions", big)
         assert (answer.status_code, answer.json()["error"]["code"]) == (429, "rate_limit_exceeded")
         assert server.post("/v1/chat/completions", CHAT).status_code == 200
-        assert server.service.bodies._left == 1_000_000
+        assert server.models.bodies._left == 1_000_000
     finally:
-        server.service.bodies = held
+        server.models.bodies = held
 
 
 def test_a_body_that_doesnt_arrive_is_given_up(server, monkeypatch):

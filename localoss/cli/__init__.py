@@ -17,12 +17,14 @@ from localoss.cli import (
     eval,
     export,
     gpu,
+    launch,
     mcp,
     plan,
     pull,
     quantize,
     run,
     serve,
+    servers,
     sessions,
     store,
 )
@@ -55,6 +57,9 @@ app.command()(gpu.gpu)
 app.command(cls=Command)(serve.serve)
 app.command(cls=Command)(serve.web)
 app.command(cls=Command)(batch.batch)
+app.command()(servers.ps)
+app.command()(servers.stop)
+app.command()(launch.launch)
 app.command()(quantize.quantize)
 app.command()(export.export)
 app.command()(bench.bench)

@@ -107,7 +107,7 @@ def _answer(
     check_vocabulary(engine.config.vocab)
     served = folder.absolute().name.replace("--", "/", 1)
     with _shown() as told:
-        running = _Running(engine, served, think_budget, replaces_model=model is not None)
+        running = _Running(engine, folder, served, think_budget, replaces_model=model is not None)
         return asyncio.run(running.run(requests, journal, found.total, parallel, told))
 
 
@@ -132,6 +132,7 @@ class _Running:
     """An application without a server. replaces_model: whatever model a line names is this one."""
 
     engine: "Engine"
+    folder: Path
     model: str
     think_budget: int | None
     replaces_model: bool
@@ -147,6 +148,7 @@ class _Running:
         from localoss.server.app import build_app
         from localoss.server.batches.journal import Request, read_requests
         from localoss.server.batches.running import run_requests
+        from localoss.server.core.models import only
         from localoss.server.core.pool import SequencePool
         from localoss.server.core.scheduler import Scheduler
         from localoss.server.core.service import Service
@@ -156,7 +158,7 @@ class _Running:
         scheduler = Scheduler(self.engine, at_once, side_by_side)
         pool = SequencePool(self.engine, self.engine.slots)
         service = Service(self.engine, self.model, scheduler, pool, default_think_budget=self.think_budget)
-        app = build_app(service, hosts=None)
+        app = build_app(only(service, self.folder), hosts=None)
 
         def named(request: Request) -> Request:
             body = request.body | {"model": self.model} if self.replaces_model else request.body

@@ -1,10 +1,12 @@
-"""`localoss serve` and `localoss web`: OpenAI's API on a local model, and a page to chat in."""
+"""`localoss serve` and `localoss web`: the APIs of OpenAI, Anthropic and Ollama, and a page."""
 
 import webbrowser
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from threading import Thread
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
 
 import typer
@@ -15,6 +17,10 @@ from localoss.errors import UsageError
 from localoss.options import MOST_SLOTS, LoadOptions
 from localoss.tools.choice import NO_TOOLS, ToolOptions
 
+if TYPE_CHECKING:
+    from localoss.engine.engine import Engine
+
+_OLLAMA_PORT = 11434
 _LEAST_SHARE = 4096  # tokens of context that an answer has at least where a total is shared unasked
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -69,6 +75,13 @@ Alias = Annotated[
         metavar="NAME", help="Another name for the model that clients may ask for; may be repeated."
     ),
 ]
+IdleUnload = Annotated[
+    str | None,
+    typer.Option(metavar="TIME", help="After so long without a request, as 10m, a model leaves memory."),
+]
+OllamaPort = Annotated[
+    bool, typer.Option("--ollama-port", help=f"Listen on Ollama's port {_OLLAMA_PORT} as well.")
+]
 Strict = Annotated[
     bool, typer.Option("--strict", help="Refuse fields that aren't known, instead of naming them.")
 ]
@@ -92,16 +105,20 @@ def serve(
     alias: Alias = None,
     think_budget: options.ThinkBudget = None,
     no_page: NoPage = False,
+    idle_unload: IdleUnload = None,
+    ollama_port: OllamaPort = False,
     *,
     loading: LoadOptions,
     tooling: ToolOptions,
 ) -> None:
-    """Serve a model over HTTP to whatever speaks OpenAI's API, and a chat page to browsers.
+    """Serve models to whatever speaks OpenAI's API, Anthropic's or Ollama's, and a chat page to browsers.
 
-    Without MODEL, the one that is installed, or the demo model that comes with localoss.
-    Chat completions, responses and completions, with tools and structured outputs. Ctrl-C or SIGTERM lets
-    what runs finish, and ends.
+    MODEL is in memory from the start; without it, the one that is installed, or the demo model that comes
+    with localoss. A request may name any installed model: it is loaded then, in another one's place unless
+    there is room for both. Ctrl-C or SIGTERM lets what runs finish, and ends.
     """
+    from localoss import settings
+
     key = _key(api_key, host)
 
     def listening(name: str, url: str) -> None:
@@ -116,11 +133,13 @@ def serve(
         listening=listening,
         has_page=not no_page,
         parallel=parallel,
+        aliases=alias or (),
+        ollama_port=ollama_port,
+        idle_unload_s=None if idle_unload is None else settings.duration_s(idle_unload),
         api_key=key,
         cors_origins=cors_origin or (),
         allowed_hosts=allowed_host or (),
         strict=strict,
-        aliases=alias or (),
         queue=queue,
         think_budget=think_budget,
         tooling=tooling,
@@ -172,47 +191,63 @@ def listen(
     *,
     listening: Callable[[str, str], None],
     has_page: bool,
-    parallel: int | None = None,
+    aliases: Sequence[str] = (),
+    ollama_port: bool = False,
     tooling: ToolOptions = NO_TOOLS,
     **server_options: Any,
 ) -> None:
-    """Load the model and serve it. listening: told its name and the server's address, once it answers.
+    """Load the model and serve it, and others that requests name. server_options: see ServeOptions.
 
-    parallel: how many answers are written side by side; None for as many as were loaded, up to MOST_SLOTS.
+    listening: told its name and the server's address, once it answers.
     """
     from localoss import settings
 
     try:
+        from localoss.server.core.catalogue import Catalogue, Entry
         from localoss.server.core.hosted import HostedTools, check_hosted
         from localoss.server.page import Page
-        from localoss.server.run import open_socket
+        from localoss.server.run import ServeOptions, open_socket
         from localoss.server.run import serve as run_server
     except ModuleNotFoundError as error:
         raise UsageError(f"{error.name} isn't installed: pip install 'localoss[server]'") from None
-    from localoss.chat.harmony import check_vocabulary
-    from localoss.cli.loading import introduction, load_model
-    from localoss.hub.registry import default_model, name_of
+    from localoss.cli.loading import introduction
+    from localoss.hub import running
+    from localoss.hub.registry import default_model, find_model, name_of
 
     model = model or default_model()
     check_hosted(tooling)
-    with open_socket(host, port) as bound:
-        hosted = HostedTools(tooling) if tooling.wants_any else None
-        folder, engine = load_model(model, loading)
-        check_vocabulary(engine.config.vocab)
+    with ExitStack() as held:
+        bound = [held.enter_context(open_socket(host, port))]
+        if ollama_port:
+            bound.append(held.enter_context(open_socket(host, _OLLAMA_PORT)))
+        folder = find_model(model, say)
         name = folder.absolute().name.replace("--", "/", 1)  # as the store writes a repository's name
-        run_server(
-            engine,
-            name,
-            bound,
+
+        @contextmanager
+        def registered(url: str) -> Iterator[None]:
+            with running.registered(url):
+                listening(name, url.removesuffix("/v1"))
+                yield
+
+        chosen = ServeOptions(
             host=host,
-            conversations=engine.slots,
-            parallel=min(parallel or MOST_SLOTS, engine.slots),
             responses=settings.home() / "server" / "responses.sqlite3",
-            hosted=hosted,
+            hosted=HostedTools(tooling) if tooling.wants_any else None,
             page=Page(name_of(folder), introduction(model), folder) if has_page else None,
-            listening=lambda url: listening(name, url.removesuffix("/v1")),
             **server_options,
         )
+        catalogue = Catalogue(Entry(name, folder), loading, _load, aliases)
+        run_server(catalogue, bound, chosen, registered)
+
+
+def _load(folder: Path, loading: LoadOptions) -> "Engine":
+    """An engine that can chat. Raises: LocalossError."""
+    from localoss.chat.harmony import check_vocabulary
+    from localoss.cli.loading import load_model
+
+    _, engine = load_model(str(folder), loading)
+    check_vocabulary(engine.config.vocab)
+    return engine
 
 
 def _key(given: str | None, host: str) -> str | None:

@@ -15,7 +15,7 @@ from localoss.options import Listener, LoadOptions
 from localoss.plan.disk import known
 from localoss.plan.experts import notice, with_cache
 from localoss.plan.machine import cpu_quota, this_machine
-from localoss.plan.memory import Plan, check, choose_context, choose_slots
+from localoss.plan.memory import Plan, check, chosen
 from quant.format.config import ModelConfig, read_config
 from quant.format.manifest import Dtypes, read_manifest
 
@@ -88,11 +88,7 @@ class _Loading:
 
     def sized(self, plan: Plan) -> Plan:
         """`plan` with the slots and the context that were asked for, or those to choose."""
-        if self.options.slots is None:
-            plan = choose_slots(plan, self.limit_bytes, self.options.context_tokens)
-        if self.options.context_tokens is not None:
-            return replace(plan, context_tokens=self.options.context_tokens)
-        return choose_context(plan, self.limit_bytes, self.options)
+        return chosen(plan, self.limit_bytes, self.options)
 
     def engine(self, plan: Plan, device: "Device | None" = None) -> "Engine":
         """Take the memory of `plan`. Raises: UsageError if it can't be had, GpuError."""

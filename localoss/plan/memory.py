@@ -244,6 +244,15 @@ def _worst_allowed(options: LoadOptions) -> str:
     return FITS if options.must_fit else FROM_DISK
 
 
+def chosen(plan: Plan, limit_bytes: int, options: LoadOptions) -> Plan:
+    """`plan` with the slots and the context that the options ask for, or those to choose."""
+    if options.slots is None:
+        plan = choose_slots(plan, limit_bytes, options.context_tokens)
+    if options.context_tokens is not None:
+        return replace(plan, context_tokens=options.context_tokens)
+    return choose_context(plan, limit_bytes, options)
+
+
 def choose_slots(plan: Plan, limit_bytes: int, context_tokens: int | None = None) -> Plan:
     """`plan` with the most slots, up to MOST_SLOTS, with which all fits; one if the weights don't fit anyhow.
 

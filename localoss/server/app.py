@@ -1,6 +1,7 @@
 """The ASGI application: endpoints, guard and errors put together."""
 
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
@@ -9,15 +10,20 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from localoss import __version__
+from localoss.errors import LocalossError
 from localoss.server.anthropic import api as anthropic_api
 from localoss.server.batches import api as batches_api
 from localoss.server.chat import api as chat_api
 from localoss.server.completions import api as completions_api
 from localoss.server.core import errors, fields
+from localoss.server.core.catalogue import Catalogue, Entry
 from localoss.server.core.guard import Guard
+from localoss.server.core.metrics import Metrics
+from localoss.server.core.models import HoldsModels, Models
 from localoss.server.core.schemas import ErrorBody
-from localoss.server.core.service import Service
+from localoss.server.core.threads import aside
 from localoss.server.ollama import api as ollama_api
+from localoss.server.ollama import models as ollama_models
 from localoss.server.page import Page, add_page
 from localoss.server.responses import api as responses_api
 
@@ -25,7 +31,7 @@ router = APIRouter()
 
 
 def build_app(
-    service: Service,
+    models: Models,
     *,
     hosts: Collection[str] | None,
     api_key: str | None = None,
@@ -33,7 +39,7 @@ def build_app(
     strict: bool = False,
     page: Page | None = None,
 ) -> FastAPI:
-    """The application on `service`. hosts: see Guard. cors_origins: web pages that may ask.
+    """The application on `models`. hosts: see Guard. cors_origins: web pages that may ask.
 
     strict: refuse fields that aren't known, rather than name them. page: the chat page, if there is one.
     """
@@ -45,7 +51,7 @@ def build_app(
         redoc_url=None,
         responses={"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}},
     )
-    app.state.service, app.state.strict = service, strict
+    app.state.models, app.state.strict = models, strict
     app.state.ignored_names = set()  # those that the log has been told of
     for part in (
         router,
@@ -55,14 +61,16 @@ def build_app(
         anthropic_api.router,
         ollama_api.router,
         batches_api.router,
+        ollama_models.router,
     ):
         app.include_router(part)
     if page is not None:
-        add_page(app, page, service)
-    _name_the_model(app, [service.model, *service.aliases])
+        add_page(app, page, models)
+    _name_the_models(app, models.catalogue)
     errors.install(app)
+    app.add_middleware(HoldsModels, models=models)
     app.add_middleware(_Methods)
-    app.add_middleware(_Counted, service=service)
+    app.add_middleware(_Counted, metrics=models.metrics)
     app.add_middleware(Guard, hosts=hosts, api_key=api_key)
     if cors_origins:
         app.add_middleware(
@@ -71,12 +79,13 @@ def build_app(
     return app
 
 
-def _name_the_model(app: FastAPI, names: list[str]) -> None:
-    """Have the OpenAPI document say which model there is."""
+def _name_the_models(app: FastAPI, catalogue: Catalogue) -> None:
+    """Have the OpenAPI document say which models there are."""
     document = app.openapi
 
     def openapi() -> dict[str, Any]:
         described = document()
+        names = [*(entry.name for entry in catalogue.entries()), *catalogue.aliases]
         for schema in described["components"]["schemas"].values():
             if schema.get("required") and "model" in schema.get("properties", {}):
                 schema["properties"]["model"]["enum"] = names
@@ -87,42 +96,56 @@ def _name_the_model(app: FastAPI, names: list[str]) -> None:
 
 @router.get("/health")
 async def health(request: Request) -> dict[str, str]:
-    """Whether the server answers; it does so once the model is loaded."""
+    """Whether the server answers; it does so once its first model is loaded."""
     return {"status": "ok"}
 
 
 @router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(request: Request) -> Response:
     """Counters in Prometheus' format."""
-    service: Service = request.app.state.service
-    return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    models: Models = request.app.state.models
+    return Response(models.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 @router.get("/v1/models")
 async def list_models(request: Request) -> dict[str, Any]:
-    """The names that requests may give: the model's, and its aliases."""
-    return {"object": "list", "data": _models(request.app.state.service)}
+    """The names that requests may give: those of all models here, and aliases."""
+    models: Models = request.app.state.models
+    return {"object": "list", "data": await aside(_models, models.catalogue, _contexts(models))}
 
 
 @router.get("/v1/models/{name:path}")
 async def get_model(name: str, request: Request) -> dict[str, Any]:
     """One model."""
-    service: Service = request.app.state.service
-    service.check_model(name)
-    return _model(service)
+    models: Models = request.app.state.models
+    entry = await models.find(name)
+    return await aside(_model, models.catalogue, entry, _contexts(models))
 
 
-def _models(service: Service) -> list[dict[str, Any]]:
-    return [_model(service) | {"id": name} for name in (service.model, *service.aliases)]
+def _contexts(models: Models) -> dict[str, int]:
+    """The contexts, in tokens, of the models in memory."""
+    return {held.entry.name: held.service.engine.context_tokens for held in models.held()}
 
 
-def _model(service: Service) -> dict[str, Any]:
+def _models(catalogue: Catalogue, contexts: dict[str, int]) -> list[dict[str, Any]]:
+    described = []
+    for entry in catalogue.entries():
+        with suppress(LocalossError, OSError):  # damaged, or removed just now
+            described.append(_model(catalogue, entry, contexts))
+    first = [one for one in described if one["id"] == catalogue.first.name]
+    return described + [one | {"id": alias} for alias in catalogue.aliases for one in first]
+
+
+def _model(catalogue: Catalogue, entry: Entry, contexts: dict[str, int]) -> dict[str, Any]:
+    """Raises: LocalossError, OSError."""
+    context_tokens = contexts.get(entry.name)
     return {
-        "id": service.model,
+        "id": entry.name,
         "object": "model",
-        "created": service.created,
+        "created": entry.created,
         "owned_by": "localoss",
-        "context_length": service.engine.context_tokens,
+        "context_length": context_tokens or catalogue.context_tokens(entry),
+        "status": {"value": "unloaded" if context_tokens is None else "loaded"},  # as llama.cpp's router says
     }
 
 
@@ -145,8 +168,8 @@ class _Methods:
 class _Counted:
     """ASGI middleware that counts requests by path and status."""
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
-        self._app, self._requests = app, service.metrics.requests
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app, self._requests = app, metrics.requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def counting(message: Message) -> None:

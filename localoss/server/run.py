@@ -4,6 +4,8 @@ import asyncio
 import signal
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -11,11 +13,14 @@ from typing import Any
 import uvicorn
 
 from localoss.chat import harmony
+from localoss.chat.tools import Thoughts
 from localoss.engine.engine import Engine
 from localoss.errors import UsageError
+from localoss.options import MOST_SLOTS
 from localoss.server.app import build_app
 from localoss.server.batches.batches import Batches
 from localoss.server.batches.store import FileStore
+from localoss.server.core.catalogue import Catalogue
 from localoss.server.core.connections import (
     Connections,
     configuration,
@@ -24,6 +29,8 @@ from localoss.server.core.connections import (
 )
 from localoss.server.core.guard import LOOPBACK
 from localoss.server.core.hosted import HostedTools
+from localoss.server.core.metrics import Metrics
+from localoss.server.core.models import Models
 from localoss.server.core.pool import SequencePool
 from localoss.server.core.response_store import ResponseStore
 from localoss.server.core.scheduler import Scheduler
@@ -53,59 +60,94 @@ def open_socket(host: str, port: int) -> socket.socket:
     return bound
 
 
+@dataclass(frozen=True)
+class ServeOptions:
+    """How a server is to be.
+
+    host: where it listens. api_key: what clients send. allowed_hosts: other names that clients on this
+    machine reach it by. cors_origins: web pages that may ask. strict: refuse unknown fields. parallel: how
+    many answers are written side by side; None for as many as a model has slots, up to MOST_SLOTS. queue:
+    how many requests may wait. think_budget: of requests that give none. idle_unload_s: after how long
+    without a request a model leaves memory; None for never. responses: the file that stored responses are
+    kept in. page: the chat page at /, if there is one. hosted: tools that requests may have run here.
+    """
+
+    host: str
+    responses: Path
+    api_key: str | None = None
+    allowed_hosts: Sequence[str] = ()
+    cors_origins: Sequence[str] = ()
+    strict: bool = False
+    parallel: int | None = None
+    queue: int = 64
+    think_budget: int | None = None
+    idle_unload_s: float | None = None
+    page: Page | None = None
+    hosted: HostedTools | None = None
+
+
 def serve(
-    engine: Engine,
-    model: str,
-    bound: socket.socket,
-    *,
-    host: str,
-    api_key: str | None,
-    cors_origins: Sequence[str],
-    allowed_hosts: Sequence[str] = (),
-    strict: bool = False,
-    aliases: Sequence[str] = (),
-    conversations: int,
-    parallel: int = 1,
-    queue: int,
-    think_budget: int | None,
-    responses: Path,
-    page: Page | None = None,
-    hosted: HostedTools | None = None,
-    listening: Callable[[str], None],
+    catalogue: Catalogue,
+    bound: Sequence[socket.socket],
+    options: ServeOptions,
+    listening: Callable[[str], AbstractContextManager[None]],
 ) -> None:
     """Serve until SIGTERM or Ctrl-C; then finish what runs, refuse what waits, and return.
 
-    A second one cuts short what runs. think_budget: of requests that give none.
-    allowed_hosts: other names that clients on this machine reach it by. strict: refuse unknown fields.
-    aliases: other names that requests may give the model.
-    parallel: how many answers run side by side, on as many of the `conversations`.
-    responses: the file that stored responses are kept in. page: the chat page at /, if there is one.
-    hosted: tools that requests may have run here.
-    listening: told the base URL once requests are taken.
+    A second one cuts short what runs. The catalogue's first model is loaded before anything is answered.
+    listening: told the base URL once requests are taken; what it gives is held until the end.
     """
     harmony.encoding()  # half a second that the first request needn't wait for
-    scheduler = Scheduler(engine, queue, parallel)
-    pool, store = SequencePool(engine, conversations), ResponseStore(responses)
-    service = Service(engine, model, scheduler, pool, store, think_budget, aliases=aliases, hosted=hosted)
-    service.batches = Batches(FileStore(responses.parent / "files"), parallel)
-    hosts = {*LOOPBACK, host, *allowed_hosts} if host in LOOPBACK else None  # elsewhere there is a key
+    store = ResponseStore(options.responses)
+    models = _models(catalogue, options, store)
+    side_by_side = models.held()[0].service.scheduler.parallel
+    models.batches = Batches(FileStore(options.responses.parent / "files"), side_by_side)
+    is_here = options.host in LOOPBACK
+    hosts = {*LOOPBACK, options.host, *options.allowed_hosts} if is_here else None  # elsewhere there is a key
     app = build_app(
-        service, hosts=hosts, api_key=api_key, cors_origins=cors_origins, strict=strict, page=page
+        models,
+        hosts=hosts,
+        api_key=options.api_key,
+        cors_origins=options.cors_origins,
+        strict=options.strict,
+        page=options.page,
     )
     config = configuration(app, Connections())
-    name = f"[{host}]" if ":" in host else host
-    url = f"http://{name}:{bound.getsockname()[1]}/v1"
+    name = f"[{options.host}]" if ":" in options.host else options.host
+    url = f"http://{name}:{bound[0].getsockname()[1]}/v1"
     # uvicorn raises the signal again once it is done, which would end the process by it.
     before = {number: signal.signal(number, lambda *_: None) for number in _signals()}
     try:
-        _Server(config, service, lambda: listening(url)).run(sockets=[bound])
+        with ExitStack() as held:
+            _Server(config, models, lambda: held.enter_context(listening(url))).run(sockets=list(bound))
     finally:
-        scheduler.stop()
-        service.store.close()
-        if hosted:
-            hosted.close()
+        models.stop()
+        store.close()
+        if options.hosted:
+            options.hosted.close()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _models(catalogue: Catalogue, options: ServeOptions, store: ResponseStore) -> Models:
+    """The models, with the first one in memory. Raises: LocalossError."""
+    thoughts, metrics = Thoughts(), Metrics()
+
+    def start(engine: Engine, name: str) -> Service:
+        return Service(
+            engine,
+            name,
+            Scheduler(engine, options.queue, min(options.parallel or MOST_SLOTS, engine.slots)),
+            SequencePool(engine, engine.slots),
+            store,
+            options.think_budget,
+            thoughts,
+            metrics,
+            options.hosted,
+        )
+
+    first = start(catalogue.load(catalogue.first), catalogue.first.name)
+    return Models(first, catalogue, start, idle_s=options.idle_unload_s, capacity=options.queue)
 
 
 def _signals() -> list[int]:
@@ -115,9 +157,9 @@ def _signals() -> list[int]:
 class _Server(uvicorn.Server):
     """uvicorn's server, which says when it listens and when it goes down."""
 
-    def __init__(self, config: uvicorn.Config, service: Service, listening: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, models: Models, listening: Callable[[], None]) -> None:
         super().__init__(config)
-        self._service, self._scheduler, self._listening = service, service.scheduler, listening
+        self._models, self._listening = models, listening
         self._is_cut_short = False
 
     async def startup(self, *arguments: Any, **options: Any) -> None:
@@ -125,19 +167,19 @@ class _Server(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         tell_errors_once(self._loop)
         self._upkeep = self._loop.create_task(give_memory_back(self.server_state))
-        if self._service.batches:  # those that the last server left open go on
-            self._service.batches.start(self.config.loaded_app)
+        if self._models.batches:  # those that the last server left open go on
+            self._models.batches.start(self.config.loaded_app)
         self._listening()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A first signal lets what runs finish, a second one ends it; with a third uvicorn just leaves."""
         if self.should_exit and not self._is_cut_short:
             self._is_cut_short = True
-            self._loop.call_soon_threadsafe(self._scheduler.cut_short)
+            self._loop.call_soon_threadsafe(self._models.cut_short)
         else:
             super().handle_exit(sig, frame)
 
     async def shutdown(self, *arguments: Any, **options: Any) -> None:
-        self._scheduler.refuse_waiting()
+        self._models.refuse_waiting()
         stop_compiling()
         await super().shutdown(*arguments, **options)

@@ -5,6 +5,7 @@ import datetime
 import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -14,9 +15,11 @@ import openai
 import uvicorn
 
 from localoss.chat import harmony
+from localoss.hub.registry import canonical_name
 from localoss.server.app import build_app
 from localoss.server.core.connections import Connections, configuration
 from localoss.server.core.guard import LOOPBACK
+from localoss.server.core.models import Models
 from localoss.server.core.pool import SequencePool
 from localoss.server.core.scheduler import Scheduler
 from localoss.server.core.service import Service
@@ -33,6 +36,7 @@ class Live:
 
     service: Service
     url: str
+    models: Models
 
     def client(self, **options: Any) -> openai.OpenAI:
         return openai.OpenAI(
@@ -53,6 +57,37 @@ class Live:
             time.sleep(0.01)
 
 
+class OneModel:
+    """A catalogue of a model that has no folder."""
+
+    def __init__(self, engine: Any, name: str, aliases: Any) -> None:
+        dtypes = SimpleNamespace(experts="mxfp4")
+        self.first = SimpleNamespace(
+            name=name, config=engine.config, dtypes=dtypes, size_bytes=1, digest="", created=0
+        )
+        self.first.folder = Path(__file__).parent
+        self.aliases, self._context_tokens = tuple(aliases), engine.context_tokens
+
+    def entries(self):
+        return [self.first]
+
+    def find(self, name: str):
+        is_it = name in self.aliases or canonical_name(name) == canonical_name(self.first.name)
+        return self.first if is_it else None
+
+    def context_tokens(self, entry):
+        return self._context_tokens
+
+
+def one_model(
+    engine: Any, name: str, aliases: Any, queue: int = 64, conversations: int = 4, parallel: int = 1
+) -> Models:
+    def start(engine: Any, name: str) -> Service:
+        return Service(engine, name, Scheduler(engine, queue, parallel), SequencePool(engine, conversations))
+
+    return Models(start(engine, name), OneModel(engine, name, aliases), start, capacity=queue)
+
+
 @contextlib.contextmanager
 def live(
     engine: Any,
@@ -62,13 +97,14 @@ def live(
     parallel: int = 1,
     name: str = MODEL,
     aliases=(),
+    models: Models | None = None,
     connections=None,
     **options: Any,
 ):
     """Serve `engine` while the context lasts; options are build_app's."""
-    scheduler = Scheduler(engine, queue, parallel)
-    service = Service(engine, name, scheduler, SequencePool(engine, conversations), aliases=aliases)
-    app = build_app(service, **{"hosts": LOOPBACK} | options)
+    models = models or one_model(engine, name, aliases, queue, conversations, parallel)
+    (held,) = models.held()
+    app = build_app(models, **{"hosts": LOOPBACK} | options)
     config = configuration(app, connections or Connections())
     config.port = 0
     server = uvicorn.Server(config)
@@ -80,8 +116,8 @@ def live(
     port = server.servers[0].sockets[0].getsockname()[1]
     try:
         with mock.patch.object(harmony, "datetime", _ONE_DAY):
-            yield Live(service, f"http://127.0.0.1:{port}")
+            yield Live(held.service, f"http://127.0.0.1:{port}", models)
     finally:
         server.should_exit = server.force_exit = True
         thread.join(timeout=30)
-        scheduler.stop()
+        models.stop()

@@ -28,6 +28,7 @@ from localoss.server.core.answering import (
 from localoss.server.core.bodies import BodyRoute
 from localoss.server.core.errors import anthropic_body
 from localoss.server.core.fields import note_unknown
+from localoss.server.core.models import hold
 from localoss.server.core.schemas import STREAMS, effort_of
 from localoss.server.core.service import (
     Service,
@@ -47,8 +48,7 @@ Event = dict[str, Any]
 
 @router.post("/v1/messages", responses=STREAMS, summary="Create a message (Anthropic)")
 async def create_message(body: MessagesRequest, request: Request) -> Response:
-    service: Service = request.app.state.service
-    service.check_model(body.model)
+    service = await hold(request, body.model)
     toolbox = await aside(toolbox_of, body)
     note_unknown(body, request, toolbox.left_out)
     question = await _question(service, body, toolbox)
@@ -64,8 +64,7 @@ async def create_message(body: MessagesRequest, request: Request) -> Response:
 
 @router.post("/v1/messages/count_tokens", summary="Count a message's tokens (Anthropic)")
 async def count_tokens(body: CountRequest, request: Request) -> Response:
-    service: Service = request.app.state.service
-    service.check_model(body.model)
+    service = await hold(request, body.model)
     toolbox = (await aside(toolbox_of, body)).choose("none")
     note_unknown(body, request, toolbox.left_out)
     question = await _question(service, body, toolbox)

@@ -32,7 +32,7 @@ class BatchRequest(BaseModel):
 
 
 def _batches(request: Request) -> Batches:
-    found: Batches | None = request.app.state.service.batches
+    found: Batches | None = request.app.state.models.batches
     if found is None:
         raise ApiError("this server keeps no files", status=404, code="not_found")
     return found

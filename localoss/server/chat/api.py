@@ -24,6 +24,7 @@ from localoss.server.core.bodies import BodyRoute
 from localoss.server.core.errors import ApiError
 from localoss.server.core.fields import note_unknown
 from localoss.server.core.logprobs import chat_logprobs
+from localoss.server.core.models import hold
 from localoss.server.core.schemas import STREAMS, effort_of, limit_of, refuse_unless, stops_of
 from localoss.server.core.service import (
     Choices,
@@ -43,9 +44,8 @@ _PROGRESS_EVERY_S = 0.5  # how often a client that asks for progress is told, wh
 
 @router.post("/v1/chat/completions", responses=STREAMS, summary="Create a chat completion")
 async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
-    service: Service = request.app.state.service
     refuse_unless(body, NEUTRAL)
-    service.check_model(body.model)
+    service = await hold(request, body.model)
     toolbox = await _toolbox(body)
     note_unknown(body, request, toolbox.left_out)
     questions = await _questions(service, body, toolbox)

@@ -21,6 +21,7 @@ from localoss.server.core.bodies import BodyRoute
 from localoss.server.core.errors import ApiError
 from localoss.server.core.fields import note_unknown
 from localoss.server.core.logprobs import raw_token_text
+from localoss.server.core.models import hold
 from localoss.server.core.scheduler import Job
 from localoss.server.core.schemas import (
     MAX_CHOICES,
@@ -67,11 +68,10 @@ class CompletionRequest(Sampled):
 
 @router.post("/v1/completions", responses=STREAMS, summary="Create a completion")
 async def create_completion(body: CompletionRequest, request: Request) -> Response:
-    service: Service = request.app.state.service
     refuse_unless(body, _NEUTRAL)
     if body.best_of not in (None, 1, body.n):
         raise ApiError("best_of must be 1 or n: every choice is given", param="best_of")
-    service.check_model(body.model)
+    service = await hold(request, body.model)
     note_unknown(body, request)
     try:
         prompts = await aside(_token_lists, body.prompt, service.engine.context_tokens)

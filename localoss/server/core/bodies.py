@@ -48,7 +48,7 @@ class BodyRoute(APIRoute):
         endpoint = self.endpoint
 
         async def handle(request: Request) -> Response:
-            body = await request.app.state.service.bodies.read(request, model)
+            body = await request.app.state.models.bodies.read(request, model)
             response: Response = await _unless_gone(request, endpoint(body=body, request=request))
             return response
 

@@ -16,7 +16,8 @@ _SPEEDS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 class Metrics:
     """Counters of one server."""
 
-    def __init__(self, scheduler: "Scheduler") -> None:
+    def __init__(self) -> None:
+        self._schedulers: set[Scheduler] = set()  # of the models in memory
         self._registry = CollectorRegistry()
         self.requests = Counter(
             "localoss_requests", "Requests by path and status.", ["path", "status"], registry=self._registry
@@ -35,9 +36,9 @@ class Metrics:
             registry=self._registry,
         )
         waiting = Gauge("localoss_requests_waiting", "Answers that wait.", registry=self._registry)
-        waiting.set_function(lambda: scheduler.waiting)
+        waiting.set_function(lambda: sum(one.waiting for one in list(self._schedulers)))
         running = Gauge("localoss_requests_running", "Answers in the making.", registry=self._registry)
-        running.set_function(lambda: scheduler.running)
+        running.set_function(lambda: sum(one.running for one in list(self._schedulers)))
         self._spans = {
             name: Histogram(f"localoss_{name}_seconds", told, buckets=buckets, registry=self._registry)
             for name, told, buckets in (
@@ -47,7 +48,14 @@ class Metrics:
                 ("step", "A step of all answers together.", _SHORT_SECONDS),
             )
         }
+
+    def watch(self, scheduler: "Scheduler") -> None:
+        """Count what waits and runs there, too."""
+        self._schedulers.add(scheduler)
         scheduler.observe = lambda name, seconds: self._spans[name].observe(seconds)
+
+    def forget(self, scheduler: "Scheduler") -> None:
+        self._schedulers.discard(scheduler)
 
     def note(self, usage: "Usage", prefill_s: float, decode_s: float) -> None:
         """Count an answer that is done."""

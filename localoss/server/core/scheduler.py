@@ -190,7 +190,7 @@ class Scheduler:
         with self._changed:
             self._drop_cancelled()
             if self._stopped or (self._closed and not job.follows):
-                raise _going_down()
+                raise going_down()
             free = max(self.parallel - self.running, 0)  # for which the next in line are on their way
             if self.waiting >= self._capacity + free and not job.follows:
                 wait_s = max(1, round(self._job_s * self.waiting / self.parallel))
@@ -339,11 +339,12 @@ class Scheduler:
             job.slot = None
 
 
-def _going_down() -> ApiError:
+def going_down() -> ApiError:
+    """What a request is told that won't be answered any more."""
     return ApiError("the server is shutting down", status=503, kind="server_error")
 
 
 def _refuse(jobs: list[Job]) -> None:
     for job in jobs:
-        job.give(_going_down())
+        job.give(going_down())
         job.cancel()

@@ -1,10 +1,9 @@
 """What all endpoints share: the engine and its queue, kept conversations, and how answers reach a client."""
 
-import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastapi import Request
 from fastapi.responses import StreamingResponse
@@ -14,10 +13,8 @@ from localoss.chat.harmony import ChatSetup, Message
 from localoss.chat.tools import Thoughts
 from localoss.engine.engine import Engine
 from localoss.errors import TooManyTokensError
-from localoss.hub.registry import canonical_name
 from localoss.options import SamplingParams
 from localoss.server.core.answering import Answering, Done, Piece, Question
-from localoss.server.core.bodies import Bodies
 from localoss.server.core.errors import ApiError, as_api_error, context_length_error
 from localoss.server.core.hosted import HostedTools
 from localoss.server.core.json_text import dumps
@@ -27,9 +24,6 @@ from localoss.server.core.response_store import ResponseStore
 from localoss.server.core.scheduler import Job, Scheduler, Work
 from localoss.server.core.schemas import Sampled, bias_of
 from localoss.server.core.threads import aside
-
-if TYPE_CHECKING:
-    from localoss.server.batches.batches import Batches
 
 _PING_AFTER_S = 10.0  # proxies and clients give up on a stream that says nothing
 _SEED_STEP = 1  # the choices of one request differ by it
@@ -51,25 +45,18 @@ class Service:
     pool: SequencePool
     store: ResponseStore = field(default_factory=lambda: ResponseStore(None))
     default_think_budget: int | None = None
-    created: int = field(default_factory=lambda: int(time.time()))
     thoughts: Thoughts = field(default_factory=Thoughts)
-    aliases: Sequence[str] = ()  # other names that requests may give it
+    metrics: Metrics = field(default_factory=Metrics)
     hosted: HostedTools | None = None  # tools that are run here
-    bodies: Bodies = field(default_factory=Bodies)
-    batches: "Batches | None" = None
 
     def __post_init__(self) -> None:
-        self.metrics = Metrics(self.scheduler)
+        self.metrics.watch(self.scheduler)
 
-    def check_model(self, name: str) -> None:
-        """Raises: ApiError 404 unless `name` is one of the model's: Ollama's and a repository's are, too."""
-        if name not in (self.model, *self.aliases) and canonical_name(name) != canonical_name(self.model):
-            raise ApiError(
-                f"The model `{name}` does not exist; this server has `{self.model}`",
-                status=404,
-                code="model_not_found",
-                param="model",
-            )
+    def close(self) -> None:
+        """End the engine's thread and let go of the engine: its memory is free once nobody else holds it."""
+        self.scheduler.stop()
+        self.metrics.forget(self.scheduler)
+        del self.engine, self.pool, self.scheduler
 
     async def prompt(self, setup: ChatSetup, messages: list[Message], param: str) -> list[int]:
         """The tokens of a conversation, which came as `param`. Raises: ApiError if it doesn't fit."""

@@ -1,4 +1,4 @@
-"""Ollama's API: lines of JSON instead of events, and counts in nanoseconds."""
+"""Ollama's API to ask with: lines of JSON instead of events, and counts in nanoseconds."""
 
 import datetime
 import json
@@ -11,10 +11,10 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from localoss import __version__
 from localoss.chat.harmony import ChatSetup
 from localoss.chat.rules import AnswerRules
 from localoss.chat.tools import ToolCall
+from localoss.errors import UsageError
 from localoss.server.chat.prompts import (
     JSON_OBJECT,
     Format,
@@ -28,11 +28,13 @@ from localoss.server.core.bodies import BodyRoute
 from localoss.server.core.errors import ApiError, as_api_error, ollama_body
 from localoss.server.core.fields import note_unknown
 from localoss.server.core.json_text import dumps
+from localoss.server.core.models import Models, hold, keep_for
 from localoss.server.core.schemas import Sampled, effort_of, stops_of
 from localoss.server.core.service import Service, pieces_of, sampling_of
 from localoss.server.core.threads import aside, compiling
 from localoss.server.core.toolbox import Toolbox, open_toolbox
-from localoss.server.ollama.schemas import Asked, ChatRequest, GenerateRequest, NamedModel, OllamaMessage
+from localoss.server.ollama.schemas import Asked, ChatRequest, GenerateRequest, OllamaMessage
+from localoss.settings import duration_s
 
 router = APIRouter(prefix="/api", route_class=BodyRoute)
 
@@ -43,21 +45,21 @@ _SAMPLED = ("temperature", "top_p", "top_k", "min_p", *_PENALTIES)
 
 @router.post("/chat", summary="Chat (Ollama)")
 async def chat(body: ChatRequest, request: Request) -> Response:
-    service = _service(request, body.model)
+    if not body.messages:
+        return await _only_loaded(request, body, {"message": {"role": "assistant", "content": ""}})
+    service = await _service(request, body)
     toolbox = (await aside(open_toolbox, body.tools or [])).choose(None)
     note_unknown(body, request, toolbox.left_out)
-    if not body.messages:
-        return _loaded(body, {"message": {"role": "assistant", "content": ""}})
     question = await _question(service, body, [_message(one) for one in body.messages], toolbox)
     return await _answered(request, service, body, question, _ChatWords(toolbox, _shows(body)))
 
 
 @router.post("/generate", summary="Generate (Ollama)")
 async def generate(body: GenerateRequest, request: Request) -> Response:
-    service = _service(request, body.model)
-    note_unknown(body, request)
     if not body.prompt:
-        return _loaded(body, {"response": ""})
+        return await _only_loaded(request, body, {"response": ""})
+    service = await _service(request, body)
+    note_unknown(body, request)
     if body.raw:
         tokens = await service.raw_prompt(body.prompt, "prompt")
         question = _sampled(body, Question(tokens, None, AnswerRules()))
@@ -68,78 +70,35 @@ async def generate(body: GenerateRequest, request: Request) -> Response:
     return await _answered(request, service, body, question, _GenerateWords(_shows(body)))
 
 
-@router.get("/tags")
-async def list_models(request: Request) -> dict[str, Any]:
-    """The models that requests may name."""
-    return {"models": [_model(request.app.state.service)]}
-
-
-@router.get("/ps")
-async def list_loaded(request: Request) -> dict[str, Any]:
-    """The model that is in memory."""
-    service: Service = request.app.state.service
-    context = {"context_length": service.engine.context_tokens, "expires_at": "9999-12-31T23:59:59Z"}
-    return {"models": [_model(service) | context | {"size_vram": 0}]}
-
-
-@router.get("/version")
-async def version(request: Request) -> dict[str, str]:
-    """localoss's version."""
-    return {"version": __version__}
-
-
-@router.post("/show", summary="Show a model (Ollama)")
-async def show(body: NamedModel, request: Request) -> Response:
-    service = _service(request, body.model or body.name or "")
-    config = service.engine.config
-    facts = {
-        "general.architecture": "gptoss",
-        "gptoss.block_count": config.layers,
-        "gptoss.context_length": service.engine.context_tokens,
-        "gptoss.embedding_length": config.hidden,
-        "gptoss.expert_count": config.experts,
-    }
-    shown = {
-        "modelfile": "",
-        "parameters": "",
-        "template": "",
-        "details": _model(service)["details"],
-        "model_info": facts,
-        "capabilities": ["completion", "tools", "thinking"],
-    }
-    return JSONResponse(shown)
-
-
-@router.post("/pull", summary="Pull a model that is there already (Ollama)")
-async def pull(body: NamedModel, request: Request) -> Response:
-    """Success for the model that is served. Raises: ApiError for another: the command line fetches models."""
-    name = body.model or body.name or ""
-    try:
-        _service(request, name)
-    except ApiError:
-        raise ApiError(
-            f"model {name[:100]!r} isn't here; `localoss pull` fetches models", status=404
-        ) from None
-    success = {"status": "success"}
-    if body.stream is False:
-        return JSONResponse(success)
-    lines = "".join(dumps(line) + "\n" for line in ({"status": "pulling manifest"}, success))
-    return Response(lines, media_type="application/x-ndjson")
-
-
-def _service(request: Request, name: str) -> Service:
-    """The service, if it has the model `name`, which may have Ollama's tag. Raises: ApiError."""
-    service: Service = request.app.state.service
-    service.check_model(name.removesuffix(":latest"))
+async def _service(request: Request, body: Asked) -> Service:
+    """The service of the model that `body` names. Raises: ApiError, LocalossError."""
+    keep_s = _keep_s(body)
+    service = await hold(request, body.model.removesuffix(":latest"))
+    if body.keep_alive is not None:
+        keep_for(request, keep_s)
     return service
 
 
-def _model(service: Service) -> dict[str, Any]:
-    made = datetime.datetime.fromtimestamp(service.created, datetime.UTC).isoformat()
-    details = {"format": "localoss", "family": "gptoss", "families": ["gptoss"], "parent_model": ""}
-    details |= {"parameter_size": "", "quantization_level": ""}
-    named = {"name": service.model, "model": service.model, "digest": "", "size": 0}
-    return {**named, "modified_at": made, "details": details}
+def _keep_s(body: Asked) -> float | None:
+    """How long a model stays in memory after its answer; None for ever. Raises: ApiError."""
+    try:
+        return duration_s(str(body.keep_alive)) if body.keep_alive is not None else None
+    except UsageError as error:
+        raise ApiError(f"keep_alive: {error}", param="keep_alive") from None
+
+
+async def _only_loaded(request: Request, body: Asked, said: Line) -> Response:
+    """What an empty question gets, which only wants the model in memory, or out of it."""
+    reason = "load"
+    if body.keep_alive is not None and _keep_s(body) == 0:
+        models: Models = request.app.state.models
+        await models.unload(await models.find(body.model.removesuffix(":latest")))
+        reason = "unload"
+    else:
+        await _service(request, body)
+    note_unknown(body, request)
+    line = {"model": body.model, "created_at": _now(), **said, "done": True, "done_reason": reason}
+    return JSONResponse(line)
 
 
 def _message(message: OllamaMessage) -> ChatMessage:
@@ -184,12 +143,6 @@ def _sampled(body: Asked, question: Question) -> Question:
 
 def _shows(body: Asked) -> bool:
     return body.think is not False
-
-
-def _loaded(body: Asked, said: Line) -> Response:
-    """What an empty question gets, which only wants the model in memory."""
-    line = {"model": body.model, "created_at": _now(), **said, "done": True, "done_reason": "load"}
-    return JSONResponse(line)
 
 
 class _ChatWords:

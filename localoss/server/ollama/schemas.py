@@ -70,7 +70,7 @@ class GenerateRequest(Asked):
 
 
 class NamedModel(Known):
-    """The body of /api/show and /api/pull; older clients say `name`."""
+    """The body of /api/show, /api/pull and /api/delete; older clients say `name`."""
 
     model: ModelName | None = None
     name: ModelName | None = None

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fastapi import FastAPI
 
-from localoss.server.core.service import Service
+from localoss.server.core.models import Models
 from localoss.server.page import files, sessions, turns
 from localoss.server.page.answers import Answers
 
@@ -23,8 +23,8 @@ class Page:
     folder: Path | None = None
 
 
-def add_page(app: FastAPI, page: Page, service: Service) -> None:
+def add_page(app: FastAPI, page: Page, models: Models) -> None:
     """Have `app` answer / with the page, and the page's requests."""
-    app.state.page, app.state.answers = page, Answers(service)
+    app.state.page, app.state.answers = page, Answers(models)
     for part in (files.router, sessions.router, turns.router):
         app.include_router(part)

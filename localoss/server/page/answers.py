@@ -14,8 +14,8 @@ from localoss.chat.session import Session
 from localoss.errors import LocalossError
 from localoss.server.core.answering import Closed, Done, Opened, Text
 from localoss.server.core.errors import ApiError, as_api_error
+from localoss.server.core.models import Held, Models
 from localoss.server.core.scheduler import Job
-from localoss.server.core.service import Service
 from localoss.server.core.threads import aside
 
 Event = dict[str, Any]
@@ -26,8 +26,12 @@ _CHANNELS = {"thinking": "analysis", "preamble": "commentary", "answer": "final"
 
 @dataclass
 class LiveAnswer:
-    """An answer in a session, which is open until the answer is kept. events: all that a page is told."""
+    """An answer in a session, which is open until the answer is kept. events: all that a page is told.
 
+    held: what makes it, held until it is over.
+    """
+
+    held: Held
     session: Session
     conversation: Conversation
     model: str
@@ -85,8 +89,8 @@ class LiveAnswer:
 class Answers:
     """All of a server's, by session."""
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
+    def __init__(self, models: Models) -> None:
+        self._models = models
         self._answers: OrderedDict[str, LiveAnswer] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -115,6 +119,7 @@ class Answers:
         except Exception as error:
             end = {"type": "error", **_told(as_api_error(error))}
         finally:  # the server may be going down: what was said is kept all the same
+            self._models.give_back(answer.held)
             try:
                 await asyncio.shield(aside(answer.keep))
             except LocalossError as error:
@@ -133,7 +138,7 @@ class Answers:
             elif isinstance(piece, Opened | Closed):
                 writer.turn(piece)
             elif isinstance(piece, Done):
-                self._service.note(piece)
+                answer.held.service.note(piece)
                 return _figures(piece, writer)
         return {"type": "done", "reason": "stopped", **writer.figures()}
 

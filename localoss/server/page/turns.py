@@ -19,6 +19,7 @@ from localoss.errors import ContextFullError, UsageError
 from localoss.options import SamplingParams
 from localoss.server.core.answering import Question
 from localoss.server.core.errors import ApiError
+from localoss.server.core.models import Held, Models
 from localoss.server.core.service import Service, event_stream
 from localoss.server.core.threads import aside
 from localoss.server.page.answers import Answers, LiveAnswer
@@ -34,12 +35,13 @@ _TRIMMED_SHARE = 0.5  # of the context: what a trimmed conversation takes, as in
 @router.get("/about")
 async def about(request: Request) -> Response:
     """What there is to talk with."""
-    service: Service = request.app.state.service
+    models: Models = request.app.state.models
+    first = models.catalogue.first
     defaults = SamplingParams()
     return told(
         {
-            "model": service.model,
-            "context_tokens": service.engine.context_tokens,
+            "model": first.name,
+            "context_tokens": await aside(models.context_tokens, first),
             "efforts": list(harmony.EFFORTS),
             "introduction": request.app.state.page.introduction,
             "sampling": {"temperature": defaults.temperature, "top_p": defaults.top_p},
@@ -50,10 +52,13 @@ async def about(request: Request) -> Response:
 @router.post("/turns")
 async def take_turn(body: Turn, request: Request) -> Response:
     """Keep what the user says, and stream the answer. Raises: ApiError, and then nothing is changed."""
-    service: Service = request.app.state.service
+    models: Models = request.app.state.models
     answers: Answers = request.app.state.answers
+    taken: list[Held] = []
     session = await aside(_open, body)
     try:
+        held = await models.take(models.catalogue.first.name, taken)
+        service = held.service
         conversation, other = await aside(_changed, session, body)
         prompt = await _prompt(service, conversation, body.trim)
         question = Question(
@@ -75,9 +80,11 @@ async def take_turn(body: Turn, request: Request) -> Response:
             job.cancel()
             raise
     except BaseException:
+        for one in taken:
+            models.give_back(one)
         session.close()
         raise
-    answer = LiveAnswer(session, conversation, model, job, len(prompt), question.reading, other)
+    answer = LiveAnswer(held, session, conversation, model, job, len(prompt), question.reading, other)
     answer.tell({"type": "started", "session": session.name, "prompt_tokens": len(prompt)})
     answers.follow(answer)
     return event_stream(answer.told(), named=False, last=None)
@@ -106,7 +113,8 @@ async def stop(body: Nothing, request: Request) -> Response:
 @router.post("/documents")
 async def read_file(body: Document, request: Request) -> Response:
     """The text of a file, as the terminal's /read makes it, and its tokens."""
-    service: Service = request.app.state.service
+    models: Models = request.app.state.models
+    most = await aside(models.context_tokens, models.catalogue.first)
 
     def read() -> dict[str, Any]:
         name = Path(body.name.replace("\\", "/")).name or "file"
@@ -119,9 +127,8 @@ async def read_file(body: Document, request: Request) -> Response:
             path.write_bytes(data)
             try:
                 text = read_document(path)
-                tokens = len(harmony.encode_text(text, service.engine.context_tokens))
+                tokens = len(harmony.encode_text(text, most))
             except ContextFullError:
-                most = service.engine.context_tokens
                 raise ApiError(f"{name} has more than the {most:,} tokens that the context holds") from None
             except UsageError as error:
                 raise ApiError(str(error).replace(str(path), name)) from None

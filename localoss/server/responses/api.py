@@ -18,6 +18,7 @@ from localoss.server.core.errors import ApiError, as_api_error
 from localoss.server.core.fields import leave_out, note_unknown
 from localoss.server.core.hosted import Workshop
 from localoss.server.core.json_text import printable
+from localoss.server.core.models import hold
 from localoss.server.core.response_store import Record
 from localoss.server.core.schemas import STREAMS, effort_of, limit_of, refuse_unless
 from localoss.server.core.service import (
@@ -44,9 +45,8 @@ router = APIRouter(route_class=BodyRoute)
 
 @router.post("/v1/responses", responses=STREAMS, summary="Create a response")
 async def create_response(body: ResponseRequest, request: Request) -> Response:
-    service: Service = request.app.state.service
     refuse_unless(body, NEUTRAL)
-    service.check_model(body.model)
+    service = await hold(request, body.model)
     hosted = service.hosted.names if service.hosted else ()
     toolbox = (await aside(open_toolbox, body.tools or [], hosted)).choose(body.tool_choice)
     note_unknown(body, request, [*toolbox.left_out, *_unheeded(body)])
@@ -64,8 +64,7 @@ async def create_response(body: ResponseRequest, request: Request) -> Response:
 
 @router.post("/v1/responses/input_tokens", summary="Count a response's input tokens")
 async def count_input_tokens(body: ResponseRequest, request: Request) -> Response:
-    service: Service = request.app.state.service
-    service.check_model(body.model)
+    service = await hold(request, body.model)
     hosted = service.hosted.names if service.hosted else ()
     toolbox = (await aside(open_toolbox, body.tools or [], hosted)).choose("none")
     note_unknown(body, request, toolbox.left_out)
@@ -95,7 +94,7 @@ async def list_input_items(response_id: str, request: Request) -> Response:
 
 
 async def _store_call(request: Request, method: str, response_id: str) -> Any:
-    store = request.app.state.service.store
+    store = request.app.state.models.store
     return await aside(getattr(store, method), response_id)
 
 

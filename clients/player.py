@@ -1,0 +1,64 @@
+"""localoss with an engine that does what the user's message says: `python player.py serve demo --port 0`.
+
+`@say WORDS@` in the newest user's message is answered with those words. `@call NAME {"a": 1}@` makes a call
+of the function NAME, and after its result the answer quotes what the result says. Anything else is greeted.
+Where the rules of an answer allow no such thing, the answer ends as soon as it can.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+from support.obedient import ObedientEngine
+
+from localoss.chat import harmony
+
+_USER, _START = "<|start|>user<|message|>", "<|start|>assistant"
+_COMMENT = r"to=assistant<\|channel\|>commentary<\|message\|>(.*?)<\|end\|>"
+_RESULT = re.compile(rf"<\|start\|>functions\.[^<]*{_COMMENT}", re.S)
+_ORDER = re.compile(r"@(say|call) (.*?)@(?!\w)", re.S)
+_QUOTED_CHARS = 300
+
+
+def answer_to(prompt: str) -> str:
+    """What is said to a conversation, in harmony's form."""
+    orders = [one for one in _ORDER.finditer(prompt) if prompt.rfind(_USER, 0, one.start()) >= 0]
+    if not orders:
+        return _final("Hello from localoss.")
+    kind, words = orders[-1].groups()
+    if kind == "say":
+        return _final(words)
+    if results := _RESULT.findall(prompt, orders[-1].end()):
+        return _final(f"The tool said: {results[-1][:_QUOTED_CHARS]}")
+    name, _, arguments = words.partition(" ")
+    thought = "<|channel|>analysis<|message|>I need the tool.<|end|>" + _START
+    called = f"<|channel|>commentary to=functions.{name} <|constrain|>json<|message|>{arguments}<|call|>"
+    return thought + called
+
+
+def _final(text: str) -> str:
+    thought = "<|channel|>analysis<|message|>Simple.<|end|>" + _START
+    return f"{thought}<|channel|>final<|message|>{text}<|return|>"
+
+
+class Player(ObedientEngine):
+    """Plays the model."""
+
+    def generate(self, tokens, params, **options):
+        self.answers = [answer_to(harmony.encoding().decode(tokens))]
+        self.prompts.clear()
+        yield from super().generate(tokens, params, **options)
+
+
+def main() -> int:
+    import localoss
+    from localoss import cli
+
+    localoss.load = lambda folder, options, listener: Player(context_tokens=131_072)
+    return cli.main(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""Ollama's API about models: which there are, which are in memory, and what becomes of them."""
+
+import datetime
+from contextlib import suppress
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from localoss import __version__
+from localoss.errors import LocalossError
+from localoss.hub import store
+from localoss.hub.registry import known_models, store_folder
+from localoss.server.core.bodies import BodyRoute
+from localoss.server.core.catalogue import Catalogue, Entry
+from localoss.server.core.errors import ApiError
+from localoss.server.core.json_text import dumps
+from localoss.server.core.models import Held, Models
+from localoss.server.core.threads import aside
+from localoss.server.ollama.schemas import NamedModel
+
+router = APIRouter(prefix="/api", route_class=BodyRoute)
+
+_NEVER = "9999-12-31T23:59:59Z"
+
+
+@router.get("/version")
+async def version(request: Request) -> dict[str, str]:
+    """localoss's version."""
+    return {"version": __version__}
+
+
+@router.get("/tags")
+async def list_models(request: Request) -> dict[str, Any]:
+    """The models that requests may name."""
+    return {"models": await aside(_all, request.app.state.models.catalogue)}
+
+
+@router.get("/ps")
+async def list_loaded(request: Request) -> dict[str, Any]:
+    """The models that are in memory."""
+    models: Models = request.app.state.models
+    return {"models": [await aside(_described, held.entry) | _in_memory(held) for held in models.held()]}
+
+
+@router.post("/show", summary="Show a model (Ollama)")
+async def show(body: NamedModel, request: Request) -> Response:
+    models: Models = request.app.state.models
+    entry = await _named(models, body)
+    config = entry.config
+    facts = {
+        "general.architecture": "gptoss",
+        "gptoss.block_count": config.layers,
+        "gptoss.context_length": await aside(models.context_tokens, entry),
+        "gptoss.embedding_length": config.hidden,
+        "gptoss.expert_count": config.experts,
+    }
+    shown = {
+        "modelfile": "",
+        "parameters": "",
+        "template": "",
+        "details": _described(entry)["details"],
+        "model_info": facts,
+        "capabilities": ["completion", "tools", "thinking"],
+    }
+    return JSONResponse(shown)
+
+
+@router.post("/pull", summary="Pull a model that is there already (Ollama)")
+async def pull(body: NamedModel, request: Request) -> Response:
+    """Success for a model that is here. Raises: ApiError for another: the command line fetches models."""
+    try:
+        await _named(request.app.state.models, body)
+    except ApiError:
+        raise ApiError(
+            f"model {_name(body)[:100]!r} isn't here; `localoss pull` fetches models", status=404
+        ) from None
+    success = {"status": "success"}
+    if body.stream is False:
+        return JSONResponse(success)
+    lines = "".join(dumps(line) + "\n" for line in ({"status": "pulling manifest"}, success))
+    return Response(lines, media_type="application/x-ndjson")
+
+
+@router.delete("/delete", summary="Delete a model (Ollama)")
+async def delete(body: NamedModel, request: Request) -> Response:
+    """Remove an installed model from the disk, once no answer needs it any more.
+
+    Raises: ApiError 404, LocalossError for a model that lies outside the store or is being written.
+    """
+    models: Models = request.app.state.models
+    entry = await _named(models, body)
+    await aside(store.removable, entry.name if _is_in_store(entry) else str(entry.folder))
+    await models.unload(entry)
+    await aside(store.remove, entry.name)
+    return Response(status_code=200)
+
+
+def _name(body: NamedModel) -> str:
+    return (body.model or body.name or "").removesuffix(":latest")
+
+
+async def _named(models: Models, body: NamedModel) -> Entry:
+    return await models.find(_name(body))
+
+
+def _is_in_store(entry: Entry) -> bool:
+    return entry.folder.absolute() == store_folder(entry.name).absolute()
+
+
+def _all(catalogue: Catalogue) -> list[dict[str, Any]]:
+    described = []
+    for entry in catalogue.entries():
+        with suppress(LocalossError, OSError):  # damaged, or removed just now
+            described.append(_described(entry))
+    return described
+
+
+def _described(entry: Entry) -> dict[str, Any]:
+    """Raises: LocalossError, OSError."""
+    known = known_models().get(entry.name)
+    made = datetime.datetime.fromtimestamp(entry.created, datetime.UTC).isoformat()
+    details = {
+        "parent_model": "",
+        "format": "localoss",
+        "family": "gptoss",
+        "families": ["gptoss"],
+        "parameter_size": f"{known.parameters / 1e9:.1f}B" if known and known.parameters else "",
+        "quantization_level": entry.dtypes.experts.upper(),
+    }
+    named = {"name": entry.name, "model": entry.name, "digest": entry.digest, "size": entry.size_bytes}
+    return {**named, "modified_at": made, "details": details}
+
+
+def _in_memory(held: Held) -> dict[str, Any]:
+    expires = _NEVER
+    if held.idle_left_s is not None:
+        left = datetime.timedelta(seconds=held.idle_left_s)
+        expires = (datetime.datetime.now(datetime.UTC) + left).isoformat().replace("+00:00", "Z")
+    context_tokens = held.service.engine.context_tokens
+    return {"context_length": context_tokens, "expires_at": expires, "size_vram": 0}

@@ -27,6 +27,7 @@ from localoss.cli import (
     servers,
     sessions,
     store,
+    tools,
 )
 from localoss.cli.help import Command, Commands, reader_gone
 from localoss.errors import LocalossError
@@ -47,6 +48,7 @@ app.command(cls=Command)(chat.chat)
 app.add_typer(sessions.app, name="sessions")
 app.add_typer(docs.app, name="docs")
 app.add_typer(mcp.app, name="mcp")
+app.add_typer(tools.app, name="tools")
 app.command()(pull.pull)
 app.command("list")(store.list_models)
 app.command()(store.show)

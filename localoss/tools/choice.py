@@ -1,5 +1,6 @@
 """Which tools a command was asked for, and opening them. Nothing heavy: help comes without it."""
 
+import importlib.util
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -78,6 +79,24 @@ def open_tools(
         toolset = Toolset(opened, approvals)
         stack.pop_all()  # from now on the toolset closes them
     return toolset
+
+
+def missing(name: str) -> str | None:
+    """What a tool lacks here, by its name in `localoss tools list`. Raises: UsageError, saying so."""
+    needs = {
+        "python": ("pydantic_monty",),
+        "browser": ("trafilatura",),
+        "mcp": ("mcp",),
+        "functions": ("llguidance",),
+    }
+    gone = [module for module in needs.get(name, ()) if importlib.util.find_spec(module) is None]
+    if gone:
+        return "pip install 'localoss[tools]'"
+    if name == "cpython":
+        from localoss.tools.sandbox import SandboxedPython
+
+        SandboxedPython().close()
+    return None
 
 
 def _open(name: str, options: ToolOptions, ask: Callable[[str], str | None] | None) -> "Tool":

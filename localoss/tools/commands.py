@@ -40,6 +40,9 @@ class CommandTools(Tool):
             "all that the user's own commands reach" if file.commands else "nothing: the user answers"
         )
 
+    def approval_keys(self) -> dict[str, str]:
+        return {name: f"command:{shell_command(command)}" for name, command in self._commands.items()}
+
     def question(self, recipient: str, arguments: str) -> Question | None:
         command = self._commands.get(called_name(recipient))
         if command is not None:

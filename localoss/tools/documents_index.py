@@ -33,10 +33,12 @@ CREATE TABLE IF NOT EXISTS files (
 CREATE VIRTUAL TABLE IF NOT EXISTS texts USING fts5(
     title, text, path UNINDEXED, tokenize = "unicode61 remove_diacritics 2");
 """
+# The passages come after the order: they would be made for every file that fits otherwise.
 _SEARCH = """
-SELECT files.path, texts.title, snippet(texts, 1, '', '', ' … ', 40)
-FROM texts JOIN files ON files.id = texts.rowid
-WHERE texts MATCH ? {within} ORDER BY bm25(texts, 4.0, 1.0) LIMIT ?
+SELECT rowid FROM texts WHERE texts MATCH ? AND rank MATCH 'bm25(4.0, 1.0)' {within} ORDER BY rank LIMIT ?
+"""
+_SHOW = """
+SELECT path, title, snippet(texts, 1, '', '', ' … ', 40) FROM texts WHERE texts MATCH ? AND rowid = ?
 """
 
 
@@ -132,20 +134,23 @@ class DocumentsIndex:
         words = [f'"{word}"' for word in dict.fromkeys(_WORD.findall(query))][:_MOST_WORDS]
         if not words:
             return []
-        parts = ["substr(files.path, 1, ?) = ?" for _ in within]
+        parts = ["substr(path, 1, ?) = ?" for _ in within]
         condition = f"AND ({' OR '.join(parts)})" if parts else ""
         places = [value for folder in within for value in _below(folder)]
-        found: dict[str, Hit] = {}
+        found: dict[int, str] = {}  # which query found it, by its row
         with self._told():
             for joiner in (" ", " OR "):  # those with all words first
-                rows = self._database.execute(
-                    _SEARCH.format(within=condition), [joiner.join(words), *places, most]
-                )
-                for path, title, passage in rows:
-                    found.setdefault(path, Hit(Path(path), title, passage))
+                query = joiner.join(words)
+                rows = self._database.execute(_SEARCH.format(within=condition), [query, *places, most])
+                for (row,) in rows:
+                    found.setdefault(row, query)
                 if len(found) >= most or len(words) == 1:
                     break
-        return list(found.values())[:most]
+            return [self._hit(row, query) for row, query in list(found.items())[:most]]
+
+    def _hit(self, row: int, query: str) -> Hit:
+        path, title, passage = self._database.execute(_SHOW, [query, row]).fetchone()
+        return Hit(Path(path), title, passage)
 
     def text_of(self, path: Path) -> tuple[str, str] | None:
         """Title and text of an indexed file; None if it isn't one."""

@@ -74,6 +74,9 @@ class Files(Tool):
         self.instructions = _PATCH_NOTE if writes else None
         self._asked: tuple[str, list[Change]] | None = None
 
+    def approval_keys(self) -> dict[str, str]:
+        return {_PATCH.name: f"files:{self._root}"} if _PATCH in self.functions else {}
+
     def question(self, recipient: str, arguments: str) -> Question | None:
         """What a patch would change, as a diff. Raises: PatchError for one that doesn't fit."""
         if called_name(recipient) != _PATCH.name:

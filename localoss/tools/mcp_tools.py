@@ -56,6 +56,10 @@ class McpTools(Tool):
         self.prompts = tuple(self._prompts())
         self.reach = f"all that MCP server {server.name} reaches ({shell_command(server.words)})"
 
+    def approval_keys(self) -> dict[str, str]:
+        tools = {f"{self.name}/{tool}": f"mcp:{self.name}/{tool}" for tool in self._names.values()}
+        return {self.name: f"mcp:{self.name}"} | tools
+
     def question(self, recipient: str, arguments: str) -> Question | None:
         tool = self._names[called_name(recipient)]
         return Question(

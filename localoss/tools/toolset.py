@@ -45,6 +45,10 @@ class Tool(ABC):
     def run(self, call: Message, stop: Stop) -> Result:
         """Make a call. Raises: LocalossError, whose message the model reads."""
 
+    def approval_keys(self) -> dict[str, str]:
+        """What users call that which is asked about, and the keys of their answers."""
+        return {}
+
     def citation(self, cursor: int) -> Citation | None:
         """What was shown under `cursor`, for those that are cited."""
         return None

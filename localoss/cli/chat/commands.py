@@ -10,7 +10,7 @@ from typing import Any
 
 from localoss.chat import harmony
 from localoss.chat.branches import another_way
-from localoss.cli.chat import attachments, kept, outside
+from localoss.cli.chat import attachments, kept, outside, tooling
 from localoss.cli.chat.figures import context_parts, context_picture, turns_table
 from localoss.cli.chat.talk import Chat, Leave, shortened
 from localoss.cli.terminal import printable, say
@@ -269,6 +269,14 @@ COMMANDS = {
         _set, "NAME VALUE", "sampling options as on the command line; alone: all of them", lambda: _NUMBERS
     ),
     "model": Command(_model, "NAME", "go on with another model; alone: which one this is", installed_models),
+    "tools": Command(
+        tooling.tools,
+        "NAME POLICY|last",
+        "what the model may call, and what is asked first: ask, always, never; last: the last calls",
+        tooling.names,
+        waits=False,
+    ),
+    "prompt": Command(tooling.prompt, "NAME A=…", "send a prompt of an MCP server; alone: which there are"),
     "copy": Command(_copy, "", "the last answer to the clipboard"),
     "help": Command(_help, "", "this list", waits=False),
     "exit": Command(_exit, "", "leave", waits=False),

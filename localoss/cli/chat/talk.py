@@ -18,7 +18,7 @@ from localoss.options import SamplingParams
 from quant.errors import QuantError
 
 if TYPE_CHECKING:  # what brings NumPy or openai_harmony: the prompt doesn't wait for them
-    from localoss.chat.agent import Agent, CallEvent
+    from localoss.chat.agent import Agent, CallDone, CallEvent
     from localoss.chat.harmony import ChatSetup, File
     from localoss.chat.parser import Event
     from localoss.chat.session import Session
@@ -75,6 +75,7 @@ class Chat:
         self.folder, self.engine = Path(self.name), cast("Engine", None)
         self.sequence = cast("EngineSequence", None)
         self.agent: Agent | None = None
+        self.last_calls: list[CallDone] = []  # of the last answer
         if self.toolset:
             from localoss.chat import agent as agents
 
@@ -152,6 +153,7 @@ class Chat:
             return
         from localoss.chat import agent as agents
 
+        self.last_calls.clear()
         room = self.engine.context_tokens
         agents.answer(self.agent, self.conversation, self._turn, self._hear, interrupts, room)
 
@@ -169,6 +171,7 @@ class Chat:
 
         show_call(event)
         if isinstance(event, CallDone):
+            self.last_calls.append(event)
             self.keep()
             if event.is_stopped:
                 say("(stopped)")

@@ -207,6 +207,7 @@ def output(folder, command, environment, patience) -> str:
     work = folder / "work"
     work.mkdir(exist_ok=True)
     own = {"HOME": str(folder / "home"), "SHELL": "/bin/bash", "NO_COLOR": "1", "DISABLE_TELEMETRY": "1"}
+    own["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else it looks for prices on the web
     try:
         done = subprocess.run(
             [str(word) for word in command],

@@ -115,3 +115,13 @@ def test_launch_starts_the_program_with_what_it_must_know(server, home, capsys, 
     monkeypatch.setenv("PATH", "")
     code, _, err = localoss(capsys, "launch", "codex", "--model", NAME)
     assert code == 2 and "npm install -g @openai/codex" in err
+
+
+def test_without_a_terminal_what_takes_long_is_a_line_now_and_then(capsys):
+    from localoss.cli.loading import SpacedLines
+
+    often, rarely = SpacedLines(0.0), SpacedLines(60.0)
+    for number in range(3):
+        often(f"often {number}")
+        rarely(f"rarely {number}")
+    assert capsys.readouterr().err.splitlines() == ["often 0", "rarely 0", "often 1", "often 2"]

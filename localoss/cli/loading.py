@@ -56,6 +56,19 @@ class CompileProgress:
         self._show(f"compiling kernels, once on this machine: {done + 1} of {total}{left}")
 
 
+class SpacedLines:
+    """Says what takes long in lines of their own, the first at once and then one now and then: for a log."""
+
+    def __init__(self, every_s: float = 10.0) -> None:
+        self._every_s, self._said_s = every_s, -every_s
+
+    def __call__(self, line: str) -> None:
+        now = time.monotonic()
+        if now - self._said_s >= self._every_s:
+            self._said_s = now
+            say(line)
+
+
 def load_model(
     name: str,
     options: "LoadOptions",

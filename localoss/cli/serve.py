@@ -1,5 +1,6 @@
 """`localoss serve` and `localoss web`: the APIs of OpenAI, Anthropic and Ollama, and a page."""
 
+import sys
 import webbrowser
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -243,9 +244,9 @@ def listen(
 def _load(folder: Path, loading: LoadOptions) -> "Engine":
     """An engine that can chat. Raises: LocalossError."""
     from localoss.chat.harmony import check_vocabulary
-    from localoss.cli.loading import load_model
+    from localoss.cli.loading import SpacedLines, load_model
 
-    _, engine = load_model(str(folder), loading)
+    _, engine = load_model(str(folder), loading, None if sys.stderr.isatty() else SpacedLines())
     check_vocabulary(engine.config.vocab)
     return engine
 

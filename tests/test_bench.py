@@ -172,3 +172,18 @@ def test_no_kernel_that_python_calls_goes_unseen(module):
     }
     assert not direct
     assert any(ast.unparse(call).startswith("self.kernels.") for call in calls)
+
+
+def test_side_by_side(model, bench):
+    folder = model("window")
+    code, out, _ = bench(folder, *SIZES, "--parallel", "3,2", "--repetitions", "2", "--json")
+    report = json.loads(out)
+    assert code == 0 and [one["sequences"] for one in report["parallel"]] == [1, 2, 3]
+    for one in report["parallel"]:
+        assert one["tokens_per_s"] > 0 and one["step_s"] == sorted(one["step_s"])
+    assert report["parallel"][0]["speedup"] == 1
+    code, out, _ = bench(folder, *SIZES, "--parallel", "2")
+    assert code == 0 and "over one" in out
+    for wrong in ("0,2", "65", "two"):
+        code, _, err = bench(folder, *SIZES, "--parallel", wrong)
+        assert code == 2 and "--parallel" in err

@@ -21,13 +21,14 @@ from localoss.server.ollama.schemas import NamedModel
 
 router = APIRouter(prefix="/api", route_class=BodyRoute)
 
+_OLLAMA_VERSION = "0.13.5"  # Codex CLI refuses one below 0.13.4, where Ollama got /v1/responses
 _NEVER = "9999-12-31T23:59:59Z"
 
 
 @router.get("/version")
 async def version(request: Request) -> dict[str, str]:
-    """localoss's version."""
-    return {"version": __version__}
+    """The version of Ollama whose API this is, which clients compare, and localoss's own."""
+    return {"version": _OLLAMA_VERSION, "localoss": __version__}
 
 
 @router.get("/tags")

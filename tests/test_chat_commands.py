@@ -296,3 +296,8 @@ def test_drop_names_what_there_is(chat, tmp_path):
     _, err, _ = chat(*lines)
     assert "which file? /drop NAME, of a.txt, b.txt, or all" in err
     assert "(a.txt, b.txt does not go" in err and err.endswith("/read FILE adds one)\n")
+
+
+def test_experts_of_the_last_answer(chat):
+    _, err, _ = chat("/experts", "One", "/experts")
+    assert "there is no answer yet" in err and "2 layers down, 2 experts across" in err

@@ -6,6 +6,7 @@ from collections.abc import Sequence as Seq
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from localoss.engine.batch import Batch, Mask, Progress, Slot
 from localoss.engine.passes import Passes
@@ -72,6 +73,10 @@ class Engine:
     def kernel_callers(self) -> list[Any]:
         """What calls compiled kernels: see Model.kernel_callers."""
         return [*self.model.kernel_callers, self._sampler]
+
+    def count_experts(self) -> NDArray[np.int64]:
+        """How often each expert is chosen from now on, (layers, experts): see Model.count_experts."""
+        return self.model.count_experts()
 
     def device_figures(self) -> dict[str, Any] | None:
         """What runs layers elsewhere than on the CPU, and what a token takes of the bus; None if nothing."""

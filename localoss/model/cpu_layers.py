@@ -41,6 +41,7 @@ class CpuLayers:
         self.kernels: Any = kernels  # profiling puts a timed namespace here
         self.config, self.weights, self.buffers = config, weights, buffers
         self.first, self.count = first, count
+        self.expert_counts: NDArray[np.int64] | None = None  # (layers, experts), where somebody counts
         b = buffers
         self._work = b.work
         self._expert_buffers = tuple(
@@ -157,6 +158,9 @@ class CpuLayers:
             chunk.tokens,
             self._work,
         )
+        if self.expert_counts is not None:
+            ids = self.buffers.expert_ids[: chunk.tokens].reshape(-1)
+            self.expert_counts[index] += np.bincount(ids, minlength=self.config.experts)
         return count
 
     def _run_experts(self, index: int, chunk: RowChunk, count: int) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from localoss.errors import DeviceLost
 from localoss.kernels import layer as kernels
@@ -181,6 +182,17 @@ class Model:
     def figures(self) -> dict[str, Any] | None:
         """What runs layers elsewhere than on the CPU, for reports; None if nothing does."""
         return next((found for stack in self.stacks if (found := stack.figures())), None)
+
+    def count_experts(self) -> NDArray[np.int64]:
+        """An array (layers, experts) of zeros in which tokens are counted from now on, each with its experts.
+
+        Layers on a device aren't counted.
+        """
+        counts = np.zeros((self.config.layers, self.config.experts), np.int64)
+        for stack in self.stacks:
+            if isinstance(stack, CpuLayers):
+                stack.expert_counts = counts
+        return counts
 
     @property
     def kernel_callers(self) -> list[Any]:

@@ -74,6 +74,9 @@ class ScriptedEngine:
     def device_figures(self):
         return None
 
+    def count_experts(self):
+        return np.ones((CONFIG.layers, CONFIG.experts), np.int64)
+
     def sequence(self, seed=None):
         return Sequence(KVCache(CONFIG, self.context_tokens, CHUNK, self.kv_dtype), seed)
 

@@ -11,6 +11,7 @@ from typing import Any
 from localoss.chat import harmony
 from localoss.chat.branches import another_way
 from localoss.cli.chat import attachments, kept, outside, tooling
+from localoss.cli.chat.experts import heat_map
 from localoss.cli.chat.figures import context_parts, context_picture, turns_table
 from localoss.cli.chat.talk import Chat, Leave, shortened
 from localoss.cli.terminal import printable, say
@@ -141,6 +142,13 @@ def _context(chat: Chat, _: str) -> None:
         say(f"{chat.conversation.left_out} oldest messages are left out (--trim oldest)")
 
 
+def _experts(chat: Chat, _: str) -> None:
+    if chat.expert_counts is None:
+        raise UsageError("there is no answer yet, whose experts could be shown")
+    for line in heat_map(chat.expert_counts, shutil.get_terminal_size().columns):
+        say(line)
+
+
 def _set(chat: Chat, argument: str) -> None:
     argument = argument.removeprefix("parameter ").lstrip()  # as Ollama has it
     name, _, value = argument.replace("=", " ").partition(" ")
@@ -259,6 +267,7 @@ COMMANDS = {
     "trim": Command(_trim, "", "the model no longer sees the oldest messages, so that others have room"),
     "stats": Command(_stats, "", "tokens and speed of each turn"),
     "context": Command(_context, "", "what fills the context"),
+    "experts": Command(_experts, "", "which experts the last answer went through, layer by layer"),
     "session": Command(kept.session, "NAME", "name this session; alone: which one it is"),
     "sessions": Command(
         kept.list_or_open, "NAME", "go on with another session; alone: all of them", kept.names

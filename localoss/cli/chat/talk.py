@@ -18,6 +18,9 @@ from localoss.options import SamplingParams
 from quant.errors import QuantError
 
 if TYPE_CHECKING:  # what brings NumPy or openai_harmony: the prompt doesn't wait for them
+    import numpy as np
+    from numpy.typing import NDArray
+
     from localoss.chat.agent import Agent, CallDone, CallEvent
     from localoss.chat.harmony import ChatSetup, File
     from localoss.chat.parser import Event
@@ -81,6 +84,7 @@ class Chat:
 
             self.agent = agents.Agent(self.toolset)
             self.conversation.setup = self.with_tools(self.conversation.setup)
+        self.expert_counts: NDArray[np.int64] | None = None  # (layers, experts) of the last answer
         self._attempts = 0  # answers to the last message so far
         self._warned = False
 
@@ -187,7 +191,13 @@ class Chat:
         turn = Turn(self._fitting_prompt(), self.conversation.setup, self._sampling(), rules)
         self._attempts += 1
         with self._display(turn) as (progress, show, tick), interrupts() as cancelled:
-            events = generate(self.engine, turn, self.sequence, progress, lambda: tick() or cancelled())
+
+            def read(done: int, total: int) -> None:
+                progress(done, total)
+                if done == total:  # the answer's experts are those after the prompt
+                    self.expert_counts = self.engine.count_experts()
+
+            events = generate(self.engine, turn, self.sequence, read, lambda: tick() or cancelled())
             for event in with_footnotes(events, Footnotes(self._citation)):
                 show(event)
         self.conversation.answer(turn.whole_messages)

@@ -10,7 +10,6 @@ from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 from support import checkpoints
 from support.gpu_fixtures import gpu_adapter  # noqa: F401 - a fixture
-from support.page_fixtures import browser, open_tab, page_home, serve  # noqa: F401 - fixtures
 
 from quant.convert import convert
 from quant.format.manifest import Dtypes

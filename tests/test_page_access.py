@@ -5,6 +5,7 @@ import re
 import pytest
 from support.page_fixtures import LONG, RICH, final
 
+pytest_plugins = ("support.page_fixtures",)
 pytestmark = [pytest.mark.soak, pytest.mark.usefixtures("page_home")]
 
 

@@ -12,6 +12,7 @@ from localoss.chat.session_store import read_session, sessions
 from localoss.hub.bundled import install
 from localoss.server.page import Page
 
+pytest_plugins = ("support.page_fixtures",)
 pytestmark = [pytest.mark.soak, pytest.mark.usefixtures("page_home")]
 
 

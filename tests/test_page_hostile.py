@@ -8,6 +8,7 @@ from localoss.chat.conversation import Conversation
 from localoss.chat.harmony import ChatSetup, Message
 from localoss.chat.session import Session
 
+pytest_plugins = ("support.page_fixtures",)
 pytestmark = [pytest.mark.soak, pytest.mark.usefixtures("page_home")]
 HOSTILE = r"""<img src=x onerror="window.hacked=1"><script>window.hacked=2</script>
 

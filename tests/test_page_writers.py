@@ -9,6 +9,7 @@ from support.scripted import ScriptedEngine
 from localoss.chat.session import Session
 from localoss.chat.session_store import read_session
 
+pytest_plugins = ("support.page_fixtures",)
 pytestmark = [pytest.mark.soak, pytest.mark.usefixtures("page_home")]
 
 

@@ -21,7 +21,13 @@ from quant.format import disk
 from quant.format.manifest import Dtypes, parse_manifest, read_manifest
 
 SOAK = bool(os.environ.get("LOCALOSS_SOAK"))
-EVERY = {FAIL: 1, KILL: 1, FULL: 1 if SOAK else 3, POWER_CUT: 1 if SOAK else 3}  # every how many steps
+
+
+def each(*kinds):
+    """Kinds of faults, each at every so many steps; at every step in the soak."""
+    return [*kinds, *(pytest.param(fault, 1, marks=pytest.mark.soak) for fault, _ in kinds)]
+
+
 TINY = dict(
     layers=3 if SOAK else 1, hidden=64, intermediate=32, heads=4, kv_heads=2,
     head_dim=24, experts=3, active=2, vocab=37, window=16,
@@ -72,9 +78,9 @@ def check_what_is_there(out, whole):
         assert whole.keys() <= there.keys()
 
 
-@pytest.mark.parametrize("fault", [FAIL, FULL])
-def test_a_disk_that_fails_at_any_step(fault, tiny, whole, step_count, tmp_path):
-    for at in range(0, step_count, EVERY[fault]):
+@pytest.mark.parametrize(("fault", "every"), each((FAIL, 3), (FULL, 5)))
+def test_a_disk_that_fails_at_any_step(fault, every, tiny, whole, step_count, tmp_path):
+    for at in range(0, step_count, every):
         out = tmp_path / f"out{at}"
         with pytest.MonkeyPatch.context() as patch:
             Faults(patch, fault, at)
@@ -92,9 +98,9 @@ def test_a_disk_that_fails_at_any_step(fault, tiny, whole, step_count, tmp_path)
 
 
 @posix
-@pytest.mark.parametrize("fault", [KILL, POWER_CUT])
-def test_a_process_that_dies_at_any_step(fault, tiny, whole, step_count, tmp_path, monkeypatch):
-    for at in range(0, step_count, EVERY[fault]):
+@pytest.mark.parametrize(("fault", "every"), each((KILL, 3), (POWER_CUT, 5)))
+def test_a_process_that_dies_at_any_step(fault, every, tiny, whole, step_count, tmp_path, monkeypatch):
+    for at in range(0, step_count, every):
         out = tmp_path / f"out{at}"
 
         def die(out=out, at=at):
@@ -109,7 +115,8 @@ def test_a_process_that_dies_at_any_step(fault, tiny, whole, step_count, tmp_pat
 
 
 @posix
-def test_a_replacement_that_dies_goes_on_with_the_same_command(tiny, whole, tmp_path, monkeypatch):
+@pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.soak)])
+def test_a_replacement_that_dies_goes_on_with_the_same_command(every, tiny, whole, tmp_path, monkeypatch):
     """--force over another model: killed at any step, no manifest stands beside files that aren't its own."""
     other = Dtypes(attention="bf16")
     convert(tiny, tmp_path / "other", other)
@@ -118,7 +125,7 @@ def test_a_replacement_that_dies_goes_on_with_the_same_command(tiny, whole, tmp_
         faults = Faults(patch)
         convert(tiny, shutil.copytree(tmp_path / "other", tmp_path / "count"), force=True)
     kept = 0
-    for at in range(0, len(faults.steps), EVERY[POWER_CUT]):
+    for at in range(0, len(faults.steps), every):
         out = shutil.copytree(tmp_path / "other", tmp_path / f"out{at}")
 
         def die(out=out, at=at):

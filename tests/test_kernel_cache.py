@@ -1,5 +1,6 @@
 """Compiled kernels are found where they belong, whoever is imported first, and nobody else's are run."""
 
+import json
 import os
 import stat
 import subprocess
@@ -122,25 +123,38 @@ ORDERS = {
 }
 
 
-@pytest.mark.parametrize("order", ORDERS)
-def test_any_import_order_keeps_them_in_the_same_place(order, python, tmp_path):
+def test_any_import_order_keeps_them_in_the_same_place(python, tmp_path):
     """None lands in a package's __pycache__, and Numba's own settings stay as they were."""
     script = """
-        import importlib, sys
+        import importlib, json, os, sys
         import numba
         before = numba.config.CACHE_DIR
-        for name in sys.argv[1:]:
-            importlib.import_module(name)
-        from localoss.kernels import activations
-        from quant.format import jit_loops
-        import numpy as np
-        print(activations.gather.stats.cache_path)
-        print(jit_loops._encode_int8.stats.cache_path)
-        print(numba.config.CACHE_DIR == before)
+
+        def look(names):
+            for name in names:
+                importlib.import_module(name)
+            from localoss.kernels import activations
+            from quant.format import jit_loops
+            print(activations.gather.stats.cache_path)
+            print(jit_loops._encode_int8.stats.cache_path)
+            print(numba.config.CACHE_DIR == before, flush=True)
+
+        orders = json.loads(sys.argv[1])
+        for names in orders[1:]:  # each from here on in a process of its own
+            child = os.fork()
+            if child == 0:
+                look(names)
+                os._exit(0)
+            assert os.waitpid(child, 0)[1] == 0
+        look(orders[0])
     """
-    (kernels, loops, same), _ = python(script, *ORDERS[order])
-    assert Path(kernels) == tmp_path / "cache" / "localoss" / "kernels" / compiled._FOLDER._name
-    assert Path(loops).parent == Path(kernels).parent and same == "True"
+    orders = list(ORDERS.values())
+    for together in [orders] if hasattr(os, "fork") else [[order] for order in orders]:
+        lines, _ = python(script, json.dumps(together))
+        assert len(lines) == 3 * len(together)
+        for kernels, loops, same in zip(lines[::3], lines[1::3], lines[2::3], strict=True):
+            assert Path(kernels) == tmp_path / "cache" / "localoss" / "kernels" / compiled._FOLDER._name
+            assert Path(loops).parent == Path(kernels).parent and same == "True"
 
 
 def test_the_instruction_set_is_obeyed_from_the_second_run_on(python):
@@ -170,24 +184,23 @@ def test_a_host_programs_own_functions_stay_with_it(python, tmp_path):
     assert kept == {tmp_path / "host" / "__pycache__"}
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut", "flipped", "another pickle"])
-def test_damaged_files_are_compiled_again(damage, modules):
+DAMAGES = {
+    "empty": lambda content: b"",
+    "cut": lambda content: content[: len(content) // 2],
+    "flipped": lambda content: content[:-9] + bytes([content[-9] ^ 1]) + content[-8:],
+    "another pickle": lambda content: b"cos\nsystem\n(S'false'\ntR.",
+}
+
+
+def test_damaged_files_are_compiled_again(modules):
     _, _, folder, _ = modules()
-    for path in kernels_of(folder):
-        content = path.read_bytes()
-        middle = len(content) // 2
-        path.write_bytes(
-            {
-                "empty": b"",
-                "cut": content[:middle],
-                "flipped": content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :],
-                "another pickle": b"cos\nsystem\n(S'false'\ntR.",
-            }[damage]
-        )
-    result, hits, _, said = modules()
-    assert (result, hits) == (41, 0)
-    assert said == "note: files of compiled kernels were damaged; they are compiled again\n"
-    assert modules()[1:2] == (1,)
+    for name, damaged in DAMAGES.items():
+        for path in kernels_of(folder):
+            path.write_bytes(damaged(path.read_bytes()))
+        result, hits, _, said = modules()
+        assert (result, hits) == (41, 0), name
+        assert said == "note: files of compiled kernels were damaged; they are compiled again\n"
+    assert modules()[1] == 1
 
 
 needs_owners = pytest.mark.skipif(not hasattr(os, "getuid"), reason="folders here have no such owners")

@@ -45,7 +45,7 @@ def run(arguments, **variables):
         cwd=HERE.parent,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1800,  # a busy machine that compiles
     )
 
 

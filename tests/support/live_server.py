@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import ssl
 import threading
 import time
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ MODEL = "tiny"
 # The day is in every prompt, and noise says something else on another day.
 _ONE_DAY = SimpleNamespace(date=SimpleNamespace(today=lambda: datetime.date(2026, 3, 7)))
 _PATIENCE_S = 300  # a busy machine is no fault of the server
+# Without TLS: httpx2 would read all of the system's certificates for each request.
+_ASKING: dict[str, Any] = {"timeout": _PATIENCE_S, "verify": ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)}
 
 
 @dataclass
@@ -44,10 +47,10 @@ class Live:
         )
 
     def post(self, path: str, body: Any, **options: Any) -> httpx2.Response:
-        return httpx2.post(self.url + path, json=body, timeout=_PATIENCE_S, **options)
+        return httpx2.post(self.url + path, json=body, **_ASKING | options)
 
     def get(self, path: str, **options: Any) -> httpx2.Response:
-        return httpx2.get(self.url + path, timeout=_PATIENCE_S, **options)
+        return httpx2.get(self.url + path, **_ASKING | options)
 
     def wait_until(self, condition: Any, seconds: float = 60.0) -> None:
         """Wait for something that the server does by itself; fails if it doesn't happen."""

@@ -267,7 +267,7 @@ def test_a_second_converter_is_refused(tiny, whole, tmp_path):
         if not refused:
             for force in ((), ("force",)):
                 command = [sys.executable, "-c", code, str(tiny), str(out), *force]
-                refused.append(subprocess.run(command, capture_output=True, text=True, timeout=60))
+                refused.append(subprocess.run(command, capture_output=True, text=True, timeout=600))
 
     convert(tiny, out, progress=try_second)
     for done in refused:

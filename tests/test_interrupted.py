@@ -21,13 +21,9 @@ from quant.format import disk
 from quant.format.manifest import Dtypes, parse_manifest, read_manifest
 
 SOAK = bool(os.environ.get("LOCALOSS_SOAK"))
-
-
-def each(*kinds):
-    """Kinds of faults, each at every so many steps; at every step in the soak."""
-    return [*kinds, *(pytest.param(fault, 1, marks=pytest.mark.soak) for fault, _ in kinds)]
-
-
+EACH = {
+    fault: pytest.param(fault, 1, marks=pytest.mark.soak) for fault in (FAIL, FULL, KILL, POWER_CUT)
+}  # step
 TINY = dict(
     layers=3 if SOAK else 1, hidden=64, intermediate=32, heads=4, kv_heads=2,
     head_dim=24, experts=3, active=2, vocab=37, window=16,
@@ -78,7 +74,7 @@ def check_what_is_there(out, whole):
         assert whole.keys() <= there.keys()
 
 
-@pytest.mark.parametrize(("fault", "every"), each((FAIL, 3), (FULL, 5)))
+@pytest.mark.parametrize(("fault", "every"), [(FAIL, 3), (FULL, 5), EACH[FAIL], EACH[FULL]])
 def test_a_disk_that_fails_at_any_step(fault, every, tiny, whole, step_count, tmp_path):
     for at in range(0, step_count, every):
         out = tmp_path / f"out{at}"
@@ -98,7 +94,7 @@ def test_a_disk_that_fails_at_any_step(fault, every, tiny, whole, step_count, tm
 
 
 @posix
-@pytest.mark.parametrize(("fault", "every"), each((KILL, 3), (POWER_CUT, 5)))
+@pytest.mark.parametrize(("fault", "every"), [(KILL, 3), (POWER_CUT, 5), EACH[KILL], EACH[POWER_CUT]])
 def test_a_process_that_dies_at_any_step(fault, every, tiny, whole, step_count, tmp_path, monkeypatch):
     for at in range(0, step_count, every):
         out = tmp_path / f"out{at}"

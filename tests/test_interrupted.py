@@ -20,10 +20,8 @@ from quant.errors import QuantError
 from quant.format import disk
 from quant.format.manifest import Dtypes, parse_manifest, read_manifest
 
-SOAK = bool(os.environ.get("LOCALOSS_SOAK"))
-EACH = {
-    fault: pytest.param(fault, 1, marks=pytest.mark.soak) for fault in (FAIL, FULL, KILL, POWER_CUT)
-}  # step
+SOAK = "LOCALOSS_SOAK" in os.environ
+EACH = {one: pytest.param(one, 1, marks=pytest.mark.soak) for one in (FAIL, FULL, KILL, POWER_CUT)}  # step
 TINY = dict(
     layers=3 if SOAK else 1, hidden=64, intermediate=32, heads=4, kv_heads=2,
     head_dim=24, experts=3, active=2, vocab=37, window=16,

@@ -3,6 +3,7 @@
 import json
 import statistics
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -42,6 +43,10 @@ def bench(
         str | None,
         typer.Option(metavar="N,N,…", help="Decode as many sequences side by side, beside one alone."),
     ] = None,
+    routes: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the experts that the router chose to FILE, as CSV."),
+    ] = None,
     profile: Annotated[bool, typer.Option("--profile", help="Show where the time goes.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Report as JSON.")] = False,
     *,
@@ -72,10 +77,12 @@ def bench(
     from localoss.measure import profile as profiling
     from localoss.measure.bench import run_benchmark
     from localoss.measure.parallel import run_side_by_side
+    from localoss.measure.routes import logged_routes
     from localoss.plan.speed import Measured, keep
 
-    result = run_benchmark(engine, load_s, prompt_tokens, gen_tokens, depth, repetitions)
-    if result.gpu is None and depth + prompt_tokens <= _SHORT_CONTEXT:
+    with logged_routes(engine, routes):
+        result = run_benchmark(engine, load_s, prompt_tokens, gen_tokens, depth, repetitions)
+    if result.gpu is None and result.experts is None and depth + prompt_tokens <= _SHORT_CONTEXT:
         seconds = 1 / result.decode_tokens_per_s
         keep(Measured(result.decode_bytes_per_token, seconds, result.read_bandwidth_bytes_per_s))
     curve = [run_benchmark(engine, load_s, prompt_tokens, gen_tokens, at, repetitions) for at in places]
@@ -165,6 +172,9 @@ def _print_speeds(console: "Console", model: str, result: "Benchmark") -> None:
     read_gb, bandwidth_gb = result.decode_bytes_per_token / 1e9, result.read_bandwidth_bytes_per_s / 1e9
     if result.gpu:
         speed = f"{read_gb * result.decode_tokens_per_s:.1f} GB/s.\n{result.gpu['summary']}"
+    elif result.experts:
+        summary = result.experts["summary"]
+        speed = f"{read_gb * result.decode_tokens_per_s:.1f} GB/s.\n{summary[0].upper()}{summary[1:]}."
     else:
         speed = f"{result.bandwidth_share:.0%} of the {bandwidth_gb:.1f} GB/s that a plain read loop reaches."
     console.print(

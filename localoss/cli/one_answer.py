@@ -94,6 +94,7 @@ class OneAnswer:
             "prefill_tokens_per_s": round(prefilled / prefill_s, 2) if prefill_s else 0.0,
             "decode_tokens_per_s": round((generated - len(turns)) / decode_s, 2) if decode_s else 0.0,
             "gpu": self._engine.device_figures(),
+            "experts": self._engine.expert_figures(),
         }
 
     def _messages(self) -> list[Message]:

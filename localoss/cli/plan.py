@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
+    from localoss.plan.experts import Streaming
     from localoss.plan.machine import Machine
     from localoss.plan.memory import Plan
 
@@ -62,6 +63,11 @@ def plan(
             metavar="SIZE", parser=options.size_bytes, help="Say which layers a GPU of this size holds."
         ),
     ] = None,
+    expert_memory: options.ExpertMemory = None,
+    measure: Annotated[
+        bool,
+        typer.Option("--measure", help="Measure how fast this disk brings experts, and keep it."),
+    ] = False,
     threads: options.Threads = None,
     interactive: Annotated[
         bool, typer.Option("-i", "--interactive", help="Change the plan with the arrow keys.")
@@ -90,10 +96,13 @@ def plan(
         made = replace(made, context_tokens=context)
     if interactive:
         _change(label, made, machine)
-    elif as_json:
-        typer.echo(json.dumps(_report(label, made, machine, memory is None, gpu_memory), indent=2))
+        return
+    streaming = _streaming(model, made, machine, expert_memory, measure)
+    if as_json:
+        report = _report(label, made, machine, memory is None, gpu_memory)
+        typer.echo(json.dumps(report | ({"experts": streaming.report()} if streaming else {}), indent=2))
     else:
-        _print(label, made, machine, memory is None, gpu_memory)
+        _print(label, made, machine, memory is None, gpu_memory, streaming)
 
 
 def _what(model: str) -> tuple[str, Any, Any]:
@@ -114,6 +123,28 @@ def _what(model: str) -> tuple[str, Any, Any]:
         label = f"{folder.name} (as `localoss quantize` would make it)"
         return label, read_config(folder / "config.json"), Dtypes()
     return model, read_config(folder / "config.json"), read_manifest(folder).dtypes
+
+
+def _streaming(
+    model: str, plan: "Plan", machine: "Machine", asked: int | None, measures: bool
+) -> "Streaming | None":
+    """`plan` with a cache of experts, if it would get one. measures: read the disk's speed first."""
+    from localoss import settings
+    from localoss.hub.registry import find_model
+    from localoss.plan import disk
+    from localoss.plan.experts import Streaming, with_cache
+    from localoss.plan.memory import FITS
+
+    try:
+        folder = find_model(model)
+    except ModelError:
+        folder = settings.home()
+    speed = disk.measure(folder) if measures else disk.known(folder)
+    fits = plan.verdict(machine.limit_bytes) == FITS
+    if asked == 0 or (fits and not asked):
+        return None
+    cached = with_cache(plan, machine.limit_bytes if asked else machine.cache_limit_bytes, asked)
+    return Streaming(cached, speed) if cached else None
 
 
 def _change(label: str, plan: "Plan", machine: "Machine") -> None:
@@ -170,10 +201,16 @@ def _report(
 
 
 def _print(
-    label: str, plan: "Plan", machine: "Machine", is_this_machine: bool, gpu_bytes: int | None
+    label: str,
+    plan: "Plan",
+    machine: "Machine",
+    is_this_machine: bool,
+    gpu_bytes: int | None,
+    streaming: "Streaming | None",
 ) -> None:
     from rich.console import Console
 
+    from localoss.plan.experts import with_cache
     from localoss.plan.memory import gigabytes, gpu_layers
     from localoss.plan.speed import estimate
 
@@ -183,27 +220,35 @@ def _print(
     head = f"{label} · context {plan.context_tokens:,} tokens{several} · KV cache {plan.kv_dtype}"
     console.print(f"{head}\n", markup=False)
     limit = machine.limit_bytes
-    console.print(_coloured(_bar(plan, limit, min(_BAR_COLUMNS, console.width - 1))), end="\n\n")
-    _print_parts(console, plan)
+    shown = streaming.plan if streaming else plan
+    console.print(_coloured(_bar(shown, limit, min(_BAR_COLUMNS, console.width - 1))), end="\n\n")
+    _print_parts(console, shown)
     where = "This machine" if is_this_machine else "Such a machine"
     where = "This control group" if machine.in_cgroup else where
     free = f", {gigabytes(machine.available_bytes)} free" if is_this_machine else ""
     console.print(f"{where} has {gigabytes(machine.total_bytes)}{free}; a model may take {gigabytes(limit)}.")
     verdict = plan.verdict(limit)
-    console.print(
-        _VERDICTS[verdict].format(
-            left=gigabytes(limit - plan.total_bytes),
-            missing=gigabytes(min(plan.total_bytes - limit, plan.weights_bytes)),
-            least=gigabytes(plan.least_bytes),
+    if streaming:
+        console.print("\n".join(streaming.lines()), markup=False)
+    else:
+        console.print(
+            _VERDICTS[verdict].format(
+                left=gigabytes(limit - plan.total_bytes),
+                missing=gigabytes(min(plan.total_bytes - limit, plan.weights_bytes)),
+                least=gigabytes(plan.least_bytes),
+            )
         )
-    )
     if speed := estimate(plan, limit):
         console.print(_SPEED.format(speed=speed, source=_SOURCES[speed.source]))
     if not is_this_machine:
-        left = replace(machine, available_bytes=max(machine.total_bytes - _USED_BYTES, 0)).limit_bytes
+        used = replace(machine, available_bytes=max(machine.total_bytes - _USED_BYTES, 0))
+        left, then = used.limit_bytes, _WHEN_USED[plan.verdict(used.limit_bytes)]
+        if streaming and (cached := with_cache(plan, used.cache_limit_bytes)):
+            rate = replace(streaming, plan=cached).tokens_per_s
+            then = f"{cached.expert_slots:,} experts stay in memory: {rate:.2g} tokens/s"
         console.print(
             f"That is an empty machine. A system with a browser holds some {gigabytes(_USED_BYTES)}; "
-            f"a model may take {gigabytes(left)} then, and {_WHEN_USED[plan.verdict(left)]}."
+            f"a model may take {gigabytes(left)} then, and {then}."
         )
     longest = plan.longest_context(limit)
     if longest:
@@ -269,6 +314,9 @@ def _print_parts(console: "Console", plan: "Plan") -> None:
         "snapshots": "of sliding layers, to go back to",
         "program": "Python, compiled code",
     }
+    if plan.expert_slots:
+        notes["experts"] += f", {plan.expert_slots:,} of {config.layers * config.experts:,}"
+        notes["embedding"] += ", its scales"
     table = Table("", "part", "", box=box.SIMPLE_HEAD)
     table.add_column("MB", justify="right")
     for name, size in {**plan.weights, **plan.own}.items():

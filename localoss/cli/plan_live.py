@@ -13,6 +13,8 @@ from prompt_toolkit.layout import Layout, Window
 from prompt_toolkit.layout.controls import FormattedTextControl
 
 from localoss.options import KV_DTYPES
+from localoss.plan.disk import ASSUMED_BYTES_PER_S, DiskSpeed
+from localoss.plan.experts import Streaming, with_cache
 from localoss.plan.memory import FITS, TOO_LARGE, Plan, gigabytes
 from localoss.plan.speed import estimate
 
@@ -68,7 +70,12 @@ class LivePlan:
             return "speed: no estimate with layers on a GPU"
         speed = estimate(self.plan, self._limit_bytes)
         if speed is None:
-            return "speed: slow, as the disk allows"
+            cached = with_cache(self.plan, self._limit_bytes)
+            if cached is None:
+                return "speed: slow, as the disk allows"
+            streaming = Streaming(cached, DiskSpeed(ASSUMED_BYTES_PER_S))
+            rate = f"{streaming.disk.bytes_per_s / 1e9:.1f} GB/s"
+            return f"estimate: {streaming.tokens_per_s:.2g} tokens/s with experts from a disk of {rate}"
         told = f"{speed.tokens_per_s:.3g} tokens/s, {speed.full_tokens_per_s:.3g} with a full context"
         return f"estimate ({speed.source}): {told}"
 

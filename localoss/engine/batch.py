@@ -16,7 +16,7 @@ from localoss.engine.sequence import Sequence
 from localoss.errors import Cancelled, LocalossError
 from localoss.model.stack import F32Array
 from localoss.options import SamplingParams
-from localoss.plan.sizes import MOST_DRAFT_TOKENS
+from localoss.plan.sizes import MOST_DRAFT_TOKENS, MOST_SNAPSHOTS
 
 Mask = Callable[[], NDArray[np.uint8] | None]
 Progress = Callable[[int, int], None]  # tokens done, tokens in all
@@ -71,6 +71,7 @@ class Slot:
         """Drop from the sequence what the prompt doesn't begin with, once."""
         if not self._is_begun:
             self._is_begun = True
+            self.sequence.cache.keep_at = self.checkpoints[-MOST_SNAPSHOTS:]
             done = passes.reuse(self.sequence, [] if self.scored else self.prompt)
             if self.progress:
                 self.progress(done, len(self.prompt))

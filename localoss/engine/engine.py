@@ -14,10 +14,10 @@ from localoss.engine.prompt_lookup import PromptLookup
 from localoss.engine.sampler import Sampler, Token
 from localoss.engine.sequence import Sequence
 from localoss.errors import UsageError
-from localoss.model.expert_cache import ExpertCache
 from localoss.model.forward import Model
 from localoss.model.kv_cache import KVCache
 from localoss.model.stack import F32Array, LayerStack
+from localoss.model.streamed_layers import StreamedExperts
 from localoss.model.weights import Weights
 from localoss.options import Listener, LoadOptions, SamplingParams, changed
 from localoss.plan.sizes import waiting_passes
@@ -41,7 +41,7 @@ class Engine:
         options: LoadOptions,
         others: Seq[LayerStack] = (),
         listener: Listener | None = None,
-        experts: ExpertCache | None = None,
+        experts: StreamedExperts | None = None,
     ) -> None:
         """Take the memory for `options`, which the loader has checked and completed.
 
@@ -57,7 +57,7 @@ class Engine:
         self.model = Model(
             config, weights, self.threads, options.is_exact, self.chunk_tokens, others, experts
         )
-        self.pass_tokens = min(self.model.pass_tokens, self.context_tokens)
+        self.pass_tokens = self.model.pass_tokens
         self.model.let_wait(waiting_passes(options.slots))
         self._passes = Passes(self.model, self.context_tokens, (listener or Listener()).notice)
         self._sampler = Sampler(config.vocab)
@@ -81,6 +81,10 @@ class Engine:
     def device_figures(self) -> dict[str, Any] | None:
         """What runs layers elsewhere than on the CPU, and what a token takes of the bus; None if nothing."""
         return self.model.figures()
+
+    def expert_figures(self) -> dict[str, Any] | None:
+        """What came from the disk; None where all experts are mapped."""
+        return self.model.experts.figures() if self.model.experts else None
 
     def sequence(self, seed: int | None = None) -> Sequence:
         """A new, empty sequence, with a KV cache for `context_tokens`.

@@ -118,7 +118,7 @@ class _Loading:
 
         from localoss.engine.engine import Engine
         from localoss.model.expert_cache import ExpertCache
-        from localoss.model.streamed_layers import ExpertFiles
+        from localoss.model.streamed_layers import ExpertFiles, StreamedExperts
         from localoss.model.weights import read_dense_weights
 
         self.listener.notice(notice(plan, known(self.folder)))
@@ -132,7 +132,8 @@ class _Loading:
         except MemoryError as error:
             raise UsageError(str(error)) from None
         options = replace(options, lookup=False)
-        return Engine(self.config, self.dtypes, weights, options, (), self.listener, cache)
+        experts = StreamedExperts(cache, plan.pass_tokens)
+        return Engine(self.config, self.dtypes, weights, options, (), self.listener, experts)
 
     def _layers(self, device: "Device", plan: Plan, weights: "Weights") -> "GpuLayers":
         from localoss.gpu.layers import GpuLayers

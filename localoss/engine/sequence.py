@@ -66,14 +66,19 @@ class Sequence:
         their oldest positions to them.
         """
         self._oldest = max(self._oldest, len(self.tokens) + tokens - self.cache.ring_slots)
+        self.cache.kept.clear()
 
     def checkpoint(self, position: int) -> None:
-        """Take a snapshot at `position`, as far as the rings still hold its window."""
-        first = max(position - self.cache.window, 0)
-        if not 0 < position <= len(self.tokens) or first < self._oldest:
+        """Take a snapshot at `position`, if the rings have its window or the pass that went on kept it."""
+        if not 0 < position <= len(self.tokens):
             return
+        first, window = max(position - self.cache.window, 0), self.cache.kept.pop(position, None)
+        if window is None:
+            if first < self._oldest:
+                return
+            window = self.cache.read_rings(first, position)
         others = [snapshot for snapshot in self.snapshots if snapshot.position != position]
-        taken = Snapshot(position, self.cache.read_rings(first, position))
+        taken = Snapshot(position, window)
         self.snapshots = sorted([*others, taken], key=lambda snapshot: snapshot.position)
         if len(self.snapshots) > MOST_SNAPSHOTS:
             self._thin_out()

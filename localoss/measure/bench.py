@@ -52,6 +52,7 @@ class Benchmark:
     scratch_bytes: int
     dtypes: dict[str, str]
     gpu: dict[str, Any] | None  # Engine.device_figures
+    experts: dict[str, Any] | None  # Engine.expert_figures
 
 
 def run_benchmark(
@@ -94,6 +95,7 @@ def run_benchmark(
         scratch_bytes=engine.model.buffers.nbytes,
         dtypes=vars(engine.dtypes),
         gpu=engine.device_figures(),
+        experts=engine.expert_figures(),
     )
 
 
@@ -153,6 +155,10 @@ def read_bandwidth(weights: Weights, threads: int) -> float:
     """Bytes per second at which `threads` threads read experts' weights."""
     size = weights.expert_bytes
     addresses = np.concatenate([layer.expert_runs for layer in weights.layers])
+    if weights.left_bytes:  # not all experts are in memory
+        codes = weights.tensors[-1]["unembedding.codes"]
+        size = min(size, codes.nbytes)
+        addresses = address(codes) + np.arange(0, codes.nbytes - size + 1, size)
     addresses = addresses[: max(1, _BANDWIDTH_BYTES // size)]
     part = min(_PART_BYTES, size // 128 * 128)
     counter, scratch = np.zeros(1, np.int64), np.zeros(threads * SCRATCH_BYTES, np.uint8)

@@ -34,6 +34,8 @@ class CpuLayers:
     """Layers `first` to first + count - 1 on the CPU: a LayerStack. One at a time: it works in `buffers`."""
 
     unembeds = False  # Model does it, on the CPU as well
+    # Told each layer's index, the row of the pass at which these begin, and (T, A) i32 ids of experts.
+    routed: Callable[[int, int, NDArray[np.int32]], None] | None = None
 
     def __init__(
         self, config: ModelConfig, weights: Weights, rope: Rope, buffers: Buffers, first: int, count: int
@@ -79,7 +81,14 @@ class CpuLayers:
                 if cancelled():
                     raise Cancelled("stopped")
                 self._attention(index, chunk)
-                self._run_experts(index, chunk, self._route(index, chunk))
+                if len(chunks) > 1 and self.config.is_sliding[index]:
+                    for part in chunk.rows:  # the next chunks take their rings' places
+                        part.cache.keep_windows(index, part.position, part.position + part.tokens)
+                count = self._route(index, chunk)
+                if self.routed:
+                    first = (chunk.x - self.buffers.at.x) // self.buffers.x.strides[0]
+                    self.routed(index, first, self.buffers.expert_ids[: chunk.tokens])
+                self._run_experts(index, chunk, count)
 
     def figures(self) -> dict[str, Any] | None:
         return None

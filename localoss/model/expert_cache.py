@@ -11,13 +11,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from localoss.errors import Cancelled
+from localoss.model.expert_counts import Counts
 from localoss.model.slab import Slab
 from localoss.plan.sizes import READERS
 
@@ -39,24 +39,10 @@ class Records(Protocol):
     def close(self) -> None: ...
 
 
-@dataclass
-class Counts:
-    """What a cache did. Wanted experts were there (hits) or had to be read (misses); `ahead` were read before
-    a layer wanted them. waited_s: how long nothing could be computed, for a read was under way.
-    """
-
-    hits: int = 0
-    misses: int = 0
-    ahead: int = 0
-    read_bytes: int = 0
-    waited_s: float = 0.0
-    reading_s: float = 0.0  # how long at least one read was under way
-
-
 class ExpertCache:
     """`slots` expert records. `table` (layers, experts) i64 has their addresses.
 
-    fetch, now, look_ahead, begin_pass and forget_queued belong to one thread, the one that computes.
+    fetch, look_ahead, begin_pass and forget_queued belong to one thread, the one that computes.
     """
 
     def __init__(
@@ -69,7 +55,8 @@ class ExpertCache:
     ) -> None:
         """table: zeros. Raises: MemoryError."""
         self.table, self.slots, self.record_bytes = table, slots, record_bytes
-        self.counts = Counts()
+        self.decoding, self.prompts = Counts(), Counts()
+        self.counts = self.decoding  # those of the two that the pass under way counts for
         self.records = records
         self._slab = Slab(slots, record_bytes)
         layers, experts = table.shape
@@ -83,7 +70,6 @@ class ExpertCache:
         self._wanted: deque[int] = deque()  # slots to read, and those to read if nothing is wanted
         self._guessed: deque[int] = deque()
         self._ahead: deque[Key] = deque()  # what has no slot yet
-        self._ahead_since = 0
         self._waiting: set[Key] = set()  # what the open visit wants
         self._errors: dict[Key, Exception] = {}
         self._reading, self._reading_since = 0, 0.0
@@ -98,11 +84,15 @@ class ExpertCache:
 
     # What the computing thread does
 
-    def begin_pass(self) -> None:
-        """Say that a pass begins at the first layer."""
+    def begin_pass(self, is_prompt: bool = False, number: int | None = None) -> int:
+        """Say that a pass begins at the first layer, or, by the number that it got then, that it goes on."""
         with self._work:
-            self._floor = self._clock
-            self._clock += self._slot.size + self.table.shape[0]
+            self.counts = self.prompts if is_prompt else self.decoding
+            if number is None:
+                number = self._clock
+                self._clock += self._slot.size + self.table.shape[0]
+            self._floor = number
+            return number
 
     def fetch(
         self,
@@ -128,18 +118,12 @@ class ExpertCache:
         finally:
             visit.close()
 
-    @property
-    def now(self) -> int:
-        """What look_ahead wants to know of the beginning of the layer before."""
-        return self._clock
-
-    def look_ahead(self, layer: int, experts: Sequence[int], since: int) -> None:
+    def look_ahead(self, layer: int, experts: Sequence[int]) -> None:
         """Read those of `experts` that aren't there, when nothing wanted is left to read, as far as there are
-        slots that weren't used since `since`, or are given up by the layer that is run.
+        slots that this pass didn't use, or that its layers gave up.
         """
         with self._work:
             self._ahead = deque((layer, e) for e in experts if self._slot[layer, e] < 0)
-            self._ahead_since = since
             self._give_ahead()
 
     def forget_queued(self) -> None:
@@ -149,6 +133,23 @@ class ExpertCache:
             for queue in (self._wanted, self._guessed):
                 while queue:
                     self._free(queue.pop())
+
+    def figures(self) -> dict[str, Any]:
+        """For reports."""
+        decoding, prompts = self.decoding.figures(), self.prompts.figures()
+        hits, waiting = decoding["hit_rate"], decoding["waiting_share"]
+        megabytes, rate = decoding["read_bytes_per_token"] / 1e6, decoding["read_bytes_per_s"] / 1e9
+        return {
+            "slots": self.slots,
+            "experts": self.table.size,
+            "memory_bytes": self.slots * self.record_bytes,
+            "is_direct": self.records.is_direct,
+            "decoding": decoding,
+            "prompts": prompts,
+            "summary": f"experts from the disk: {self.slots:,} of {self.table.size:,} have room in memory; "
+            f"a token found {hits:.0%} of its own there, read {megabytes:,.1f} MB at {rate:.2f} GB/s, and "
+            f"waited {waiting:.0%} of its time",
+        }
 
     def close(self) -> None:
         """End the readers, after the reads under way. What `table` points to lasts as long as the cache."""
@@ -187,7 +188,7 @@ class ExpertCache:
         while self._ahead:
             layer, expert = self._ahead[0]
             if self._slot[layer, expert] < 0:
-                slot = self._take((layer, expert), self._clock, self._ahead_since)
+                slot = self._take((layer, expert), self._clock, self._floor)
                 if slot is None:
                     break
                 self._clock += 1
@@ -196,21 +197,25 @@ class ExpertCache:
             self._ahead.popleft()
         self._work.notify_all()
 
-    def _ranked(self, layer: int, used: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Stamps of a layer's experts where a pass goes round in more of them than there are slots for.
+    def _ranked(self, layer: int, used: NDArray[np.int64], wanted: int) -> NDArray[np.int64]:
+        """Stamps of a layer's experts, of which so many are `wanted`, where a pass goes round in more than
+        there are slots for.
 
         Least recent use would give away just what comes next. So each layer keeps the same share of the
         slots for those that the newest tokens used most; its others go first, and then, of all layers, those
         of the lowest rank.
         """
         layers, experts = self._slot.shape
+        # After a prompt all slots are to be of use. From token to token the layer that is run has to find its
+        # slots without taking the next one's.
+        room = 0 if self.counts is self.prompts else wanted
         slots = self._slot[layer]
         before = np.where(slots >= 0, self._stamp[slots], 0)
         order = np.lexsort((-before, -used))
         rank = np.empty(experts, np.int64)
         rank[order] = np.arange(experts)
         kept = self._floor + (experts - rank) * layers + layer
-        return np.where(rank < self.slots // layers, kept, _NEXT)
+        return np.where(rank < (self.slots - room) // layers, kept, _NEXT)
 
     # What the readers do
 
@@ -326,7 +331,7 @@ class _Visit:
             first = cache._clock
             cache._clock += len(experts)
             return {expert: first + i for i, expert in enumerate(experts)}
-        ranked = cache._ranked(self._layer, used)
+        ranked = cache._ranked(self._layer, used, len(experts))
         slots = cache._slot[self._layer]
         cache._stamp[slots[slots >= 0]] = ranked[slots >= 0]
         return {expert: int(ranked[expert]) for expert in experts}

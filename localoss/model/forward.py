@@ -17,13 +17,11 @@ from localoss.kernels import use_threads
 from localoss.kernels.products import BF16
 from localoss.model.buffers import Buffers
 from localoss.model.cpu_layers import CpuLayers
-from localoss.model.expert_cache import ExpertCache
 from localoss.model.kv_cache import KVCache
 from localoss.model.rope import Rope
 from localoss.model.stack import F32Array, LayerStack, Rows
-from localoss.model.streamed_layers import StreamedLayers
+from localoss.model.streamed_layers import StreamedExperts, StreamedLayers
 from localoss.model.weights import Weights, address
-from localoss.plan.sizes import PASS_TOKENS
 from quant.format.config import ModelConfig
 
 
@@ -50,26 +48,26 @@ class Model:
         exact: bool,
         max_tokens: int,
         others: Sequence[LayerStack] = (),
-        experts: ExpertCache | None = None,
+        experts: StreamedExperts | None = None,
     ):
         """exact: activations stay float32. max_tokens: of a forward pass, of all its sequences together.
-        experts: where they come from if they aren't mapped; passes are of up to PASS_TOKENS tokens then.
+        experts: where they come from if they aren't mapped, and of how many tokens passes are then.
         """
         self.kernels: Any = kernels  # profiling puts a timed namespace here
         self.config, self.weights = config, weights
         self.threads, self.exact = threads, exact
         self.rope = Rope(config)
         exact_experts = exact or weights.gate_up[0] == BF16
-        self.pass_tokens = max(max_tokens, PASS_TOKENS) if experts else max_tokens
+        self.pass_tokens = max(max_tokens, experts.pass_tokens) if experts else max_tokens
         self.buffers = Buffers(config, max_tokens, threads, exact, exact_experts, self.pass_tokens)
         self.waiting = 0
         self._eps = np.float32(config.rms_norm_eps)
-        self.experts = experts
+        self.experts = experts.cache if experts else None
         on_cpu = others[0].first if others else config.layers
         cpu: list[LayerStack] = [self._cpu_layers(0, on_cpu)] if on_cpu else []
         if experts:
             assert not others
-            cpu = [StreamedLayers(config, weights, self.rope, self.buffers, experts)]
+            cpu = [StreamedLayers(config, weights, self.rope, self.buffers, experts.cache)]
         self.stacks: tuple[LayerStack, ...] = (*cpu, *others)
 
     def _cpu_layers(self, first: int, count: int) -> CpuLayers:

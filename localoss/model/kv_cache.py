@@ -77,6 +77,8 @@ class KVCache:
         self.window = config.sliding_window
         self.ring_slots = min(self._slots)
         self.stacks = tuple(stacks)
+        self.keep_at: Sequence[int] = ()  # positions whose windows a pass that goes beyond them is to keep
+        self.kept: dict[int, list[list[Array]]] = {}  # by position, of each ring that was run
         self.layers: list[LayerCaching] = []
         for stack in stacks:
             self.layers += self._of(stack)
@@ -111,6 +113,13 @@ class KVCache:
             for first in range(0, last, _COPIED_AT_ONCE):  # by way of this machine's memory
                 here = min(first + _COPIED_AT_ONCE, last)
                 mine.write(first, theirs.read(first, here))
+
+    def keep_windows(self, layer: int, first: int, end: int) -> None:
+        """Keep what sliding `layer` holds of the windows before those of `keep_at` after first, up to end."""
+        for position in self.keep_at:
+            if first < position <= end:
+                window = self.layers[layer].read(max(position - self.window, 0), position)
+                self.kept.setdefault(position, []).append(window)
 
     def read_rings(self, first: int, end: int) -> list[list[Array]]:
         """Copies of what the rings keep for positions first to end - 1: LayerCache.read of each."""

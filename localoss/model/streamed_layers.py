@@ -1,9 +1,11 @@
 """Layers whose experts come from the model's files through a bounded cache: a model larger than memory."""
 
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,6 +22,13 @@ from quant.format.safetensors import read_header
 
 _NEWEST = 64  # tokens of a prompt whose choices tell best what the next ones choose
 _NEARLY_ALL = 0.8  # of its experts: a layer that wants so many is followed by one that does
+
+
+class StreamedExperts(NamedTuple):
+    """Where a model's experts come from, and how many tokens go through each layer while these are there."""
+
+    cache: ExpertCache
+    pass_tokens: int
 
 
 class ExpertFiles:
@@ -58,17 +67,23 @@ class StreamedLayers(CpuLayers):
         super().__init__(config, weights, rope, buffers, 0, config.layers)
         self.cache = cache
         self._cancelled: Callable[[], bool] = lambda: False
-        self._last_chunk, self._layer_began = 0, 0
+        self._last_chunk = 0
+        self._passes: dict[int, int] = {}  # the cache's number of each, by its residual stream
         weakref.finalize(self, cache.close)
 
     def forward(self, x: F32Array, rows: Sequence[Rows], cancelled: Callable[[], bool]) -> None:
         """See CpuLayers. Raises: QuantError for experts that can't be read, after which all is as after a
         cancelled pass.
         """
-        self.cache.begin_pass()
+        start, stream = time.perf_counter(), self.buffers.at.x
+        # Between two layers of a pass others may run, each on a residual stream of its own.
+        number = self._passes[stream] if self.first else None
+        self._passes[stream] = self.cache.begin_pass(len(x) > len(rows), number)
         self._cancelled, self._last_chunk = cancelled, self._chunks(rows)[-1].x
         try:
             super().forward(x, rows, cancelled)
+            self.cache.counts.tokens += len(x) if self.first + self.count == self.config.layers else 0
+            self.cache.counts.pass_s += time.perf_counter() - start
         except BaseException:
             self.cache.forget_queued()
             raise
@@ -83,15 +98,13 @@ class StreamedLayers(CpuLayers):
         if chunk.x == self._last_chunk:
             newest = b.expert_ids[max(0, chunk.tokens - _NEWEST) : chunk.tokens]
             used = np.bincount(newest.reshape(-1), minlength=self.config.experts)
-        if chunk.x == b.at.x:
-            self._layer_began = cache.now
         wanted = active.tolist()
         looks_ahead = chunk.x == b.at.x and count >= _NEARLY_ALL * self.config.experts
         done = 0
         with closing(cache.fetch(index, wanted, self._cancelled, used)) as groups:
             for group in groups:
                 if looks_ahead and index + 1 < self.config.layers:
-                    cache.look_ahead(index + 1, range(self.config.experts), self._layer_began)
+                    cache.look_ahead(index + 1, range(self.config.experts))
                 looks_ahead = False
                 # The kernel takes neighbours of `active`; their order changes nothing, not even a bit.
                 active[done : done + len(group)] = group

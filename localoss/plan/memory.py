@@ -96,6 +96,11 @@ class Plan:
         return parts
 
     @property
+    def pass_tokens(self) -> int:
+        """How many tokens go through each layer at once; 0 for a chunk's."""
+        return min(PASS_TOKENS, self.context_tokens) if self.expert_slots else 0
+
+    @property
     def unembeds_on_gpu(self) -> bool:
         return self.gpu_layers == self.config.layers
 
@@ -106,9 +111,8 @@ class Plan:
         caches = self._cache_bytes[: config.layers - self.gpu_layers]
         sliding = sum(size for size, ring in zip(caches, config.is_sliding, strict=False) if ring)
         exact_experts = self.exact or not WEIGHT_FORMATS[self.dtypes.experts].has_scales
-        pass_tokens = PASS_TOKENS if self.expert_slots else 0
-        buffers = buffer_sizes(config, chunk, self.threads, exact_experts, pass_tokens)
-        waiting = waiting_bytes(config, self.slots, max(chunk, pass_tokens))
+        buffers = buffer_sizes(config, chunk, self.threads, exact_experts, self.pass_tokens)
+        waiting = waiting_bytes(config, self.slots, max(chunk, self.pass_tokens))
         logits = logits_bytes(config, self.slots)
         drafts = self.slots * lookup_bytes(config, self.context_tokens) if self.lookup else 0
         return {

@@ -71,11 +71,18 @@ class ScriptedEngine:
     def config(self):
         return replace(CONFIG, vocab=self.vocab)
 
+    @property
+    def pass_tokens(self):
+        return self.chunk_tokens
+
     def device_figures(self):
         return None
 
     def count_experts(self):
         return np.ones((CONFIG.layers, CONFIG.experts), np.int64)
+
+    def expert_figures(self):
+        return None
 
     def sequence(self, seed=None):
         return Sequence(KVCache(CONFIG, self.context_tokens, CHUNK, self.kv_dtype), seed)

@@ -133,6 +133,8 @@ def _stats(chat: Chat, _: str) -> None:
     device = chat.engine.device_figures()
     if device:
         say(device["summary"])
+    if experts := chat.engine.expert_figures():
+        say(experts["summary"])
 
 
 def _context(chat: Chat, _: str) -> None:

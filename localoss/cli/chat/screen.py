@@ -44,10 +44,12 @@ class TurnScreen:
         turn: "Turn",
         status: Callable[[], str],
         show_thinking: bool,
-        pass_size: tuple[int, int] = (1, 1),
+        pass_size: tuple[int, int, int] = (1, 1, 1),
     ) -> None:
-        """pass_size: how many tokens of a prompt a pass takes at most, and through how many layers."""
-        self._chunk_tokens, self._layers = pass_size
+        """pass_size: how many tokens of a prompt a pass takes at most, in chunks of how many, through how
+        many layers.
+        """
+        self._pass_tokens, self._chunk_tokens, self._layers = pass_size
         self._region, self._renderer = Region(out), renderer
         self._turn, self._status, self._show_thinking = turn, status, show_thinking
         self._thinking = False
@@ -74,8 +76,9 @@ class TurnScreen:
         done, total = self._read
         elapsed_s = time.monotonic() - self._begun
         if done < total and elapsed_s > _BAR_AFTER_S and self._is_time():
-            chunk, layers = min(self._chunk_tokens, total - done), self._layers
-            done += chunk * min(self._layers_run, layers) // layers
+            tokens = min(self._pass_tokens, total - done)
+            steps = self._layers * -(-tokens // self._chunk_tokens)
+            done += tokens * min(self._layers_run, steps) // steps
             self._draw([self._bar(done, total, (done - (self._cached or 0)) / elapsed_s)])
         self._layers_run += 1
 

@@ -317,7 +317,8 @@ class Chat:
             from localoss.cli.chat.markdown import make_renderer
             from localoss.cli.chat.screen import TurnScreen
 
-            pass_size = self.engine.chunk_tokens, self.engine.config.layers
+            engine = self.engine
+            pass_size = engine.pass_tokens, engine.chunk_tokens, engine.config.layers
             renderer, out = make_renderer(), sys.stdout
             screen = TurnScreen(out, renderer, turn, lambda: self.status(turn), self.show_thinking, pass_size)
             with typing_waits():

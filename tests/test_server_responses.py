@@ -284,5 +284,5 @@ def test_the_store_outlives_the_server_and_forgets_after_a_month(tmp_path):
 def test_a_store_that_cannot_be(tmp_path):
     path = tmp_path / "responses.sqlite3"
     path.write_text("this is no database, but long enough to be one" * 100)
-    with pytest.raises(LocalossError, match=r"can't be stored .*; move the file away"):
+    with pytest.raises(LocalossError, match=r"can't be stored .*move the file away"):
         ResponseStore(path)

@@ -75,22 +75,32 @@ def answer_message(call: Message, output: str) -> Message:
     return Message("tool", output, call.channel, "assistant", name=call.recipient)
 
 
+def _chars_of(messages: Sequence[Message]) -> int:
+    return sum(len(message.text) for message in messages)
+
+
 class Thoughts:
     """What was thought and said before each call, by the call's id: clients don't send it back.
 
-    The least recently used of more than `capacity` calls are forgotten. Any thread may use it.
+    The least recently used of more than `capacity` calls, or `most_chars`, are forgotten. Any thread may use
+    it.
     """
 
-    def __init__(self, capacity: int = 4096) -> None:
-        self._capacity = capacity
+    def __init__(self, capacity: int = 4096, most_chars: int = 16_000_000) -> None:
+        self._capacity, self._most_chars, self._chars = capacity, most_chars, 0
         self._kept: OrderedDict[str, tuple[Message, ...]] = OrderedDict()
         self._lock = threading.Lock()
 
     def keep(self, call_id: str, messages: Sequence[Message]) -> None:
         with self._lock:
+            self._forget(call_id)
             self._kept[call_id] = tuple(messages)
-            while len(self._kept) > self._capacity:
-                self._kept.popitem(last=False)
+            self._chars += _chars_of(messages)
+            while len(self._kept) > self._capacity or self._chars > self._most_chars:
+                self._forget(next(iter(self._kept)))
+
+    def _forget(self, call_id: str) -> None:
+        self._chars -= _chars_of(self._kept.pop(call_id, ()))
 
     def before(self, call_id: str) -> tuple[Message, ...] | None:
         """The messages before the call; None for a call that isn't known."""

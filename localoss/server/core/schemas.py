@@ -31,6 +31,12 @@ def _few_pairs(value: Any) -> Any:
 Items = Annotated[list[T], Field(max_length=MAX_ITEMS, fail_fast=True)]
 Pairs = Annotated[dict[str, T], BeforeValidator(_few_pairs), Field(max_length=MAX_PAIRS)]
 Name = Annotated[str, Field(max_length=512)]
+# OpenAI's own bounds.
+Metadata = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
+    BeforeValidator(_few_pairs),
+    Field(max_length=16),
+]
 
 
 class Known(BaseModel):

@@ -1,5 +1,6 @@
 """/v1/responses."""
 
+import logging
 import secrets
 import time
 from collections.abc import AsyncIterator
@@ -19,7 +20,7 @@ from localoss.server.core.fields import leave_out, note_unknown
 from localoss.server.core.hosted import Workshop
 from localoss.server.core.json_text import printable
 from localoss.server.core.models import hold
-from localoss.server.core.response_store import Record
+from localoss.server.core.response_store import Record, StoreError
 from localoss.server.core.schemas import STREAMS, effort_of, limit_of, refuse_unless
 from localoss.server.core.service import (
     Service,
@@ -41,6 +42,7 @@ from localoss.server.responses.schemas import (
 from localoss.server.responses.turns import Turns
 
 router = APIRouter(route_class=BodyRoute)
+logger = logging.getLogger("localoss.server")
 
 
 @router.post("/v1/responses", responses=STREAMS, summary="Create a response")
@@ -151,7 +153,10 @@ async def _question(service: Service, body: ResponseRequest, toolbox: Toolbox) -
 async def _previous(service: Service, response_id: str | None) -> tuple[list[Message], dict[str, str]]:
     if response_id is None:
         return [], {}
-    found = await aside(service.store.conversation, response_id)
+    try:
+        found = await aside(service.store.conversation, response_id)
+    except StoreError as error:
+        raise ApiError(str(error), param="previous_response_id") from None
     if found is None:
         raise ApiError(
             f"Previous response with id '{response_id}' not found.",
@@ -240,7 +245,11 @@ class _Answer:
         if self._workshop and self._service.hosted:
             self._service.hosted.keep(self._response["id"], self._workshop)
         if self._response["store"]:
-            await aside(self._service.store.put, self._record(done))
+            try:
+                await aside(self._service.store.put, self._record(done))
+            except StoreError as error:  # the answer is there: it only can't be asked for again
+                logger.warning("%s; it is answered as if store were false", error)
+                self._response["store"] = False
 
     def _record(self, done: Done) -> Record:
         items = self._body.input

@@ -9,8 +9,8 @@ from localoss.server.core.schemas import (
     Effort,
     Items,
     JsonSchemaFormat,
+    Metadata,
     Name,
-    Pairs,
     Sampled,
     Seed,
     StreamOptions,
@@ -70,7 +70,7 @@ class ResponseRequest(Sampled):
     text: TextOptions | None = None
     tools: Tools = None
     tool_choice: ToolChoice = None
-    metadata: Pairs[str] | None = None
+    metadata: Metadata | None = None
     include: Items[Name] | None = None
     top_logprobs: Annotated[int | None, Field(ge=0, le=MAX_TOP_LOGPROBS)] = None
     seed: Seed = None

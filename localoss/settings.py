@@ -5,6 +5,7 @@ import functools
 import os
 import re
 import shlex
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -51,9 +52,7 @@ def home() -> Path:
     """LOCALOSS_HOME, or the user's data folder: where models live. It need not exist yet."""
     value = os.environ.get("LOCALOSS_HOME")
     if not value:
-        from platformdirs import user_data_path
-
-        return user_data_path("localoss", appauthor=False)
+        return _user_folder("data")
     try:
         folder = Path(value).expanduser().absolute()
     except RuntimeError as error:  # ~someone who isn't a user
@@ -67,9 +66,7 @@ def config_folder() -> Path:
     """Where the user's own models.toml lies: LOCALOSS_HOME, or the user's configuration folder."""
     if os.environ.get("LOCALOSS_HOME"):
         return home()
-    from platformdirs import user_config_path
-
-    return user_config_path("localoss", appauthor=False)
+    return _user_folder("config")
 
 
 def ollama_models() -> list[Path]:
@@ -77,12 +74,12 @@ def ollama_models() -> list[Path]:
     given = os.environ.get("OLLAMA_MODELS")
     if given:
         return [Path(given)]
-    return [Path.home() / ".ollama" / "models", Path("/usr/share/ollama/.ollama/models")]
+    return [*_in_home(".ollama", "models"), Path("/usr/share/ollama/.ollama/models")]
 
 
 def lm_studio_models() -> list[Path]:
     """Where LM Studio keeps its models, and where it did before version 0.3.6."""
-    return [Path.home() / ".lmstudio" / "models", Path.home() / ".cache" / "lm-studio" / "models"]
+    return [*_in_home(".lmstudio", "models"), *_in_home(".cache", "lm-studio", "models")]
 
 
 def llama_cpp_models() -> list[Path]:
@@ -92,7 +89,61 @@ def llama_cpp_models() -> list[Path]:
         return [Path(given)]
     from platformdirs import user_cache_path
 
-    return [user_cache_path("llama.cpp", appauthor=False)]
+    try:
+        return [user_cache_path("llama.cpp", appauthor=False)]
+    except RuntimeError:  # no home
+        return []
+
+
+def _in_home(*parts: str) -> list[Path]:
+    """A folder in the user's home; none where there is no home."""
+    try:
+        return [Path.home().joinpath(*parts)]
+    except RuntimeError:
+        return []
+
+
+def _user_folder(kind: str) -> Path:
+    """The user's own folder of a kind; where there is none to be had, one for temporary files.
+
+    So it is in a container whose user has neither HOME nor an entry in /etc/passwd, or none that can be
+    written.
+    """
+    import platformdirs
+
+    try:
+        folder = Path(getattr(platformdirs, f"user_{kind}_path")("localoss", appauthor=False))
+    except RuntimeError:
+        return _stand_in_home() / kind
+    if kind == "data" and not folder.exists():
+        above = next((one for one in folder.parents if one.exists()), None)
+        if not folder.is_absolute() or above is None or not os.access(above, os.W_OK):
+            return _stand_in_home() / kind
+    return folder
+
+
+@functools.cache
+def _stand_in_home() -> Path:
+    """A folder that is this user's alone among those for temporary files. Raises: UsageError."""
+    import stat
+    import tempfile
+
+    name = f"localoss-{os.getuid()}" if hasattr(os, "getuid") else "localoss"
+    for root in (os.environ.get("TMPDIR"), "/tmp", "/var/tmp", "/dev/shm", tempfile.gettempdir()):
+        folder = Path(root or "/tmp") / name
+        try:
+            folder.mkdir(mode=0o700, exist_ok=True)
+            found = folder.lstat()
+        except OSError:
+            continue
+        is_mine = not hasattr(os, "getuid") or (found.st_uid == os.getuid() and not found.st_mode & 0o077)
+        if stat.S_ISDIR(found.st_mode) and is_mine and os.access(folder, os.W_OK):
+            print(
+                f"note: no home folder can be written: {folder} is used; LOCALOSS_HOME names another",
+                file=sys.stderr,
+            )
+            return folder
+    raise UsageError("there is no folder that can be written; set LOCALOSS_HOME to one")
 
 
 def debug() -> bool:

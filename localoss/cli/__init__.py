@@ -30,6 +30,7 @@ from localoss.cli import (
     tools,
 )
 from localoss.cli.help import Command, Commands, reader_gone
+from localoss.cli.terminal import echo
 from localoss.errors import LocalossError
 from quant.errors import QuantError
 
@@ -84,9 +85,9 @@ def version() -> None:
     from importlib import metadata
 
     try:
-        typer.echo(metadata.version("localoss"))
+        echo(metadata.version("localoss"))
     except metadata.PackageNotFoundError:
-        typer.echo("unknown: localoss is not installed, it runs from its source")
+        echo("unknown: localoss is not installed, it runs from its source")
 
 
 def _print_version(wanted: bool) -> None:
@@ -104,7 +105,7 @@ def commands(
 ) -> None:
     """Run OpenAI's gpt-oss models on an ordinary computer."""
     if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+        echo(context.get_help())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -142,5 +143,5 @@ def _explain(error: Exception) -> int:
         message, code = f"out of memory ({error})" if str(error) else "out of memory", 1
     else:
         message, code = f"{type(error).__name__}: {error}; a bug: LOCALOSS_DEBUG=1 shows where", 1
-    print("error:", " ".join(message.split()), file=sys.stderr)
+    echo(f"error: {' '.join(message.split())}", err=True)
     return code

@@ -10,7 +10,7 @@ import typer
 
 from localoss.cli import options
 from localoss.cli.loading import load_model
-from localoss.cli.terminal import say
+from localoss.cli.terminal import echo, say
 from localoss.errors import UsageError
 from localoss.options import LoadOptions
 
@@ -100,7 +100,7 @@ def bench(
             report["parallel"] = [asdict(one) for one in together]
         if profile:
             report |= {"decode_profile_s": decode, "prefill_profile_s": prefill, "calling_s": calling_s}
-        typer.echo(json.dumps(report, indent=2))
+        echo(json.dumps(report, indent=2))
         return
     from rich.console import Console
 

@@ -8,6 +8,7 @@ import typer
 
 from localoss import settings
 from localoss.cli.options import AsJson
+from localoss.cli.terminal import echo
 from localoss.errors import UsageError
 
 _TABLE = re.compile(r"^[ \t]*\[", re.MULTILINE)
@@ -39,18 +40,18 @@ def config(
     if as_json:
         entries = {key: {"value": entry[0], "from": entry[1]} for key, entry in shown.items()}
         report = {"file": str(settings.config_file()), "settings": entries, "presets": settings.presets()}
-        typer.echo(json.dumps(report, indent=2, ensure_ascii=False))
+        echo(json.dumps(report, indent=2, ensure_ascii=False))
         return
     for key, (chosen, where) in shown.items():
-        typer.echo(f"{key} = {_toml(chosen)}  ({where})")
+        echo(f"{key} = {_toml(chosen)}  ({where})")
     if name is not None and not shown:
-        typer.echo(f"{name} is not set")
+        echo(f"{name} is not set")
     if name is None:
         for preset, values in settings.presets().items():
-            typer.echo(f"[presets.{preset}] {', '.join(f'{k} = {_toml(v)}' for k, v in values.items())}")
-        typer.echo(f"file: {settings.config_file()}")
+            echo(f"[presets.{preset}] {', '.join(f'{k} = {_toml(v)}' for k, v in values.items())}")
+        echo(f"file: {settings.config_file()}")
         unset = [key for key in settings.CONFIG_KEYS if key not in found]
-        typer.echo(f"not set: {', '.join(unset)}")
+        echo(f"not set: {', '.join(unset)}")
 
 
 def _set(name: str, value: str) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from localoss.cli.options import AsJson
-from localoss.cli.terminal import StatusLine, interrupts, printable_at_terminal, say
+from localoss.cli.terminal import StatusLine, echo, interrupts, printable_at_terminal, say
 
 if TYPE_CHECKING:
     from localoss.tools.documents_index import DocumentsIndex, Update
@@ -44,19 +44,19 @@ def list_folders(as_json: AsJson = False) -> None:
     with _index() as index:
         found = [{"folder": str(folder), "files": index.count(folder)} for folder in index.folders]
         if as_json:
-            typer.echo(json.dumps({"index": str(index.path), "folders": found}, indent=2, ensure_ascii=False))
+            echo(json.dumps({"index": str(index.path), "folders": found}, indent=2, ensure_ascii=False))
             return
         for one in found:
-            typer.echo(f"{one['files']:>8,} files  {printable_at_terminal(str(one['folder']))}")
+            echo(f"{one['files']:>8,} files  {printable_at_terminal(str(one['folder']))}")
         if not found:
-            typer.echo("no documents yet; localoss docs add FOLDER")
+            echo("no documents yet; localoss docs add FOLDER")
 
 
 @app.command()
 def rm(folder: Folder) -> None:
     """Forget a folder; its files stay."""
     with _index() as index:
-        typer.echo(f"{index.remove(folder):,} files forgotten")
+        echo(f"{index.remove(folder):,} files forgotten")
 
 
 @app.command()
@@ -70,12 +70,12 @@ def search(
         hits = index.search(query, most)
         if as_json:
             shown = [{"path": str(hit.path), "title": hit.title, "passage": hit.passage} for hit in hits]
-            typer.echo(json.dumps(shown, indent=2, ensure_ascii=False))
+            echo(json.dumps(shown, indent=2, ensure_ascii=False))
             return
         for hit in hits:
-            typer.echo(printable_at_terminal(f"{hit.path}\n  {' '.join(hit.passage.split())}"))
+            echo(printable_at_terminal(f"{hit.path}\n  {' '.join(hit.passage.split())}"))
         if not hits:
-            typer.echo("nothing was found")
+            echo("nothing was found")
 
 
 @contextmanager
@@ -98,13 +98,13 @@ def _add(index: "DocumentsIndex", folder: Path, as_json: bool) -> None:
         line.clear()
     if as_json:
         told = {"folder": str(folder), "read": done.read, "removed": done.removed, "unchanged": done.kept}
-        typer.echo(json.dumps(told | {"problems": dict(done.problems)}, indent=2, ensure_ascii=False))
+        echo(json.dumps(told | {"problems": dict(done.problems)}, indent=2, ensure_ascii=False))
         return
     _tell(folder, done)
 
 
 def _tell(folder: Path, done: "Update") -> None:
-    typer.echo(f"{folder}: {done.read:,} files read, {done.kept:,} unchanged, {done.removed:,} gone")
+    echo(f"{folder}: {done.read:,} files read, {done.kept:,} unchanged, {done.removed:,} gone")
     for _, problem in done.problems[:_MOST_PROBLEMS]:
         print(f"  not readable: {problem}", file=sys.stderr)
     if len(done.problems) > _MOST_PROBLEMS:

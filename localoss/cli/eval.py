@@ -9,7 +9,7 @@ import typer
 
 from localoss.cli.loading import load_model
 from localoss.cli.options import AsJson, KVDtype, ModelName, Threads
-from localoss.cli.terminal import StatusLine, interrupts, say, stdin_bytes
+from localoss.cli.terminal import StatusLine, echo, interrupts, say, stdin_bytes
 from localoss.errors import UsageError
 from localoss.options import LoadOptions
 
@@ -85,7 +85,7 @@ def evaluate(
         **_measures(scores),
         "against": against,
     }
-    typer.echo(json.dumps(report, indent=2) if as_json else _text(report))
+    echo(json.dumps(report, indent=2) if as_json else _text(report))
     if scored < len(tokens) - 1:
         say("(stopped: this is the beginning of the text)")
         raise typer.Exit(_INTERRUPTED)

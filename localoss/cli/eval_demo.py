@@ -4,10 +4,8 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from localoss.cli.progress import size_text
-from localoss.cli.terminal import StatusLine
+from localoss.cli.terminal import StatusLine, echo
 
 if TYPE_CHECKING:
     from localoss.demo.scoring import FormatScore
@@ -34,10 +32,10 @@ def evaluate_demo(cases: int, threads: int | None, as_json: bool) -> None:
         line.clear()
     if as_json:
         report = {"cases": cases, "formats": {name: _json(result) for name, result in formats.items()}}
-        typer.echo(json.dumps(report, indent=2))
+        echo(json.dumps(report, indent=2))
         return
     _print_table(formats)
-    typer.echo(
+    echo(
         f"\n{cases} held-out cases of each skill. Columns: number format of the experts + of the rest.\n"
         "Perplexity and KL divergence from bf16 (nats) are those of right replies."
     )

@@ -8,6 +8,7 @@ import typer
 
 from localoss.cli.options import ModelName
 from localoss.cli.progress import progress_shown, size_text
+from localoss.cli.terminal import echo
 
 
 def export(
@@ -36,6 +37,6 @@ def export(
             size = export_folder(folder, out, progress)
     if as_json:
         report = {"model": str(folder), "out": str(out), "gguf": gguf, "written_bytes": size}
-        typer.echo(json.dumps(report, indent=2))
+        echo(json.dumps(report, indent=2))
     else:
-        typer.echo(f"{out}: {size_text(size)}")
+        echo(f"{out}: {size_text(size)}")

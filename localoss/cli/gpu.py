@@ -4,9 +4,8 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from localoss.cli import options
+from localoss.cli.terminal import echo
 from localoss.errors import GpuError
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ def gpu(
         if not as_json:
             _print_split(report["split"])
     if as_json:
-        typer.echo(json.dumps(report, indent=2))
+        echo(json.dumps(report, indent=2))
 
 
 def _described(adapter: "Adapter", memory: int | None) -> dict[str, Any]:
@@ -91,7 +90,7 @@ def _print_adapters(adapters: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
     if not adapters:
-        typer.echo("No GPU was found: everything runs on the CPU.")
+        echo("No GPU was found: everything runs on the CPU.")
         return
     table = Table("GPU", "kind", "driver", "memory", "largest binding", box=box.SIMPLE_HEAD)
     for adapter in adapters:
@@ -108,16 +107,16 @@ def _print_adapters(adapters: list[dict[str, Any]]) -> None:
 def _print_split(split: dict[str, Any]) -> None:
     for where, what in (("cpu", f"CPU, {split['threads']} threads"), ("gpu", split["adapter"])):
         time_ms, speed = 1000 * split[f"{where}_layer_s"], split[f"{where}_bytes_per_s"] / 1e9
-        typer.echo(f"{what}: {time_ms:.2f} ms a layer and token, {speed:.1f} GB/s of weights")
-    typer.echo(f"Handing a token to the GPU and back takes {1000 * split['gpu_call_s']:.2f} ms.")
+        echo(f"{what}: {time_ms:.2f} ms a layer and token, {speed:.1f} GB/s of weights")
+    echo(f"Handing a token to the GPU and back takes {1000 * split['gpu_call_s']:.2f} ms.")
     most, best = split["fitting_layers"], split["best_layers"]
     if split["memory_bytes"] is None:
-        typer.echo("How much memory it has isn't known: --gpu-memory SIZE says how many layers fit.")
+        echo("How much memory it has isn't known: --gpu-memory SIZE says how many layers fit.")
     else:
         context = split["context_tokens"]
-        typer.echo(f"{most} of {split['layers']} layers fit, with a context of {context:,} tokens.")
+        echo(f"{most} of {split['layers']} layers fit, with a context of {context:,} tokens.")
     if not best:
-        typer.echo("Best: --gpu-layers 0, all on the CPU.")
+        echo("Best: --gpu-layers 0, all on the CPU.")
         return
     gain = split["seconds_by_layers"]["0"] / split["seconds_by_layers"][str(best)]
-    typer.echo(f"Best: --gpu-layers {best}, where the layers of a token are {gain:.1f} times as fast.")
+    echo(f"Best: --gpu-layers {best}, where the layers of a token are {gain:.1f} times as fast.")

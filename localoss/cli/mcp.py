@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from localoss.cli.options import AsJson
-from localoss.cli.terminal import printable, say
+from localoss.cli.terminal import echo, printable, say
 from localoss.errors import LocalossError
 
 app = typer.Typer(help="MCP servers that --mcp FILE gives the model.")
@@ -30,12 +30,12 @@ def list_servers(file: McpFile, as_json: AsJson = False) -> None:
     }
     if as_json:
         shown = [{"name": s.name, "runs": list(s.words), "approvals": policies[s.name]} for s in servers]
-        typer.echo(json.dumps(shown, indent=2, ensure_ascii=False))
+        echo(json.dumps(shown, indent=2, ensure_ascii=False))
         return
     for server in servers:
-        typer.echo(f"{server.name}: {shell_command(server.words)}")
+        echo(f"{server.name}: {shell_command(server.words)}")
         for key, policy in policies[server.name].items():
-            typer.echo(f"  {printable(key.partition('/')[2]) or 'all of it'}: {policy}")
+            echo(f"  {printable(key.partition('/')[2]) or 'all of it'}: {policy}")
 
 
 @app.command()
@@ -66,7 +66,7 @@ def test(file: McpFile, as_json: AsJson = False) -> None:
         tools.close()
     loop.close()
     if as_json:
-        typer.echo(json.dumps(report, indent=2, ensure_ascii=False))
+        echo(json.dumps(report, indent=2, ensure_ascii=False))
     else:
         for entry in report:
             _show(entry)
@@ -76,13 +76,13 @@ def test(file: McpFile, as_json: AsJson = False) -> None:
 
 def _show(entry: dict[str, object]) -> None:
     if "error" in entry:
-        typer.echo(printable(str(entry["error"])))
+        echo(printable(str(entry["error"])))
         return
     tools = entry["tools"]
     assert isinstance(tools, list)
-    typer.echo(f"{entry['name']}: {len(tools)} tools, ready in {entry['seconds']} s")
+    echo(f"{entry['name']}: {len(tools)} tools, ready in {entry['seconds']} s")
     for tool in tools:
-        typer.echo(f"  {tool['name']}  {printable(tool['description'])[:100]}".rstrip())
+        echo(f"  {tool['name']}  {printable(tool['description'])[:100]}".rstrip())
     prompts = entry["prompts"]
     if isinstance(prompts, list) and prompts:
-        typer.echo(f"  prompts: {printable(', '.join(prompts))}")
+        echo(f"  prompts: {printable(', '.join(prompts))}")

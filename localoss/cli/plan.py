@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from localoss.cli import options
+from localoss.cli.terminal import echo, printable
 from localoss.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
@@ -81,14 +82,14 @@ def plan(
     """
     import psutil
 
-    from localoss.plan.machine import Machine, this_machine
+    from localoss.plan.machine import Machine, this_machine, usual_threads
     from localoss.plan.memory import Plan, choose_context
 
     label, config, dtypes = _what(model)
     if context is not None and context > config.context:
         raise UsageError(f"--context is {context:,}; this model takes 1 to {config.context:,}")
     machine = this_machine() if memory is None else Machine(memory, memory)
-    cores = psutil.cpu_count(logical=False) or 1
+    cores = usual_threads() if memory is None else psutil.cpu_count(logical=False) or 1
     made = Plan(config, dtypes, kv_dtype=kv_dtype.value, slots=conversations, threads=threads or cores)
     if context is None:
         made = choose_context(made, machine.limit_bytes)
@@ -100,7 +101,7 @@ def plan(
     streaming = _streaming(model, made, machine, expert_memory, measure)
     if as_json:
         report = _report(label, made, machine, memory is None, gpu_memory)
-        typer.echo(json.dumps(report | ({"experts": streaming.report()} if streaming else {}), indent=2))
+        echo(json.dumps(report | ({"experts": streaming.report()} if streaming else {}), indent=2))
     else:
         _print(label, made, machine, memory is None, gpu_memory, streaming)
 
@@ -155,9 +156,9 @@ def _change(label: str, plan: "Plan", machine: "Machine") -> None:
 
     limit = machine.limit_bytes
     live = LivePlan(plan, limit, lambda p, columns: _bar(p, limit, min(_BAR_COLUMNS, columns)))
-    typer.echo(f"{label}\n")
+    echo(f"{label}\n")
     if show(live):
-        typer.echo(live.options)
+        echo(live.options)
 
 
 def _report(
@@ -218,7 +219,7 @@ def _print(
     console.soft_wrap = not console.is_terminal  # a pipe gets a sentence in one line
     several = f", {plan.slots} conversations" if plan.slots > 1 else ""
     head = f"{label} · context {plan.context_tokens:,} tokens{several} · KV cache {plan.kv_dtype}"
-    console.print(f"{head}\n", markup=False)
+    console.print(f"{printable(head)}\n", markup=False)
     limit = machine.limit_bytes
     shown = streaming.plan if streaming else plan
     console.print(_coloured(_bar(shown, limit, min(_BAR_COLUMNS, console.width - 1))), end="\n\n")

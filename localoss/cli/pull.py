@@ -19,6 +19,7 @@ from localoss.cli.options import (
     Unembedding,
 )
 from localoss.cli.progress import duration_text, size_text
+from localoss.cli.terminal import echo
 from localoss.errors import UsageError
 
 if TYPE_CHECKING:
@@ -67,12 +68,12 @@ def pull(
         with pull_progress() as progress:
             pulled = take(order, path, progress) if path else pull_model(order, progress)
     except KeyboardInterrupt:
-        typer.echo(f"{name}: interrupted; the same command goes on where it stopped", err=True)
+        echo(f"{name}: interrupted; the same command goes on where it stopped", err=True)
         raise typer.Exit(130) from None
     if as_json:
-        typer.echo(json.dumps(_report(order.stored_name, pulled), indent=2))
+        echo(json.dumps(_report(order.stored_name, pulled), indent=2))
     else:
-        typer.echo(_text(order.stored_name, pulled))
+        echo(_text(order.stored_name, pulled))
 
 
 def _local_file(order: "Order", source: str | None) -> Path | None:
@@ -93,12 +94,12 @@ def _local_file(order: "Order", source: str | None) -> Path | None:
                 f"no GGUF file of {order.name} with MXFP4 experts was found where Ollama, LM Studio and "
                 "llama.cpp keep theirs; give its path, or leave out --from to download"
             )
-        typer.echo(f"taking {found[0].path} ({found[0].program})", err=True)
+        echo(f"taking {found[0].path} ({found[0].program})", err=True)
         return found[0].path
     for offer in found[:1]:
         there = f"{offer.program} has it: {offer.path} ({size_text(offer.bytes)})"
         if not (sys.stdin.isatty() and sys.stderr.isatty()):
-            typer.echo(f"note: {there}; `--from auto` takes that instead of a download", err=True)
+            echo(f"note: {there}; `--from auto` takes that instead of a download", err=True)
         elif typer.confirm(f"{there}. Take that instead of a download?", default=True, err=True):
             return offer.path
     return None

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from localoss.cli.progress import PLAIN_INTERVAL_S, duration_text, size_text
+from localoss.cli.terminal import printable
 from localoss.hub.progress import Progress
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ class BarProgress(Progress):
         self._converted = bars.add_task("converted", visible=False, total=None, speed="")
 
     def say(self, text: str) -> None:
-        self._bars.console.print(text, highlight=False, markup=False)
+        self._bars.console.print(printable(text), highlight=False, markup=False)
 
     def begin(self, shards: dict[str, int], here: dict[str, int]) -> None:
         self._meter.begin(shards, here)
@@ -129,7 +130,9 @@ def pull_progress() -> Iterator[Progress]:
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield PlainProgress(lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True))
+        yield PlainProgress(
+            lambda text: console.print(printable(text), highlight=False, markup=False, soft_wrap=True)
+        )
         return
     from rich.progress import BarColumn, DownloadColumn, TextColumn
     from rich.progress import Progress as Bars

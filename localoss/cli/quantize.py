@@ -26,6 +26,7 @@ from localoss.cli.quantize_report import (
     summary_json,
     summary_text,
 )
+from localoss.cli.terminal import echo
 
 
 def quantize(
@@ -72,7 +73,7 @@ def quantize(
         with progress_shown("quantize") as progress:
             summary = convert(source, out, dtypes, force, progress, calibration=calibration)
     except KeyboardInterrupt:
-        typer.echo(f"{out}: interrupted; the same command goes on where it stopped", err=True)
+        echo(f"{out}: interrupted; the same command goes on where it stopped", err=True)
         raise typer.Exit(130) from None
     if not with_report:
         _say(summary_json(out, summary) if as_json else summary_text(out, summary))
@@ -87,4 +88,4 @@ def quantize(
 
 
 def _say(content: str | dict[str, Any]) -> None:
-    typer.echo(content if isinstance(content, str) else json.dumps(content, indent=2))
+    echo(content if isinstance(content, str) else json.dumps(content, indent=2))

@@ -11,7 +11,7 @@ import typer
 
 from localoss.cli.options import AsJson, complete_session
 from localoss.cli.progress import size_text
-from localoss.cli.terminal import printable_at_terminal, say
+from localoss.cli.terminal import echo, printable_at_terminal, say
 from localoss.errors import UsageError
 
 app = typer.Typer(rich_markup_mode=None, help="List, show, export and remove kept chats.")
@@ -37,13 +37,13 @@ def list_sessions(as_json: AsJson = False) -> None:
     there = sessions()
     if as_json:
         listed = [asdict(session) | {"changed": session.changed.isoformat()} for session in there]
-        typer.echo(json.dumps({"sessions": listed}, indent=2))
+        echo(json.dumps({"sessions": listed}, indent=2))
         return
     if not there:
-        typer.echo("no session yet; `localoss chat` begins one")
+        echo("no session yet; `localoss chat` begins one")
         return
     for line in listing(there, shutil.get_terminal_size((120, 24)).columns):
-        typer.echo(line)
+        echo(line)
     total = size_text(sum(session.bytes for session in there))
     say(f"{total} in all; caches may take {size_text(settings.session_disk())} (LOCALOSS_SESSION_DISK)")
 
@@ -56,10 +56,10 @@ def show(name: SessionName, as_json: AsJson = False) -> None:
 
     conversation, model = read_session(name)
     if as_json:
-        typer.echo(transcript.to_json(conversation, model).decode(), nl=False)
+        sys.stdout.write(printable_at_terminal(transcript.to_json(conversation, model).decode()))
         return
     for message in conversation.messages:
-        typer.echo(printable_at_terminal(f"{message.role}:\n{message.content}\n"))
+        sys.stdout.write(printable_at_terminal(f"{message.role}:\n{message.content}\n\n"))
 
 
 @app.command()
@@ -80,16 +80,14 @@ def export(
     if form is not None and form not in export.FORMATS:
         raise UsageError(f"--format is {form!r}; use {', '.join(export.FORMATS)}")
     if file is None:
-        typer.echo(
-            printable_at_terminal(export.FORMATS[form or "md"](conversation, model).decode()), nl=False
-        )
+        sys.stdout.write(printable_at_terminal(export.FORMATS[form or "md"](conversation, model).decode()))
     elif form is not None and form != export.format_of(file):
         raise UsageError(
             f"--format is {form}, and {file} asks for {export.format_of(file)}; leave --format out"
         )
     else:
         export.write(conversation, model, file)
-        typer.echo(f"{len(conversation.messages)} messages in {file}")
+        echo(f"{len(conversation.messages)} messages in {file}")
 
 
 @app.command()
@@ -112,6 +110,6 @@ def rm(
         typer.confirm(f"remove {', '.join(names)}?", abort=True)
     freed = {name: remove_session(name) for name in names}
     if as_json:
-        typer.echo(json.dumps({"removed": list(freed), "freed_bytes": sum(freed.values())}))
+        echo(json.dumps({"removed": list(freed), "freed_bytes": sum(freed.values())}))
     else:
-        typer.echo(f"removed {', '.join(freed)}: {size_text(sum(freed.values()))} freed")
+        echo(f"removed {', '.join(freed)}: {size_text(sum(freed.values()))} freed")

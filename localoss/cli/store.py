@@ -13,7 +13,7 @@ import typer
 
 from localoss.cli.options import AsJson, ModelName, OptionalModelName
 from localoss.cli.progress import progress_shown, size_text
-from localoss.cli.terminal import say
+from localoss.cli.terminal import echo, say
 from localoss.errors import UsageError
 
 if TYPE_CHECKING:
@@ -44,10 +44,10 @@ def list_models(as_json: AsJson = False) -> None:
         rows.append((model.name, size, _weights(model), changed, note))
     _print_table(rows)
     if to_pull:
-        typer.echo("\nnot installed (`localoss pull NAME`):" if models else "nothing installed yet; to pull:")
+        echo("\nnot installed (`localoss pull NAME`):" if models else "nothing installed yet; to pull:")
         _print_table([_known_row(known) for known in to_pull])
     if DEMO not in there:
-        typer.echo(f"\n`localoss chat {DEMO}` needs no pull: {known_models()[DEMO].description}")
+        echo(f"\n`localoss chat {DEMO}` needs no pull: {known_models()[DEMO].description}")
 
 
 def show(model: ModelName, as_json: AsJson = False) -> None:
@@ -85,7 +85,7 @@ def rm(
     if as_json:
         _print_json({"removed": list(freed), "freed_bytes": sum(freed.values())})
     else:
-        typer.echo(f"removed {', '.join(freed)}: {size_text(sum(freed.values()))} freed")
+        echo(f"removed {', '.join(freed)}: {size_text(sum(freed.values()))} freed")
 
 
 def verify(model: OptionalModelName = None, as_json: AsJson = False) -> None:
@@ -107,12 +107,12 @@ def verify(model: OptionalModelName = None, as_json: AsJson = False) -> None:
     for report in reports if not as_json else []:
         for file in report["files"]:
             if file["state"] != store.OK:
-                typer.echo(f"{report['model']}: {file['name']}: {file['state']} {file['detail']}".rstrip())
+                echo(f"{report['model']}: {file['name']}: {file['state']} {file['detail']}".rstrip())
         if report["ok"]:
             size = size_text(sum(file["bytes"] for file in report["files"]))
-            typer.echo(f"{report['model']}: all {len(report['files'])} files are whole ({size})")
+            echo(f"{report['model']}: all {len(report['files'])} files are whole ({size})")
         else:
-            typer.echo(f"{report['model']}: {report['remedy']}")
+            echo(f"{report['model']}: {report['remedy']}")
     if not all(report["ok"] for report in reports):
         raise typer.Exit(1)
 
@@ -255,7 +255,7 @@ def _show_model(model: "Installed") -> None:
     _print_table(rows)
     dtypes = asdict(model.manifest.dtypes)
     sizes = class_bytes(config, model.manifest.dtypes)
-    typer.echo("")
+    echo("")
     _print_table(
         [
             *((name, dtypes.get(name, ""), size_text(size)) for name, size in sizes.items()),
@@ -297,14 +297,14 @@ def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     if sys.stdout.isatty() and sum(widths) + 2 * len(widths) > (columns := get_terminal_size().columns):
         for row in rows:  # a few short lines each, broken between words, where the table would wrap
-            typer.echo(row[0])
+            echo(row[0])
             more = " · ".join(cell for cell in row[1:] if cell)
-            typer.echo(textwrap.fill(more, columns - 1, initial_indent="  ", subsequent_indent="  "))
+            echo(textwrap.fill(more, columns - 1, initial_indent="  ", subsequent_indent="  "))
         return
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        typer.echo("  ".join(cells).rstrip())
+        echo("  ".join(cells).rstrip())
 
 
 def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2, default=str))
+    echo(json.dumps(value, indent=2, default=str))

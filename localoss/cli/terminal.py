@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 _NO_WRAP, _WRAP, _TO_SCREEN_END = "\x1b[?7l", "\x1b[?7h", "\x1b[J"
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
+# C0 and C1 but tab and newline; what turns the direction of text, so that it reads as other than it is.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _PASTES_MARKED, _PASTES_PLAIN = "\x1b[?2004h", "\x1b[?2004l"  # so that a prompt tells pasted from typed
 _PROGRESS_AFTER_S = 1.0
 _IMPATIENT_AFTER_S = 1.0
@@ -28,6 +29,14 @@ _IMPATIENT_AFTER_S = 1.0
 def printable(text: str) -> str:
     """`text` without control characters, which a terminal would obey."""
     return _CONTROL.sub("", text)
+
+
+def echo(text: str = "", *, err: bool = False, nl: bool = True) -> None:
+    """Write a line to stdout, or stderr: all that commands say, names from files and from hubs among it.
+
+    What a terminal would obey is left out: an escape sequence in a file's name can write the clipboard.
+    """
+    print(printable(text), end="\n" if nl else "", file=sys.stderr if err else sys.stdout, flush=True)
 
 
 def printable_at_terminal(text: str) -> str:
@@ -106,7 +115,7 @@ class StatusLine:
     def show(self, text: str) -> None:
         if not sys.stderr.isatty():
             return
-        text = text[: _columns()]  # a wrapped line couldn't be taken away
+        text = printable(text)[: _columns()]  # a wrapped line couldn't be taken away
         before, self._shown = self._shown, len(text)  # before it is written: a Ctrl-C may come meanwhile
         if settings.escape_codes():
             # It can't wrap, and the cursor waits at its start, which a narrower window leaves where it is.
@@ -148,7 +157,7 @@ def say(text: str) -> None:
     """A line to the user that is no part of the answer; at a terminal a long one is broken between words."""
     if sys.stderr.isatty() and "\n" not in text:
         text = textwrap.fill(text, _columns(), break_long_words=False, break_on_hyphens=False) or text
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text), file=sys.stderr, flush=True)
 
 
 def _columns() -> int:

@@ -5,8 +5,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psutil
-
 from localoss import kernels, settings
 from localoss.errors import GpuError, UsageError
 from localoss.gpu.choice import fit_gpu, layer_number, open_gpu
@@ -14,7 +12,7 @@ from localoss.hub.registry import find_model
 from localoss.options import Listener, LoadOptions
 from localoss.plan.disk import known
 from localoss.plan.experts import notice, with_cache
-from localoss.plan.machine import cpu_quota, this_machine
+from localoss.plan.machine import this_machine, usual_threads
 from localoss.plan.memory import Plan, check, chosen
 from quant.format.config import ModelConfig, read_config
 from quant.format.manifest import Dtypes, read_manifest
@@ -40,7 +38,7 @@ def usable_threads(asked: int | None, config: ModelConfig | None = None) -> int:
     if asked is None and config and config.hidden * config.intermediate < _TINY:
         return 1
     if asked is None:
-        return min(psutil.cpu_count(logical=False) or most, most, cpu_quota() or most)
+        return min(usual_threads(), most)
     if not 1 <= asked <= most:
         raise UsageError(f"threads is {asked}; this machine can run 1 to {most}")
     return asked

@@ -1,5 +1,6 @@
 """What this machine, or the control group that this process is held in, has of memory and of processors."""
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -52,6 +53,12 @@ def this_machine(cgroups: Path = _CGROUPS, proc: Path = Path("/proc")) -> Machin
         available = min(machine.available_bytes, limit - used + own_bytes)
         machine = Machine(machine.total_bytes, available, machine.in_cgroup)
     return machine
+
+
+def usual_threads() -> int:
+    """Threads for kernels by default: one per core, or as many as may run here if those are fewer."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(psutil.cpu_count(logical=False) or cpus, cpus, cpu_quota() or cpus))
 
 
 def cpu_quota(cgroups: Path = _CGROUPS, proc: Path = Path("/proc")) -> int | None:

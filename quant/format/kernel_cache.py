@@ -98,9 +98,18 @@ def _is_made(root: Path) -> bool:
         root.parent.parent.mkdir(parents=True, exist_ok=True)
         root.parent.mkdir(mode=0o700, exist_ok=True)
         root.mkdir(mode=0o700, exist_ok=True)
-    if not (root.is_dir() and _is_ours_alone(root) and all(map(_is_safe_above, root.parents))):
+    if not (root.is_dir() and _is_ours_alone(root) and all(map(_is_safe_above, _above(root)))):
         return False
     return os.access(root, os.W_OK) or any(root.iterdir())
+
+
+def _above(root: Path) -> set[Path]:
+    """The folders above `root`: where its name says, and where links on the way lead."""
+    above = set(root.parents)
+    for folder in [root, *root.parents]:
+        if folder.is_symlink():
+            above |= {folder.resolve(), *folder.resolve().parents}
+    return above
 
 
 def _is_ours_alone(folder: Path) -> bool:
@@ -120,12 +129,29 @@ def _is_ours_alone(folder: Path) -> bool:
 
 
 def _is_safe_above(folder: Path) -> bool:
-    """Whether nobody but the user and the system can put another folder in the place of one in `folder`."""
+    """Whether nobody but the user and the system can put another folder in the place of one in `folder`.
+
+    A group may write to a folder of the user's if it is the user's own, as some systems make for each.
+    """
     if not hasattr(os, "getuid"):
         return True
     found = folder.stat()
     is_sticky = bool(found.st_mode & stat.S_ISVTX)
+    if found.st_mode & stat.S_IWGRP and not is_sticky and not _is_own_group(found.st_gid):
+        return False
     return found.st_uid in (0, os.getuid()) and (is_sticky or not found.st_mode & stat.S_IWOTH)
+
+
+def _is_own_group(group: int) -> bool:
+    """Whether `group` is the user's alone: named as the user, with no other member."""
+    try:
+        import grp
+        import pwd
+
+        found, user = grp.getgrgid(group), pwd.getpwuid(os.getuid())
+    except (ImportError, KeyError):
+        return group == 0
+    return group == 0 or (found.gr_name == user.pw_name and set(found.gr_mem) <= {user.pw_name})
 
 
 class _FunctionCache(_Cache):  # type: ignore[misc]

@@ -67,7 +67,7 @@ class Sampled(Known):
     ignore_eos: bool | None = None
     min_tokens: Annotated[int | None, Field(ge=0)] = None
     stream: bool | None = None
-    user: Annotated[Name | None, Field(description="Requests of one user wait in one line.")] = None
+    user: Annotated[Name | None, Field(description="Without effect.")] = None
 
 
 class Error(BaseModel):

@@ -132,8 +132,8 @@ class Choices:
 
 
 def client_of(request: Request, body: Sampled) -> str:
-    """Whose line a request waits in: its user's, or its address's."""
-    return body.user or (request.client.host if request.client else "")
+    """Whose line a request waits in: its address's. Its `user` is any text, and so would be many lines."""
+    return request.client.host if request.client else ""
 
 
 def sampling_of(body: Sampled, max_tokens: int | None, seed: int | None, choice: int = 0) -> SamplingParams:

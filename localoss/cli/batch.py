@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from localoss.cli import options
-from localoss.cli.terminal import say
+from localoss.cli.terminal import echo, say
 from localoss.errors import ModelError, UsageError
 from localoss.options import MOST_SLOTS, LoadOptions
 
@@ -217,7 +217,7 @@ def _report(journal: "Journal", done: "Progress | None", seconds: float, as_json
             "seconds": seconds,
             "tokens_per_s": tokens / seconds if done else None,
         }
-        typer.echo(json.dumps(report, indent=2))
+        echo(json.dumps(report, indent=2))
         return
     speed = f", {tokens:,} tokens at {tokens / seconds:.1f}/s" if tokens else ""
     faults = f"; {failed:,} failed: {journal.errors}" if failed else ""

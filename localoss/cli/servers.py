@@ -9,6 +9,7 @@ import typer
 from localoss.cli import options
 from localoss.cli.options import AsJson
 from localoss.cli.progress import size_text
+from localoss.cli.terminal import echo
 from localoss.errors import LocalossError
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def ps(as_json: AsJson = False) -> None:
         print(json.dumps({"servers": listed}, ensure_ascii=False, indent=2))
         return
     if not listed:
-        typer.echo("no server runs; `localoss serve` starts one")
+        echo("no server runs; `localoss serve` starts one")
         return
     rows = [("SERVER", "PID", "MODEL", "SIZE", "CONTEXT", "UNTIL")]
     for one in listed:
@@ -38,7 +39,7 @@ def ps(as_json: AsJson = False) -> None:
             rows.append((one["url"], str(one["pid"]), *said))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def stop(model: options.OptionalModelName = None, port: Port = None) -> None:
@@ -62,7 +63,7 @@ def stop(model: options.OptionalModelName = None, port: Port = None) -> None:
             time.sleep(_LOOK_S)
         if server.runs:
             raise LocalossError(f"{server.url} (process {server.pid}) still answers; it stops after that")
-        typer.echo(f"stopped {server.url}")
+        echo(f"stopped {server.url}")
 
 
 def _listed(server: "Running") -> dict[str, Any]:
@@ -90,7 +91,7 @@ def _unload(servers: "list[Running]", name: str) -> None:
     for server in servers:
         if any(canonical_name(one["name"]) == name for one in server.get("/api/ps")["models"]):
             server.post("/api/generate", {"model": name, "keep_alive": 0})
-            typer.echo(f"{name} has left the memory of {server.url}")
+            echo(f"{name} has left the memory of {server.url}")
             count += 1
     if not count:
         raise LocalossError(f"no server has {name} in memory; `localoss ps` shows what there is")

@@ -2,6 +2,8 @@
 
 import typer
 
+from localoss.cli.terminal import echo
+
 app = typer.Typer(help="What the model can call: see docs/tools.md.")
 _TOOLS = {
     "python": "--tools python: Python in a worker without files or network, on every system",
@@ -24,7 +26,7 @@ def list_tools() -> None:
             problem = missing(name)
         except UsageError as error:
             problem = str(error)
-        typer.echo(f"{name:10} {text}{f' [{problem}]' if problem else ''}")
+        echo(f"{name:10} {text}{f' [{problem}]' if problem else ''}")
 
 
 @app.command()

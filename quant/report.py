@@ -72,7 +72,13 @@ def report(source: Path, out: Path, manifest: Manifest) -> Report:
 
     Experts that were published in MXFP4 are permuted only: they are not read, their error is 0.
     """
-    with open_source(source) as checkpoint, _Model(out, checkpoint.config) as model:
+    with open_source(source) as checkpoint:
+        return report_of(checkpoint, out, manifest)
+
+
+def report_of(checkpoint: Source, out: Path, manifest: Manifest) -> Report:
+    """`report` for a checkpoint that is open already. Raises: QuantError."""
+    with _Model(out, checkpoint.config) as model:
         dtypes = {
             "experts": manifest.dtypes.experts,
             "attention": manifest.dtypes.attention,

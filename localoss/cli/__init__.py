@@ -19,6 +19,7 @@ from localoss.cli import (
     gpu,
     launch,
     mcp,
+    merge,
     plan,
     pull,
     quantize,
@@ -64,6 +65,7 @@ app.command()(servers.ps)
 app.command()(servers.stop)
 app.command()(launch.launch)
 app.command()(quantize.quantize)
+app.command()(merge.merge)
 app.command()(export.export)
 app.command()(bench.bench)
 app.command("eval")(eval.evaluate)

@@ -18,6 +18,7 @@ from localoss.hub.registry import known_models
 from localoss.measure.bench import anonymous_bytes
 from localoss.model.kv_cache import KVCache
 from localoss.options import LoadOptions
+from localoss.plan import machine
 from localoss.plan.machine import cpu_quota, this_machine
 from localoss.plan.memory import (
     FITS,
@@ -271,7 +272,7 @@ def test_processors_that_a_control_group_leaves(outer, inner, threads, tmp_path)
 
 
 def test_a_container_with_a_quota_runs_as_many_threads(monkeypatch):
-    monkeypatch.setattr(loader, "cpu_quota", lambda: 1)
+    monkeypatch.setattr(machine, "cpu_quota", lambda: 1)
     assert loader.usable_threads(None) == 1
     most = min(os.cpu_count() or 1, kernels.most_threads())
     assert loader.usable_threads(most) == most, "what was asked for stands"

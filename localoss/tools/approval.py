@@ -53,7 +53,9 @@ class Approvals:
 
     def set(self, key: str, policy: Policy) -> None:
         """From now on, and for good. Raises: LocalossError if it can't be written; it holds until the end."""
-        if policy == "ask" and self.policy(key.partition("/")[0]) == "ask":
+        server = key.partition("/")[0]
+        inherited = self._kept.get(server, "ask") if server != key else "ask"
+        if policy == inherited == "ask":
             self._kept.pop(key, None)
         else:
             self._kept[key] = policy

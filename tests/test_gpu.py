@@ -10,7 +10,7 @@ from support.gpu_fixtures import gpu_of
 
 import localoss
 from localoss.chat import harmony
-from localoss.gpu import device
+from localoss.gpu import weights as gpu_weights
 from localoss.hub.bundled import WEIGHTS
 from quant.convert import convert
 from quant.format.manifest import Dtypes
@@ -124,8 +124,9 @@ def test_experts_that_are_not_mxfp4(experts, tmp_path):
 
 def test_weights_beyond_the_binding_limit(load, monkeypatch):
     """Here an expert is 24,576 bytes: each is a part of its own, and the unembedding is cut in two."""
-    for name in ("max-storage-buffer-binding-size", "max-buffer-size"):
-        monkeypatch.setitem(device._BASELINE, name, 32_768)
+    # Weights alone meet the limit: the table of rotations has 270 kB for the smallest model, too.
+    cuts = gpu_weights._cuts
+    monkeypatch.setattr(gpu_weights, "_cuts", lambda count, size, most: cuts(count, size, min(most, 32_768)))
     engine = load("short", "all", chunk_tokens=16, context_tokens=64)
     if not gpu_of(engine).device.adapter.is_software:
         pytest.skip("a real GPU is asked for all that it has")
@@ -181,7 +182,7 @@ def test_the_cache_is_the_cpus(load, kv_dtype):
         first = max(0, 75 - on_cpu.slots)
         for expected, found in zip(on_cpu.read(first, 75), on_gpu.read(first, 75), strict=True):
             assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
-            if kv_dtype != "f32" and found.dtype != np.float32:
+            if kv_dtype != "f32" and found.size:  # f16 has no scales
                 assert np.mean(found != expected) <= 0.02  # rounded alike, but for what lay between
             if kv_dtype == "f16" and found.dtype == np.uint16:
                 found, expected = found.view(np.float16), expected.view(np.float16)

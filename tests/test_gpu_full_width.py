@@ -14,7 +14,7 @@ from localoss.gpu.layers import GpuLayers
 from localoss.hub.registry import known_models
 from localoss.model.forward import Chunk, Model
 from localoss.model.kv_cache import KVCache
-from localoss.model.weights import _NUMPY_DTYPES, _weights
+from localoss.model.weights import _NUMPY_DTYPES, _addresses, _weights
 from localoss.options import LoadOptions
 from quant.format.layout import expert_run, layer_specs, vocabulary_specs
 from quant.format.manifest import Dtypes
@@ -74,7 +74,7 @@ def test_a_layer(name, experts, parts, chunk, gpu_adapter):
     vocabulary = random_tensors(vocabulary_specs(config, "int8", "int8"), random)
     for array in (*layer.values(), *vocabulary.values()):
         array.flags.writeable = False
-    weights = _weights([layer], vocabulary, config, dtypes)
+    weights = _weights([layer], vocabulary, config, dtypes, [_addresses(layer["experts"])])
 
     device = Device(gpu_adapter)
     on_gpu = GpuLayers(

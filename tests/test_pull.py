@@ -242,7 +242,7 @@ def test_too_little_memory_is_told_before_the_weights_come(hub, pulled, monkeypa
     from localoss.hub import pull as module
 
     monkeypatch.setattr(module, "this_machine", lambda: Machine(100_000_000, 0))
-    with pytest.raises(UsageError, match=r"at the very least, and 0 MB are there for it"):
+    with pytest.raises(UsageError, match=r"at the very least, and 0 kB are there for it"):
         pulled()
     assert all(served <= HEADER_BYTES for served in hub.served.values())
     monkeypatch.setattr(module, "check", lambda plan, limit: "it will be slow")

@@ -42,7 +42,8 @@ class Terminal:
 
     def __init__(self, command, columns=100, lines=30, variables=()):
         environment = os.environ | {"PYTHONPATH": str(TESTS.parent), "TERM": "xterm-256color"}
-        environment.pop("NO_COLOR", None)
+        for name in ("NO_COLOR", "COLUMNS", "LINES"):  # the last two come from pytest-xdist
+            environment.pop(name, None)
         environment |= dict(variables)
         if command[0] == SCRIPTED:
             self.child = forked.Spawned(command[1:], environment, (lines, columns), timeout=20)

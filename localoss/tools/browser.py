@@ -4,7 +4,6 @@ Each display has a cursor, [0], [1] and so on, by which the model goes back to i
 Source: openai-harmony's declaration, and openai/gpt-oss for how displays look.
 """
 
-import json
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -12,6 +11,7 @@ from localoss.chat import harmony
 from localoss.chat.agent import Result, Stop
 from localoss.chat.harmony import Message
 from localoss.errors import LocalossError, UsageError
+from localoss.tools.arguments import arguments_of
 from localoss.tools.citations import Citation
 from localoss.tools.pages import Page, plain, without_links
 from localoss.tools.toolset import Tool
@@ -61,7 +61,7 @@ class Browser(Tool):
     def run(self, call: Message, stop: Stop) -> Result:
         function = (call.recipient or "").partition(".")[2]
         try:
-            arguments = _arguments(call.text)
+            arguments = arguments_of(call.text)
             if function == "search":
                 return Result(self._search(arguments, stop))
             if function == "open":
@@ -189,16 +189,6 @@ def _fitting(lines: list[str], most_tokens: int = _VIEW_TOKENS) -> list[str]:
         if used > most_tokens and number:
             return lines[:number]
     return lines
-
-
-def _arguments(text: str) -> dict[str, Any]:
-    try:
-        arguments = json.loads(text, strict=False) if text.strip() else {}
-    except (ValueError, RecursionError):
-        arguments = None
-    if not isinstance(arguments, dict):
-        raise BrowsingError('the arguments are no JSON object, such as {"query": "…"}')
-    return arguments
 
 
 def _number(arguments: dict[str, Any], name: str, default: int) -> int:

@@ -3,7 +3,6 @@
 import contextlib
 import difflib
 import fnmatch
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from localoss.chat.harmony import Function, Message
 from localoss.chat.tools import called_name
 from localoss.errors import LocalossError, UsageError
 from localoss.tools.approval import Question
+from localoss.tools.arguments import arguments_of
 from localoss.tools.patch import Change, PatchError, changes_of
 from localoss.tools.quoting import visible
 from localoss.tools.toolset import Tool
@@ -92,7 +92,7 @@ class Files(Tool):
         name = called_name(call.recipient or "")
         if name == _PATCH.name:
             return self._apply(call.text)
-        arguments = _arguments(call.text)
+        arguments = arguments_of(call.text)
         if name == _LIST.name:
             return Result(self._list(arguments))
         if name == _READ.name:
@@ -216,7 +216,7 @@ def _patch_of(arguments: str) -> str:
     """The patch in a call's arguments, which are JSON, or the patch as it is. Raises: PatchError."""
     if not arguments.lstrip().startswith("{"):
         return arguments
-    values = _arguments(arguments)
+    values = arguments_of(arguments)
     patch = values.get("patch", next(iter(values.values()), None))
     if not isinstance(patch, str):
         raise PatchError("apply_patch needs a patch")
@@ -235,16 +235,6 @@ def _diff(changes: list[Change]) -> str:
 
 def _verb(change: Change) -> str:
     return "added" if change.before is None else "deleted" if change.after is None else "updated"
-
-
-def _arguments(text: str) -> dict[str, Any]:
-    try:
-        arguments = json.loads(text, strict=False) if text.strip() else {}
-    except (ValueError, RecursionError):
-        arguments = None
-    if not isinstance(arguments, dict):
-        raise LocalossError("the arguments are no JSON object")
-    return arguments
 
 
 def _number(arguments: dict[str, Any], name: str, default: int) -> int:

@@ -15,6 +15,7 @@ from localoss.chat.pieces import has_endless_word
 from localoss.chat.tools import called_name
 from localoss.errors import Cancelled, LocalossError
 from localoss.tools.approval import Question
+from localoss.tools.arguments import arguments_of
 from localoss.tools.mcp_client import START_S, Connection, McpLoop
 from localoss.tools.mcp_config import McpServer, read_servers
 from localoss.tools.quoting import shell_command, shell_word
@@ -67,7 +68,7 @@ class McpTools(Tool):
         )
 
     def run(self, call: Message, stop: Stop) -> Result:
-        arguments = _arguments(call.text)
+        arguments = arguments_of(call.text)
         tool = self._names[called_name(call.recipient or "")]
         if tool == _READ:
             return self._read(str(arguments.get("uri", "")), stop)
@@ -225,13 +226,3 @@ def _text_of(contents: Sequence[Any]) -> str:
             kind = getattr(inner, "mime_type", None) or getattr(part, "type", "something")
             parts.append(f"[{kind}, which isn't text: {getattr(inner, 'uri', 'not shown')}]")
     return "\n".join(parts)
-
-
-def _arguments(text: str) -> dict[str, Any]:
-    try:
-        arguments = json.loads(text, strict=False) if text.strip() else {}
-    except (ValueError, RecursionError):
-        arguments = None
-    if not isinstance(arguments, dict):
-        raise LocalossError("the arguments are no JSON object")
-    return arguments

@@ -79,7 +79,8 @@ JAVASCRIPT = [
 ]
 SAY = "please @say BANANA@"
 ECHO = '"echo localoss-$((40+2))"'
-# What each is given after what `localoss launch` gives it: to ask, to stream, to call a tool; None where it can't.
+# What each is given after what `localoss launch` gives it: to ask, to stream, to call a tool; None where it
+# can't.
 PROGRAMS = {
     "codex": (
         ["exec", "--skip-git-repo-check", SAY],

@@ -102,7 +102,7 @@ def _tokenizer(vocabulary: str, text_tokens: int, all_tokens: int, end: int) -> 
     lines = Path(vocabulary).read_bytes().splitlines()
     ranks = {base64.b64decode(word): int(rank) for word, rank in (line.split() for line in lines)}
     control = {f"<|control_{token}|>": token for token in range(text_tokens, all_tokens)}
-    return LLTokenizer.from_tiktoken(  # type: ignore[attr-defined]  # missing in its stubs
+    return LLTokenizer.from_tiktoken(  # missing in its stubs
         encoder=ranks,
         special_tokens=control,
         pattern=r"\s+|\S+",  # splits text to be tokenized; masks don't depend on it

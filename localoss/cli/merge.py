@@ -9,6 +9,7 @@ import typer
 from localoss.cli.options import AsJson, ModelName
 from localoss.cli.progress import progress_shown
 from localoss.cli.quantize_report import report_json, report_text, summary_json, summary_text
+from localoss.cli.terminal import echo
 from localoss.errors import UsageError
 
 if TYPE_CHECKING:
@@ -50,9 +51,9 @@ def merge(
             summary = convert_source(merged, out, dtypes, force, progress)
         measured = report_of(merged, out, summary.manifest)
     if as_json:
-        typer.echo(json.dumps(summary_json(out, summary) | {"report": report_json(measured)}, indent=2))
+        echo(json.dumps(summary_json(out, summary) | {"report": report_json(measured)}, indent=2))
     else:
-        typer.echo(f"{summary_text(out, summary)}\n\n{report_text(measured)}")
+        echo(f"{summary_text(out, summary)}\n\n{report_text(measured)}")
 
 
 def _adapter(text: str, config: "ModelConfig") -> "Adapter":

@@ -302,3 +302,19 @@ def test_other_machines_take_plain_code(monkeypatch):
     monkeypatch.setattr("platform.machine", lambda: "riscv64")
     monkeypatch.setattr(binding, "get_host_cpu_features", unknown)
     assert isa.available() == ["portable"]
+
+
+@pytest.mark.parametrize(
+    ("machine", "cpu", "well"),
+    [
+        ("x86_64", "znver5", True),
+        ("AMD64", "znver3", True),
+        ("x86_64", "sapphirerapids", False),
+        ("AMD64", "alderlake", False),
+        ("arm64", "apple-m1", True),
+    ],
+)
+def test_only_where_it_streams_well_is_a_line_asked_for_as_read_once(machine, cpu, well, monkeypatch):
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    monkeypatch.setattr(binding, "get_host_cpu_name", lambda: cpu)
+    assert isa._streams_well() is well

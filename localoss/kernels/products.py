@@ -36,6 +36,8 @@ OFFSETS = (isa.OFFSET_4BIT, isa.OFFSET_4BIT, isa.OFFSET_8BIT, 0)  # what int8 ac
 
 # How far before their use weights are asked for, in bytes. int8 takes fewer instructions a byte.
 _AHEAD_4BIT, _AHEAD_8BIT = 6144, 4096
+_ONCE_4BIT, _ONCE_8BIT = (6144, 4096) if isa.STREAMS_WELL else (2048, 2048)  # what one token reads
+_STREAMS_WELL = isa.STREAMS_WELL
 
 
 @force_inline
@@ -102,7 +104,7 @@ def _add_row_group_mxfp4(sums, codes, scales, x, x_scales, tokens, stride, block
 def _add_one_token_mxfp4(sums, codes, scales, x, x_scales, stride, blocks):
     total = load_f32x8(sums)
     for b in range(blocks):
-        _prefetch(True, _AHEAD_4BIT, codes, 128, scales, 8, b)
+        _prefetch(_STREAMS_WELL, _ONCE_4BIT, codes, 128, scales, 8, b)
         dots = isa.dot_fp4_tile(x + 32 * stride * b, codes + 128 * b)
         scale = mul(_fp4_scales(scales + 8 * b), broadcast_f32(x_scales + 4 * stride * b))
         total = fma(to_f32(dots), scale, total)
@@ -121,7 +123,7 @@ def _add_row_group_int4(sums, codes, scales, x, x_scales, tokens, stride, blocks
 def _add_one_token_int4(sums, codes, scales, x, x_scales, stride, blocks):
     total = load_f32x8(sums)
     for b in range(blocks):
-        _prefetch(True, _AHEAD_4BIT, codes, 128, scales, 16, b)
+        _prefetch(_STREAMS_WELL, _ONCE_4BIT, codes, 128, scales, 16, b)
         dots = isa.dot_int4_tile(x + 32 * stride * b, codes + 128 * b)
         scale = mul(isa.load_f16(scales + 16 * b), broadcast_f32(x_scales + 4 * stride * b))
         total = fma(to_f32(dots), scale, total)
@@ -140,7 +142,7 @@ def _add_row_group_int8(sums, codes, scales, x, x_scales, tokens, stride, blocks
 def _add_one_token_int8(sums, codes, scales, x, x_scales, stride, blocks):
     total = load_f32x8(sums)
     for b in range(blocks):
-        _prefetch(True, _AHEAD_8BIT, codes, 256, scales, 16, b)
+        _prefetch(_STREAMS_WELL, _ONCE_8BIT, codes, 256, scales, 16, b)
         dots = isa.dot_int8_tile(x + 32 * stride * b, codes + 256 * b)
         scale = mul(isa.load_f16(scales + 16 * b), broadcast_f32(x_scales + 4 * stride * b))
         total = fma(to_f32(dots), scale, total)

@@ -60,6 +60,16 @@ def available() -> list[str]:
     return [name for name in settings.SIMD_NAMES if name in has]
 
 
+def _streams_well() -> bool:
+    """Whether this CPU reads as fast when it is told that a line is read once (prefetchnta, pldl1strm).
+
+    Intel's keep such a line in L1 alone, where the hardware's own prefetching doesn't follow it.
+    """
+    if platform.machine().lower() not in _X86:
+        return True
+    return llvm.get_host_cpu_name().startswith(("znver", "bdver", "btver"))
+
+
 def _choose(asked: str | None) -> str:
     """Raises: UsageError if `asked` is no instruction set, or one that this CPU lacks."""
     usable = available()
@@ -71,6 +81,7 @@ def _choose(asked: str | None) -> str:
 
 
 NAME = _choose(settings.simd())
+STREAMS_WELL = _streams_well()
 
 _isa = import_module(f"localoss.kernels.isa.{NAME}")
 

@@ -30,6 +30,7 @@ LAYERS = [
     {"localoss"},
     {"localoss.demo"},
     {"localoss.server"},
+    {"localoss.cluster"},
     {"localoss.cli"},
     {"localoss.__main__"},
 ]
@@ -51,6 +52,7 @@ HOMES = {
     "uvicorn": {"localoss.server"},
     "pydantic": {"localoss.server"},
     "prometheus_client": {"localoss.server"},
+    "ray": {"localoss.cluster"},
     "openai": set(),
     "huggingface_hub": {"localoss.hub"},
     "wgpu": {"localoss.gpu"},

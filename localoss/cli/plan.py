@@ -64,6 +64,13 @@ def plan(
             metavar="SIZE", parser=options.size_bytes, help="Say which layers a GPU of this size holds."
         ),
     ] = None,
+    machines: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KINDS",
+            help="Say what several machines do, as 4x16GB,25GB/s,1Gb/s: memory, its speed, the network's.",
+        ),
+    ] = None,
     expert_memory: options.ExpertMemory = None,
     measure: Annotated[
         bool,
@@ -78,7 +85,8 @@ def plan(
     """Say what a model takes of memory, and whether it fits; nothing is loaded or downloaded.
 
     MODEL may be one that `localoss pull` knows, an installed one, or a folder. --memory takes the machine to
-    be empty; without it, what other programs use is left to them.
+    be empty; without it, what other programs use is left to them. --machines tells what the forms of
+    --ray would do: batches and serving with whole models, or one model spread over all.
     """
     import psutil
 
@@ -88,6 +96,12 @@ def plan(
     label, config, dtypes = _what(model)
     if context is not None and context > config.context:
         raise UsageError(f"--context is {context:,}; this model takes 1 to {config.context:,}")
+    if machines is not None:
+        from localoss.cli.plan_machines import tell_of
+
+        made = Plan(config, dtypes, kv_dtype=kv_dtype.value, slots=conversations)
+        tell_of(machines, label, replace(made, context_tokens=context or made.context_tokens), as_json)
+        return
     machine = this_machine() if memory is None else Machine(memory, memory)
     cores = usual_threads() if memory is None else psutil.cpu_count(logical=False) or 1
     made = Plan(config, dtypes, kv_dtype=kv_dtype.value, slots=conversations, threads=threads or cores)

@@ -37,7 +37,7 @@ def lines(command):
 
 def test_all_lines_are_tested():
     words = {line.split()[0] for block in blocks("") for line in block.splitlines()}
-    assert words == {"pip", "localoss", "curl"}
+    assert words == {"pip", "localoss", "curl", "export"}
     assert len(blocks("python")) == 4
 
 
@@ -77,17 +77,22 @@ def test_command_lines(monkeypatch, tmp_path):
 
     started = []
     monkeypatch.setattr(registry, "find_model", lambda name, tell: tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "keys.txt").write_text("# who, and the key\nanna 4f1d87e2a90c35b6\n")
     monkeypatch.setattr(run, "serve", lambda *given: started.append((given[0].first.name, given[2])))
     for line in lines("localoss"):
-        command = shlex.split(line.replace('"$(openssl rand -hex 16)"', "k"))
-        assert cli.main([*command[1:], "--port", "0"]) == 0
-    assert [name for name, _ in started] == [MODEL] * 3
-    assert (started[0][1].host, started[0][1].api_key) == ("127.0.0.1", None)
-    assert (started[1][1].host, started[1][1].api_key) == ("0.0.0.0", "k")
-    assert started[2][1].cors_origins == ["http://localhost:3000"]
-    assert started[2][1].think_budget is None
+        if "--host" in line:
+            monkeypatch.setenv("LOCALOSS_API_KEY", "k")
+        assert cli.main([*shlex.split(line)[1:], "--port", "0"]) == 0
+        monkeypatch.delenv("LOCALOSS_API_KEY", raising=False)
+    assert [name for name, _ in started] == [MODEL] * 4
+    assert (started[0][1].host, started[0][1].keys) == ("127.0.0.1", None)
+    assert (started[1][1].host, started[1][1].keys.name(b"k")) == ("0.0.0.0", "")
+    assert started[2][1].keys.name(b"4f1d87e2a90c35b6") == "anna" and started[2][1].page is None
+    assert started[3][1].cors_origins == ["http://localhost:3000"]
+    assert started[3][1].think_budget is None
     assert cli.main(["serve", MODEL, "--think-budget", "9", "--port", "0"]) == 0
-    assert started[3][1].think_budget == 9
+    assert started[4][1].think_budget == 9
 
 
 def test_what_is_said_of_options():

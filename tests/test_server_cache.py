@@ -86,9 +86,9 @@ def test_ten_turns_prefill_only_what_is_new(engine):
         assert held > 0.5 * before.prompt_tokens and usage.prompt_tokens - held < 250
 
     class Forgetful(SequencePool):
-        def take(self, tokens):
+        def take(self, tokens, key=""):
             self._kept.clear()
-            return super().take(tokens)
+            return super().take(tokens, key)
 
     with live(engine) as server:
         server.service.pool = Forgetful(engine, 1)

@@ -82,32 +82,50 @@ def _chars_of(messages: Sequence[Message]) -> int:
 class Thoughts:
     """What was thought and said before each call, by the call's id: clients don't send it back.
 
-    The least recently used of more than `capacity` calls, or `most_chars`, are forgotten. Any thread may use
-    it.
+    Only whoever made the calls, as `of` names them, is given what came before. The least recently used of
+    more than `capacity` calls, or `most_chars`, are forgotten. Any thread may use it.
     """
 
     def __init__(self, capacity: int = 4096, most_chars: int = 16_000_000) -> None:
         self._capacity, self._most_chars, self._chars = capacity, most_chars, 0
-        self._kept: OrderedDict[str, tuple[Message, ...]] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, str], tuple[Message, ...]] = OrderedDict()  # whose, and the id
         self._lock = threading.Lock()
 
-    def keep(self, call_id: str, messages: Sequence[Message]) -> None:
+    def of(self, key: str) -> "KeyThoughts":
+        """Those before the calls that were made with the API key of that name."""
+        return KeyThoughts(self, key)
+
+    def keep(self, call: tuple[str, str], messages: Sequence[Message]) -> None:
         with self._lock:
-            self._forget(call_id)
-            self._kept[call_id] = tuple(messages)
+            self._forget(call)
+            self._kept[call] = tuple(messages)
             self._chars += _chars_of(messages)
             while len(self._kept) > self._capacity or self._chars > self._most_chars:
                 self._forget(next(iter(self._kept)))
 
-    def _forget(self, call_id: str) -> None:
-        self._chars -= _chars_of(self._kept.pop(call_id, ()))
+    def _forget(self, call: tuple[str, str]) -> None:
+        self._chars -= _chars_of(self._kept.pop(call, ()))
+
+    def before(self, call: tuple[str, str]) -> tuple[Message, ...] | None:
+        with self._lock:
+            if call in self._kept:
+                self._kept.move_to_end(call)
+            return self._kept.get(call)
+
+
+@dataclass(frozen=True)
+class KeyThoughts:
+    """The thoughts before the calls of one API key's requests."""
+
+    _all: Thoughts
+    _key: str
+
+    def keep(self, call_id: str, messages: Sequence[Message]) -> None:
+        self._all.keep((self._key, call_id), messages)
 
     def before(self, call_id: str) -> tuple[Message, ...] | None:
         """The messages before the call; None for a call that isn't known."""
-        with self._lock:
-            if call_id in self._kept:
-                self._kept.move_to_end(call_id)
-            return self._kept.get(call_id)
+        return self._all.before((self._key, call_id))
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,18 @@ Host = Annotated[
 ]
 Port = Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="0 takes any free port.")]
 ApiKey = Annotated[
-    str | None, typer.Option(metavar="KEY", help="What clients must send; or set LOCALOSS_API_KEY.")
+    str | None,
+    typer.Option(
+        metavar="KEY",
+        help="What clients must send. Other users see it here: LOCALOSS_API_KEY is safer.",
+    ),
+]
+ApiKeyFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="A name and a key on each line: a key for each client; read again when it changes.",
+    ),
 ]
 Conversations = Annotated[
     int | None,
@@ -96,6 +107,7 @@ def serve(
     host: Host = "127.0.0.1",
     port: Port = 11435,
     api_key: ApiKey = None,
+    api_key_file: ApiKeyFile = None,
     parallel: Parallel = None,
     context_total: ContextTotal = None,
     conversations: Conversations = None,
@@ -120,7 +132,9 @@ def serve(
     """
     from localoss import settings
 
-    key = _key(api_key, host)
+    key = _key(api_key, host, api_key_file)
+    _check_origins(cors_origin or (), key is not None or api_key_file is not None)
+    no_page = no_page or (key is None and api_key_file is not None)  # its sessions are this machine's user's
 
     def listening(name: str, url: str) -> None:
         page = "" if no_page else f" · page {url}/"
@@ -138,6 +152,7 @@ def serve(
         ollama_port=ollama_port,
         idle_unload_s=None if idle_unload is None else settings.duration_s(idle_unload),
         api_key=key,
+        api_key_file=api_key_file,
         cors_origins=cors_origin or (),
         allowed_hosts=allowed_host or (),
         strict=strict,
@@ -195,6 +210,8 @@ def listen(
     aliases: Sequence[str] = (),
     ollama_port: bool = False,
     tooling: ToolOptions = NO_TOOLS,
+    api_key: str | None = None,
+    api_key_file: Path | None = None,
     **server_options: Any,
 ) -> None:
     """Load the model and serve it, and others that requests name. server_options: see ServeOptions.
@@ -206,6 +223,7 @@ def listen(
     try:
         from localoss.server.core.catalogue import Catalogue, Entry
         from localoss.server.core.hosted import HostedTools, check_hosted
+        from localoss.server.core.keys import Keys, others_may_read
         from localoss.server.page import Page
         from localoss.server.run import ServeOptions, open_socket
         from localoss.server.run import serve as run_server
@@ -217,6 +235,9 @@ def listen(
 
     model = model or default_model()
     check_hosted(tooling)
+    keys = None if api_key is None and api_key_file is None else Keys(api_key, api_key_file)
+    if api_key_file and others_may_read(api_key_file):
+        say(f"note: {api_key_file} can be read by other users; chmod 600 {api_key_file}")
     with ExitStack() as held:
         bound = [held.enter_context(open_socket(host, port))]
         if ollama_port:
@@ -233,6 +254,7 @@ def listen(
         chosen = ServeOptions(
             host=host,
             responses=settings.home() / "server" / "responses.sqlite3",
+            keys=keys,
             hosted=HostedTools(tooling) if tooling.wants_any else None,
             page=Page(name_of(folder), introduction(model), folder) if has_page else None,
             **server_options,
@@ -251,16 +273,27 @@ def _load(folder: Path, loading: LoadOptions) -> "Engine":
     return engine
 
 
-def _key(given: str | None, host: str) -> str | None:
-    """What clients must send. Raises: UsageError if it is empty, or missing where other machines may ask."""
+def _key(given: str | None, host: str, file: Path | None = None) -> str | None:
+    """The server's own key. Raises: UsageError if it is empty, or none is given where other machines ask."""
     from localoss import settings
 
     key = settings.api_key() if given is None else given
     if key is not None and not key.strip():
         raise UsageError("--api-key is empty; give a key, or leave it out")
-    if host not in _LOOPBACK and key is None:
-        raise UsageError(f"--host {host} lets other machines ask; that needs --api-key KEY")
+    if host not in _LOOPBACK and key is None and file is None:
+        raise UsageError(
+            f"--host {host} lets other machines ask; that needs --api-key-file FILE, or LOCALOSS_API_KEY"
+        )
     return key
+
+
+def _check_origins(origins: Sequence[str], has_key: bool) -> None:
+    """Raises: UsageError where any web page that the user looks at could ask the model, and read answers."""
+    if not has_key and any(origin in ("*", "null") for origin in origins):
+        raise UsageError(
+            "--cors-origin '*' (or null) lets every web page in your browser ask this server; name the "
+            "origins that may, or set LOCALOSS_API_KEY"
+        )
 
 
 def _shared(

@@ -18,6 +18,7 @@ from localoss.server.completions import api as completions_api
 from localoss.server.core import errors, fields
 from localoss.server.core.catalogue import Catalogue, Entry
 from localoss.server.core.guard import Guard
+from localoss.server.core.keys import CLIENT, Keys
 from localoss.server.core.metrics import Metrics
 from localoss.server.core.models import HoldsModels, Models
 from localoss.server.core.schemas import ErrorBody
@@ -34,12 +35,12 @@ def build_app(
     models: Models,
     *,
     hosts: Collection[str] | None,
-    api_key: str | None = None,
+    keys: Keys | None = None,
     cors_origins: Sequence[str] = (),
     strict: bool = False,
     page: Page | None = None,
 ) -> FastAPI:
-    """The application on `models`. hosts: see Guard. cors_origins: web pages that may ask.
+    """The application on `models`. hosts, keys: see Guard. cors_origins: web pages that may ask.
 
     strict: refuse fields that aren't known, rather than name them. page: the chat page, if there is one.
     """
@@ -71,7 +72,7 @@ def build_app(
     app.add_middleware(HoldsModels, models=models)
     app.add_middleware(_Methods)
     app.add_middleware(_Counted, metrics=models.metrics)
-    app.add_middleware(Guard, hosts=hosts, api_key=api_key)
+    app.add_middleware(Guard, hosts=hosts, keys=keys)
     if cors_origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=list(cors_origins), allow_methods=["*"], allow_headers=["*"]
@@ -169,7 +170,7 @@ class _Counted:
     """ASGI middleware that counts requests by path and status."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self._app, self._requests = app, metrics.requests
+        self._app, self._requests, self._key_requests = app, metrics.requests, metrics.key_requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def counting(message: Message) -> None:
@@ -177,6 +178,8 @@ class _Counted:
                 route = scope.get("route")
                 path = getattr(route, "path", "other")  # the template, so that names don't multiply
                 self._requests.labels(path, str(message["status"])).inc()
+                if key := scope[CLIENT].key:
+                    self._key_requests.labels(key, str(message["status"])).inc()
                 message["headers"] = [*message.get("headers", []), *fields.header_of(scope)]
             await send(message)
 

@@ -29,6 +29,7 @@ from localoss.server.core.connections import (
 )
 from localoss.server.core.guard import LOOPBACK
 from localoss.server.core.hosted import HostedTools
+from localoss.server.core.keys import Keys
 from localoss.server.core.metrics import Metrics
 from localoss.server.core.models import Models
 from localoss.server.core.pool import SequencePool
@@ -64,7 +65,7 @@ def open_socket(host: str, port: int) -> socket.socket:
 class ServeOptions:
     """How a server is to be.
 
-    host: where it listens. api_key: what clients send. allowed_hosts: other names that clients on this
+    host: where it listens. keys: what clients send. allowed_hosts: other names that clients on this
     machine reach it by. cors_origins: web pages that may ask. strict: refuse unknown fields. parallel: how
     many answers are written side by side; None for as many as a model has slots, up to MOST_SLOTS. queue:
     how many requests may wait. think_budget: of requests that give none. idle_unload_s: after how long
@@ -74,7 +75,7 @@ class ServeOptions:
 
     host: str
     responses: Path
-    api_key: str | None = None
+    keys: Keys | None = None
     allowed_hosts: Sequence[str] = ()
     cors_origins: Sequence[str] = ()
     strict: bool = False
@@ -107,7 +108,7 @@ def serve(
     app = build_app(
         models,
         hosts=hosts,
-        api_key=options.api_key,
+        keys=options.keys,
         cors_origins=options.cors_origins,
         strict=options.strict,
         page=options.page,

@@ -20,6 +20,7 @@ from localoss.hub.registry import canonical_name
 from localoss.server.app import build_app
 from localoss.server.core.connections import Connections, configuration
 from localoss.server.core.guard import LOOPBACK
+from localoss.server.core.keys import Keys
 from localoss.server.core.models import Models
 from localoss.server.core.pool import SequencePool
 from localoss.server.core.scheduler import Scheduler
@@ -102,12 +103,15 @@ def live(
     aliases=(),
     models: Models | None = None,
     connections=None,
+    api_key: str | None = None,
+    keys: Keys | None = None,
     **options: Any,
 ):
-    """Serve `engine` while the context lasts; options are build_app's."""
+    """Serve `engine` while the context lasts; options are build_app's. api_key: the server's own."""
     models = models or one_model(engine, name, aliases, queue, conversations, parallel)
     (held,) = models.held()
-    app = build_app(models, **{"hosts": LOOPBACK} | options)
+    keys = keys or (None if api_key is None else Keys(api_key))
+    app = build_app(models, **{"hosts": LOOPBACK} | options, keys=keys)
     config = configuration(app, connections or Connections())
     config.port = 0
     server = uvicorn.Server(config)

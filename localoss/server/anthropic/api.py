@@ -28,11 +28,11 @@ from localoss.server.core.answering import (
 from localoss.server.core.bodies import BodyRoute
 from localoss.server.core.errors import anthropic_body
 from localoss.server.core.fields import note_unknown
+from localoss.server.core.keys import Client, client_of
 from localoss.server.core.models import hold
 from localoss.server.core.schemas import STREAMS, effort_of
 from localoss.server.core.service import (
     Service,
-    client_of,
     event_stream,
     pieces_of,
     sampling_of,
@@ -51,10 +51,10 @@ async def create_message(body: MessagesRequest, request: Request) -> Response:
     service = await hold(request, body.model)
     toolbox = await aside(toolbox_of, body)
     note_unknown(body, request, toolbox.left_out)
-    question = await _question(service, body, toolbox)
+    question = await _question(service, body, toolbox, client_of(request))
     stops = tuple(filter(None, body.stop_sequences or []))
     question = replace(question, params=sampling_of(body, body.max_tokens, None), stops=stops)
-    job = service.ask(question, client_of(request, body))
+    job = service.ask(question, client_of(request))
     message = _Message(service, body, toolbox, len(question.prompt))
     if body.stream:
         events = message.events(pieces_of(job))
@@ -67,18 +67,18 @@ async def count_tokens(body: CountRequest, request: Request) -> Response:
     service = await hold(request, body.model)
     toolbox = (await aside(toolbox_of, body)).choose("none")
     note_unknown(body, request, toolbox.left_out)
-    question = await _question(service, body, toolbox)
+    question = await _question(service, body, toolbox, client_of(request))
     return JSONResponse({"input_tokens": len(question.prompt)})
 
 
-async def _question(service: Service, body: CountRequest, toolbox: Toolbox) -> Question:
+async def _question(service: Service, body: CountRequest, toolbox: Toolbox, client: Client) -> Question:
     """Raises: ApiError."""
     config, thinking = body.output_config, body.thinking
     wanted = Format(config.format.schema_, strict=True) if config and config.format else None
     rules = await compiling(rules_for, toolbox, wanted)
     budget = thinking.budget_tokens if thinking else None
     rules = replace(rules, think_budget=service.think_budget(budget))
-    instructions, messages = split_instructions(convert_messages(body, service.thoughts))
+    instructions, messages = split_instructions(convert_messages(body, service.thoughts.of(client.key)))
     if wanted:
         instructions.append(wanted.instructions)
     effort = config.effort if config else None

@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from localoss.chat.harmony import Message
-from localoss.chat.tools import Thoughts, call_message, result_message
+from localoss.chat.tools import KeyThoughts, call_message, result_message
 from localoss.server.anthropic.schemas import Block, Content, CountRequest, SentMessage
 from localoss.server.chat.prompts import arguments_text
 from localoss.server.core.content import text_of
@@ -40,7 +40,7 @@ def _definition(tool: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def convert_messages(body: CountRequest, thoughts: Thoughts) -> list[Message]:
+def convert_messages(body: CountRequest, thoughts: KeyThoughts) -> list[Message]:
     """Harmony's messages, those of `system` first. Raises: ApiError for what the model can't read."""
     said = [index for index, message in enumerate(body.messages) if message.role == "assistant"]
     converter = _Converter(thoughts, newest=said[-1] + 1 if said else 0)
@@ -54,7 +54,7 @@ def convert_messages(body: CountRequest, thoughts: Thoughts) -> list[Message]:
 class _Converter:
     """newest: index of the first message after the assistant's last, from where images are refused."""
 
-    def __init__(self, thoughts: Thoughts, newest: int) -> None:
+    def __init__(self, thoughts: KeyThoughts, newest: int) -> None:
         self.messages: list[Message] = []
         self._thoughts, self._newest = thoughts, newest
         self._names: dict[str, str] = {}  # of the functions called, by the call's id

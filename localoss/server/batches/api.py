@@ -10,9 +10,10 @@ from starlette.datastructures import UploadFile
 from starlette.types import Message
 
 from localoss.server.batches.batches import Batches
-from localoss.server.batches.store import Object
+from localoss.server.batches.store import KEY, Object
 from localoss.server.core.bodies import BodyRoute
 from localoss.server.core.errors import ApiError
+from localoss.server.core.keys import client_of
 from localoss.server.core.threads import aside
 
 router = APIRouter(route_class=BodyRoute)
@@ -40,30 +41,30 @@ def _batches(request: Request) -> Batches:
 
 @router.post("/v1/batches", summary="Create a batch")
 async def create_batch(body: BatchRequest, request: Request) -> Response:
-    batches = _batches(request)
-    await aside(batches.files.path, body.input_file_id)
+    batches, key = _batches(request), client_of(request).key
+    await aside(batches.files.path, body.input_file_id, key)
     made = await aside(
-        batches.create, body.input_file_id, body.endpoint, body.completion_window, body.metadata
+        batches.create, body.input_file_id, body.endpoint, body.completion_window, body.metadata, key
     )
     batches.start(request.app)
-    return JSONResponse(made)
+    return JSONResponse(_shown(made))
 
 
 @router.get("/v1/batches")
 async def list_batches(request: Request, limit: Annotated[int, Query(ge=1, le=100)] = 20) -> Object:
     batches = _batches(request)
-    found = await aside(batches.files.all, "batch")
-    return _listed([batches.get(one["id"]) for one in found], limit)
+    found = await _all(request, "batch")
+    return _listed([batches.get(one["id"], client_of(request).key) for one in found], limit)
 
 
 @router.get("/v1/batches/{name}")
 async def get_batch(name: str, request: Request) -> Object:
-    return await aside(_batches(request).get, name)
+    return _shown(await aside(_batches(request).get, name, client_of(request).key))
 
 
 @router.api_route("/v1/batches/{name}/cancel", methods=["POST"])
 async def cancel_batch(name: str, request: Request) -> Object:
-    return _batches(request).cancel(name)
+    return _shown(_batches(request).cancel(name, client_of(request).key))
 
 
 @router.api_route("/v1/files", methods=["POST"], summary="Upload a file")
@@ -79,7 +80,8 @@ async def create_file(request: Request) -> Object:
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             while chunk := await upload.read(_CHUNK_BYTES):
                 await aside(file.write, chunk)
-        return await aside(files.add_file, name, (upload.filename or "file")[:255], purpose[:64])
+        filename = (upload.filename or "file")[:255]
+        return _shown(await aside(files.add_file, name, filename, purpose[:64], client_of(request).key))
 
 
 def _bounded(request: Request) -> Any:
@@ -103,29 +105,39 @@ def _bounded(request: Request) -> Any:
 async def list_files(
     request: Request, purpose: str | None = None, limit: Annotated[int, Query(ge=1)] = _MAX_LISTED
 ) -> Object:
-    found = await aside(_batches(request).files.all, "file")
+    found = await _all(request, "file")
     return _listed([one for one in found if purpose in (None, one["purpose"])], min(limit, _MAX_LISTED))
 
 
 @router.get("/v1/files/{name}")
 async def get_file(name: str, request: Request) -> Object:
-    return await aside(_batches(request).files.get, name)
+    return _shown(await aside(_batches(request).files.get, name, client_of(request).key))
 
 
 @router.get("/v1/files/{name}/content")
 async def get_content(name: str, request: Request) -> Response:
-    path = await aside(_batches(request).files.path, name)
+    path = await aside(_batches(request).files.path, name, client_of(request).key)
     return FileResponse(path, media_type="application/octet-stream")
 
 
 @router.delete("/v1/files/{name}")
 async def delete_file(name: str, request: Request) -> Object:
-    await aside(_batches(request).files.remove, name)
+    await aside(_batches(request).files.remove, name, client_of(request).key)
     return {"id": name, "object": "file", "deleted": True}
 
 
+async def _all(request: Request, kind: str) -> list[Object]:
+    """The objects of a kind that are the client's, the newest first."""
+    found = await aside(_batches(request).files.all, kind)
+    return [one for one in found if one.get(KEY, "") == client_of(request).key]
+
+
+def _shown(value: Object) -> Object:
+    return {name: field for name, field in value.items() if name != KEY}
+
+
 def _listed(found: list[Object], limit: int) -> Object:
-    shown = found[:limit]
+    shown = [_shown(one) for one in found[:limit]]
     return {
         "object": "list",
         "data": shown,

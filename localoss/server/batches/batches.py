@@ -11,8 +11,9 @@ from starlette.types import ASGIApp
 from localoss.errors import LocalossError
 from localoss.server.batches.journal import Journal, Request, read_requests
 from localoss.server.batches.running import Progress, Stopped, run_requests
-from localoss.server.batches.store import FileStore, Object
+from localoss.server.batches.store import KEY, FileStore, Object
 from localoss.server.core.errors import ApiError
+from localoss.server.core.keys import Client
 from localoss.server.core.threads import aside
 
 _DAY_S = 86_400
@@ -37,8 +38,10 @@ class Batches:
             self._task = asyncio.create_task(self._work(app))
         self._wanted.set()
 
-    def create(self, file: str, endpoint: str, window: str, metadata: dict[str, str] | None) -> Object:
-        """A new batch, which runs when those before it are done."""
+    def create(
+        self, file: str, endpoint: str, window: str, metadata: dict[str, str] | None, key: str
+    ) -> Object:
+        """A new batch of `key`'s, which runs when those before it are done."""
         now = int(time.time())
         times = ("in_progress_at", "finalizing_at", "completed_at", "failed_at", "expired_at")
         made: Object = {
@@ -56,19 +59,20 @@ class Batches:
             **dict.fromkeys((*times, "cancelling_at", "cancelled_at")),
             "request_counts": {"total": 0, "completed": 0, "failed": 0},
             "metadata": metadata,
+            KEY: key,
         }
         self.files.put(made)
         return made
 
-    def get(self, name: str) -> Object:
+    def get(self, name: str, key: str) -> Object:
         """A batch as it is now. Raises: ApiError 404."""
-        if self._current and self._current["id"] == name:
+        if self._current and self._current["id"] == name and self._current.get(KEY, "") == key:
             return self._current
-        return self.files.get(name)
+        return self.files.get(name, key)
 
-    def cancel(self, name: str) -> Object:
+    def cancel(self, name: str, key: str) -> Object:
         """Stop a batch; what is done of it stays. Raises: ApiError 404."""
-        batch = self.get(name)
+        batch = self.get(name, key)
         if batch["status"] in _OPEN:
             self._note(batch, "cancelling")
             if self._current is batch and self._running:
@@ -110,14 +114,16 @@ class Batches:
             batch["request_counts"] = counts
 
         with await aside(self._journal, batch) as journal:
-            await run_requests(app, self._requests(batch), journal, self._at_once, told, total=total)
+            client = Client(batch.get(KEY, ""), "batch")
+            requests = self._requests(batch)
+            await run_requests(app, requests, journal, self._at_once, told, total=total, client=client)
             self._note(batch, "finalizing")
             await aside(journal.finish)
         await aside(self._keep, batch)
         self._note(batch, "completed")
 
     def _requests(self, batch: Object) -> Iterator[Request]:
-        for request in read_requests(self.files.path(batch["input_file_id"])):
+        for request in read_requests(self.files.path(batch["input_file_id"], batch.get(KEY, ""))):
             if request.fault is None and request.url != batch["endpoint"]:
                 request = replace(request, fault=f"url {request.url}: this batch is for {batch['endpoint']}")
             yield request
@@ -135,7 +141,7 @@ class Batches:
                 name, place = self.files.new_file()
                 path.replace(place)
                 kind = field.removesuffix("_file_id")
-                self.files.add_file(name, f"{batch['id']}_{kind}.jsonl", "batch_output")
+                self.files.add_file(name, f"{batch['id']}_{kind}.jsonl", "batch_output", batch.get(KEY, ""))
                 batch[field] = name
 
     def _note(self, batch: Object, status: str) -> None:

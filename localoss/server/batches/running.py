@@ -10,10 +10,11 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Scope
 
 from localoss.server.batches.journal import Journal, Request
-from localoss.server.core.guard import INTERNAL
 from localoss.server.core.json_text import dumps
+from localoss.server.core.keys import CLIENT, Client
 
 _LATER = (429, 499, 503)  # what says nothing about the request itself
+_NOBODY = Client(address="batch")
 _PATIENCE_S = 1.0  # before what was refused for now is asked again, where nobody says how long
 
 
@@ -43,6 +44,7 @@ async def run_requests(
     told: Callable[[Progress], None],
     *,
     total: int,
+    client: Client = _NOBODY,
 ) -> Progress:
     """Answer those of `requests` that aren't in the journal, `at_once` at a time.
 
@@ -50,6 +52,7 @@ async def run_requests(
         app: takes the requests, as if they had come over HTTP.
         told: called after every line that is done.
         total: how many requests there are.
+        client: who asks.
     Raises: Stopped; UsageError if the files can't be written.
     """
     progress = Progress(total, *journal.counts)
@@ -59,7 +62,7 @@ async def run_requests(
     async def work() -> None:
         for request in left:
             if not journal.has(request):
-                await _answer(app, request, journal, progress)
+                await _answer(app, client, request, journal, progress)
                 told(progress)
 
     try:
@@ -71,14 +74,16 @@ async def run_requests(
     return progress
 
 
-async def _answer(app: ASGIApp, request: Request, journal: Journal, progress: Progress) -> None:
+async def _answer(
+    app: ASGIApp, client: Client, request: Request, journal: Journal, progress: Progress
+) -> None:
     answer: dict[str, Any] = {"id": f"batch_req_{secrets.token_hex(12)}", "custom_id": request.custom_id}
     if request.fault:
         error = {"code": "invalid_request", "message": request.fault}
         journal.fail(request, answer | {"response": None, "error": error})
         progress.failed += 1
         return
-    status, body = await _asked(app, request)
+    status, body = await _asked(app, client, request)
     response = {"status_code": status, "request_id": f"req_{secrets.token_hex(12)}", "body": body}
     answer |= {"response": response, "error": None}
     if status == 200:
@@ -91,10 +96,10 @@ async def _answer(app: ASGIApp, request: Request, journal: Journal, progress: Pr
         progress.failed += 1
 
 
-async def _asked(app: ASGIApp, request: Request) -> tuple[int, dict[str, Any]]:
+async def _asked(app: ASGIApp, client: Client, request: Request) -> tuple[int, dict[str, Any]]:
     """The status and the body of the answer, however often it takes to be let in. Raises: Stopped."""
     while True:
-        status, headers, content = await call(app, request.url, dumps(request.body).encode())
+        status, headers, content = await call(app, request.url, dumps(request.body).encode(), client)
         if status not in _LATER:
             return status, json.loads(content)
         if status != 429:
@@ -102,7 +107,9 @@ async def _asked(app: ASGIApp, request: Request) -> tuple[int, dict[str, Any]]:
         await asyncio.sleep(float(headers.get(b"retry-after", _PATIENCE_S)))
 
 
-async def call(app: ASGIApp, path: str, body: bytes) -> tuple[int, dict[bytes, bytes], bytes]:
+async def call(
+    app: ASGIApp, path: str, body: bytes, client: Client = _NOBODY
+) -> tuple[int, dict[bytes, bytes], bytes]:
     """POST `body` to the application: the answer's status, headers and body."""
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     scope: Scope = {
@@ -116,9 +123,9 @@ async def call(app: ASGIApp, path: str, body: bytes) -> tuple[int, dict[bytes, b
         "root_path": "",
         "query_string": b"",
         "headers": headers,
-        "client": ("batch", 0),
+        "client": (client.address, 0),
         "server": None,
-        INTERNAL: True,
+        CLIENT: client,
     }
     incoming: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
     status, answered, chunks = 500, {}, []

@@ -23,13 +23,13 @@ from localoss.server.core.answering import CallOpened, CallText, Done, Question,
 from localoss.server.core.bodies import BodyRoute
 from localoss.server.core.errors import ApiError
 from localoss.server.core.fields import note_unknown
+from localoss.server.core.keys import Client, client_of
 from localoss.server.core.logprobs import chat_logprobs
 from localoss.server.core.models import hold
 from localoss.server.core.schemas import STREAMS, effort_of, limit_of, refuse_unless, stops_of
 from localoss.server.core.service import (
     Choices,
     Service,
-    client_of,
     event_stream,
     pieces_of,
     sampling_of,
@@ -48,8 +48,8 @@ async def create_chat_completion(body: ChatRequest, request: Request) -> Respons
     service = await hold(request, body.model)
     toolbox = await _toolbox(body)
     note_unknown(body, request, toolbox.left_out)
-    questions = await _questions(service, body, toolbox)
-    client = client_of(request, body)
+    client = client_of(request)
+    questions = await _questions(service, body, toolbox, client)
     jobs = service.ask_all(questions, client)
     completion = _Completion(service, body, toolbox)
     if body.stream:
@@ -67,13 +67,15 @@ async def _toolbox(body: ChatRequest) -> Toolbox:
     return (await aside(open_toolbox, body.functions)).choose(choice)
 
 
-async def _questions(service: Service, body: ChatRequest, toolbox: Toolbox) -> list[Question]:
+async def _questions(service: Service, body: ChatRequest, toolbox: Toolbox, client: Client) -> list[Question]:
     """One question for each choice. Raises: ApiError."""
     wanted = _format(body.response_format)
     rules = await compiling(rules_for, toolbox, wanted)
     effort = _effort(body)
     rules = replace(rules, think_budget=service.think_budget(body.think_budget, effort))
-    instructions, messages = split_instructions(convert_messages(body.messages, service.thoughts))
+    instructions, messages = split_instructions(
+        convert_messages(body.messages, service.thoughts.of(client.key))
+    )
     if wanted:
         instructions.append(wanted.instructions)
     setup = ChatSetup(effort_of(effort), "\n\n".join(instructions) or None, toolbox.functions)

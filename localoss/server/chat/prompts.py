@@ -10,7 +10,7 @@ from localoss.chat.grammar_limits import strict_grammar
 from localoss.chat.harmony import Message
 from localoss.chat.json_schema import tidied
 from localoss.chat.rules import AnswerRules, argument_grammars
-from localoss.chat.tools import Thoughts, ToolCall, call_message, result_message
+from localoss.chat.tools import KeyThoughts, ToolCall, call_message, result_message
 from localoss.errors import UsageError
 from localoss.server.chat.schemas import ChatMessage
 from localoss.server.core.content import text_of
@@ -68,7 +68,7 @@ def _final_grammar(wanted: Format, budget: Budget | None) -> Grammar:
     return Grammar(tidied(schema), strict=False, budget=budget)
 
 
-def convert_messages(messages: Sequence[ChatMessage], thoughts: Thoughts) -> list[Message]:
+def convert_messages(messages: Sequence[ChatMessage], thoughts: KeyThoughts) -> list[Message]:
     """Harmony's messages for `messages`. Raises: ApiError for one that the model can't read."""
     said = [index for index, message in enumerate(messages) if message.role == "assistant"]
     converter = _Converter(thoughts, newest=said[-1] + 1 if said else 0)
@@ -88,7 +88,7 @@ def split_instructions(messages: Sequence[Message]) -> tuple[list[str], list[Mes
 class _Converter:
     """newest: index of the first message after the assistant's last, from where images are refused."""
 
-    def __init__(self, thoughts: Thoughts, newest: int) -> None:
+    def __init__(self, thoughts: KeyThoughts, newest: int) -> None:
         self.messages: list[Message] = []
         self._thoughts, self._newest = thoughts, newest
         self._names: dict[str, str] = {}  # of the functions called, by the call's id

@@ -20,6 +20,7 @@ from localoss.server.core.answering import Answering, Done, Question, Text, Usag
 from localoss.server.core.bodies import BodyRoute
 from localoss.server.core.errors import ApiError
 from localoss.server.core.fields import note_unknown
+from localoss.server.core.keys import Client, client_of
 from localoss.server.core.logprobs import raw_token_text
 from localoss.server.core.models import hold
 from localoss.server.core.scheduler import Job
@@ -36,7 +37,7 @@ from localoss.server.core.schemas import (
     refuse_unless,
     stops_of,
 )
-from localoss.server.core.service import Choices, Service, client_of, event_stream, pieces_of, sampling_of
+from localoss.server.core.service import Choices, Service, event_stream, pieces_of, sampling_of
 from localoss.server.core.threads import aside
 
 router = APIRouter(route_class=BodyRoute)
@@ -79,7 +80,7 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
         raise service.too_long(error, "prompt") from None
     for prompt in prompts:
         service.check_length(len(prompt), "prompt")
-    completion = _Completion(service, body, client_of(request, body), prompts)
+    completion = _Completion(service, body, client_of(request), prompts)
     jobs = completion.begin()
     if body.stream:
         return event_stream(completion.chunks(jobs), named=False, last="[DONE]")
@@ -135,7 +136,7 @@ class _Echoing:
         if self._answers or error:
             yield from self._answering.finish(error)
         else:
-            yield Done("length", Usage(len(self.prompt), 0, 0, 0), (), 0.0, 0.0)
+            yield Done("length", Usage(len(self.prompt), 0, 0, 0), (), 0.0, 0.0, key=self._answering.key)
 
     def close(self) -> None:
         self._answering.close()
@@ -149,7 +150,7 @@ class _Completion:
     """One request's choices, made one after the other."""
 
     def __init__(
-        self, service: Service, body: CompletionRequest, client: str, prompts: list[list[int]]
+        self, service: Service, body: CompletionRequest, client: Client, prompts: list[list[int]]
     ) -> None:
         self._service, self._body, self._client = service, body, client
         self._limit = limit_of(_DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens)
@@ -215,7 +216,7 @@ class _Completion:
 
     def _submit(self, index: int) -> Job:
         service, question = self._service, self._questions[index]
-        answering = Answering(service.engine, service.pool, service.thoughts, question)
+        answering = Answering(service.engine, service.pool, service.thoughts, question, self._client.key)
         echoes, scores = bool(self._body.echo), self._body.logprobs is not None
         return service.submit(_Echoing(answering, echoes, scores), self._client, follows=index > 0)
 

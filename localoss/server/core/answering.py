@@ -126,7 +126,7 @@ class Usage:
 class Done:
     """The answer is over. reason: stop, length or tool_calls. messages: what the next turn's prompt holds.
 
-    is_stopped: a stop sequence ended it.
+    is_stopped: a stop sequence ended it. key: the name of the key that it was asked with.
     """
 
     reason: str
@@ -135,6 +135,7 @@ class Done:
     prefill_s: float
     decode_s: float
     is_stopped: bool = False
+    key: str = ""
 
 
 Piece = Opened | Text | Closed | CallOpened | CallText | ToolCall | Done
@@ -143,8 +144,12 @@ Piece = Opened | Text | Closed | CallOpened | CallText | ToolCall | Done
 class Answering:
     """Makes the pieces of one answer, out of its tokens: the scheduler's Work."""
 
-    def __init__(self, engine: Engine, pool: SequencePool, thoughts: Thoughts, question: Question) -> None:
-        self._engine, self._pool, self._thoughts, self._question = engine, pool, thoughts, question
+    def __init__(
+        self, engine: Engine, pool: SequencePool, thoughts: Thoughts, question: Question, key: str = ""
+    ) -> None:
+        """key: the name of the key that it is asked with, which others don't share what it leaves with."""
+        self._engine, self._pool, self._question, self.key = engine, pool, question, key
+        self._thoughts = thoughts.of(key)
         self._turn = Turn(question.prompt, question.setup, question.params, question.rules)
         # The open part; None in a header and in a call.
         self._part: Part | None = "answer" if question.setup is None else None
@@ -172,7 +177,7 @@ class Answering:
         """What a batch is to run for it. Raises: LocalossError for a prompt that can't be answered."""
         turn = self._turn
         turn.begin(self._engine.config.vocab, self._engine.context_tokens)
-        self._sequence = self._pool.hold(turn.prompt)
+        self._sequence = self._pool.hold(turn.prompt, self.key)
         return Slot(
             self._sequence,
             turn.prompt,
@@ -282,6 +287,7 @@ class Answering:
             turn.prefill_s,
             turn.decode_s,
             self._stopped,
+            self.key,
         )
 
 

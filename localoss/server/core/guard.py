@@ -1,6 +1,5 @@
 """Who may ask at all: the Host header against DNS rebinding, and the API key."""
 
-import hmac
 import re
 from collections.abc import Collection
 
@@ -8,23 +7,25 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from localoss.server.core.errors import ApiError
+from localoss.server.core.keys import CLIENT, Keys, admit
 
-INTERNAL = "localoss.internal"  # in the scope of what the server asks itself, which no client can set
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 # These tell nothing: whoever watches over the server has no key, and a browser asks for a page without one.
 _OPEN_PATHS, _OPEN_FOLDER = ("/health", "/"), "/localoss/page/"
 
 
 class Guard:
-    """ASGI middleware. hosts: the Host names to answer to, None for any. api_key: None if there is none."""
+    """ASGI middleware. hosts: the Host names to answer to, None for any. keys: None if there are none.
 
-    def __init__(self, app: ASGIApp, hosts: Collection[str] | None, api_key: str | None) -> None:
-        self._app = app
+    What the server asks itself comes with a client in its scope.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: Collection[str] | None, keys: Keys | None) -> None:
+        self._app, self._keys = app, keys
         self._hosts = None if hosts is None else {host.lower() for host in hosts}
-        self._api_key = None if api_key is None else api_key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not scope.get(INTERNAL) and (error := self._refusal(scope)):
+        if scope["type"] == "http" and CLIENT not in scope and (error := self._refusal(scope)):
             await error.response(scope["path"])(scope, receive, send)
         else:
             await self._app(scope, receive, send)
@@ -39,12 +40,15 @@ class Guard:
                 code="forbidden_host",
             )
         is_open = scope["path"] in _OPEN_PATHS or scope["path"].startswith(_OPEN_FOLDER)
-        if self._api_key is None or is_open or scope["method"] == "OPTIONS":
+        if self._keys is None or is_open or scope["method"] == "OPTIONS":
+            admit(scope, "")
             return None
         scheme, _, key = headers.get("authorization", "").partition(" ")
         if "x-api-key" in headers:  # Anthropic's clients
             scheme, key = "bearer", headers["x-api-key"]
-        if scheme.lower() == "bearer" and hmac.compare_digest(key.strip().encode("latin-1"), self._api_key):
+        name = self._keys.name(key.strip().encode("latin-1")) if scheme.lower() == "bearer" else None
+        if name is not None:
+            admit(scope, name)
             return None
         return ApiError(
             "Incorrect API key provided; send the server's as `Authorization: Bearer KEY`",

@@ -23,6 +23,18 @@ class Metrics:
             "localoss_requests", "Requests by path and status.", ["path", "status"], registry=self._registry
         )
         self._tokens = Counter("localoss_tokens", "Tokens by kind.", ["kind"], registry=self._registry)
+        self.key_requests = Counter(
+            "localoss_key_requests",
+            "Requests by the name of their key and status.",
+            ["key", "status"],
+            registry=self._registry,
+        )
+        self._key_tokens = Counter(
+            "localoss_key_tokens",
+            "Tokens by the name of the key that asked, and kind.",
+            ["key", "kind"],
+            registry=self._registry,
+        )
         self._prefill_s = Histogram(
             "localoss_prefill_seconds",
             "From the start of a prompt to the first token.",
@@ -57,8 +69,8 @@ class Metrics:
     def forget(self, scheduler: "Scheduler") -> None:
         self._schedulers.discard(scheduler)
 
-    def note(self, usage: "Usage", prefill_s: float, decode_s: float) -> None:
-        """Count an answer that is done."""
+    def note(self, usage: "Usage", prefill_s: float, decode_s: float, key: str) -> None:
+        """Count an answer that is done, which was asked with the key of that name."""
         for kind, count in (
             ("prompt", usage.prompt),
             ("prompt_cached", usage.cached),
@@ -66,6 +78,8 @@ class Metrics:
             ("reasoning", usage.reasoning),
         ):
             self._tokens.labels(kind).inc(count)
+            if key:
+                self._key_tokens.labels(key, kind).inc(count)
         self._prefill_s.observe(prefill_s)
         if decode_s > 0:
             self._speed.observe((usage.completion - 1) / decode_s)

@@ -16,38 +16,44 @@ _WORTH_COPYING_TOKENS = 16  # more than a sequence of its own has: a copy takes 
 class SequencePool:
     """Up to `capacity` sequences, least recently used first; those that are held belong to an answer.
 
-    Used on the engine's thread alone, but for `len`.
+    What a sequence holds is gone on with, and copied, for the key alone that it came with: how much of a
+    prompt was there would tell another what was asked. Used on the engine's thread alone, but for `len`.
     """
 
     def __init__(self, engine: "Engine", capacity: int) -> None:
         self._engine, self._capacity = engine, capacity
         self._kept: list[Sequence] = []
+        self._keys: dict[int, str] = {}  # by the id of a sequence that is kept
         self._held: list[Sequence] = []
 
     def __len__(self) -> int:
         return len(self._kept)
 
-    def take(self, tokens: Seq[int]) -> "Sequence":
+    def take(self, tokens: Seq[int], key: str = "") -> "Sequence":
         """The sequence to continue with `tokens`: of those that nobody holds the one that has most of them.
 
         One that would lose more than half of what it has is left alone while there is room for another.
         Where one that is held, or left alone, has more of them, this is copied.
         """
-        common = {id(sequence): common_prefix(sequence.tokens, tokens) for sequence in self._kept}
+        mine = [sequence for sequence in self._kept if self._keys[id(sequence)] == key]
+        common = {id(sequence): common_prefix(sequence.tokens, tokens) for sequence in mine}
         idle = [sequence for sequence in self._kept if not self._is_held(sequence)]
-        best = max(idle, key=lambda sequence: common[id(sequence)], default=None)
+        best = max((one for one in mine if one in idle), key=lambda one: common[id(one)], default=None)
         if best is None or common[id(best)] < max(_WORTH_KEEPING * len(best.tokens), 1):
             best = self._another(idle)
-        donor = max(self._kept, key=lambda sequence: common[id(sequence)], default=best)
+            if id(best) not in common:
+                best.reuse([])
+        donor = max(mine, key=lambda sequence: common[id(sequence)], default=best)
         gain = common.get(id(donor), 0) - common.get(id(best), 0)
         if donor is not best and gain >= _WORTH_COPYING_TOKENS:
             best.copy(donor, common[id(donor)])
         self._kept = [sequence for sequence in self._kept if sequence is not best] + [best]
+        self._keys[id(best)] = key
         return best
 
-    def hold(self, tokens: Seq[int]) -> "Sequence":
+    def hold(self, tokens: Seq[int], key: str = "") -> "Sequence":
         """Take a sequence, and keep it from others until it is given back."""
-        sequence = self.take(tokens)
+        sequence = self.take(tokens, key)
         self._held.append(sequence)
         return sequence
 

@@ -21,14 +21,20 @@ MOST_BYTES = 1 << 30  # of all responses: the oldest go first
 _MOST_CHAIN, _MOST_CHAIN_BYTES = 4096, 64 << 20  # of one conversation: more than any context holds
 _TABLE = """CREATE TABLE IF NOT EXISTS responses (
     id TEXT PRIMARY KEY, previous TEXT, created REAL NOT NULL, response TEXT NOT NULL,
-    messages TEXT NOT NULL, calls TEXT NOT NULL, input TEXT NOT NULL)"""
+    messages TEXT NOT NULL, calls TEXT NOT NULL, input TEXT NOT NULL, key TEXT NOT NULL DEFAULT '')"""
+_ADD_KEY = "ALTER TABLE responses ADD COLUMN key TEXT NOT NULL DEFAULT ''"  # to a file of an older version
 _ITEMS = """CREATE TABLE IF NOT EXISTS items (
     id TEXT PRIMARY KEY, response TEXT NOT NULL REFERENCES responses(id) ON DELETE CASCADE,
     item TEXT NOT NULL)"""
+# A client chooses the ids of the items that it sends: it can't put one in the place of another key's.
+_PUT_ITEM = """INSERT INTO items VALUES (?, ?, ?) ON CONFLICT(id)
+    DO UPDATE SET response = excluded.response, item = excluded.item
+    WHERE (SELECT key FROM responses WHERE id = items.response) = ?"""
+_ITEM = "SELECT item FROM items JOIN responses r ON r.id = items.response WHERE items.id = ? AND key = ?"
 _CLOCK = "CREATE TABLE IF NOT EXISTS clock (looked REAL NOT NULL, trusted_from REAL NOT NULL)"
 _BY_AGE = "CREATE INDEX IF NOT EXISTS responses_created ON responses(created)"
 _CHAIN = """WITH RECURSIVE chain(id, previous, bytes, depth) AS (
-    SELECT id, previous, LENGTH(messages) + LENGTH(calls), 0 FROM responses WHERE id = ?
+    SELECT id, previous, LENGTH(messages) + LENGTH(calls), 0 FROM responses WHERE id = ? AND key = ?
     UNION ALL
     SELECT r.id, r.previous, bytes + LENGTH(r.messages) + LENGTH(r.calls), depth + 1
     FROM responses r JOIN chain ON r.id = chain.previous WHERE depth < ? AND bytes < ?)
@@ -45,6 +51,7 @@ class Record:
     """A stored response. messages: those that it adds to its conversation, the model's thinking included.
 
     calls: names of the functions called in it, by the call's id. input: the items that it was asked with.
+    key: the name of the API key that asked; no other is given it.
     """
 
     response: dict[str, Any]
@@ -52,6 +59,7 @@ class Record:
     messages: Sequence[Message]
     calls: dict[str, str]
     input: list[dict[str, Any]]
+    key: str = ""
 
 
 class ResponseStore:
@@ -76,6 +84,8 @@ class ResponseStore:
             self._database.execute("PRAGMA foreign_keys=ON")
             with self._database:
                 self._database.execute(_TABLE)
+                if "key" not in {row[1] for row in self._database.execute("PRAGMA table_info(responses)")}:
+                    self._database.execute(_ADD_KEY)
                 self._database.execute(_ITEMS)
                 self._database.execute(_BY_AGE)
                 self._database.execute(_CLOCK)
@@ -96,15 +106,20 @@ class ResponseStore:
             json.dumps([asdict(message) for message in record.messages]),
             json.dumps(record.calls),
             json.dumps(record.input),
+            record.key,
         ]
         named = [*record.input, *record.response.get("output", [])]
-        items = [[item["id"], row[0], json.dumps(item)] for item in named if isinstance(item.get("id"), str)]
+        items = [
+            [item["id"], row[0], json.dumps(item), record.key]
+            for item in named
+            if isinstance(item.get("id"), str)
+        ]
         with self._using("stored"):
             if abs(time.time() - self._looked) > _DAY_S:
                 self._forget_old()
             with self._database:
-                self._database.execute("INSERT INTO responses VALUES (?, ?, ?, ?, ?, ?, ?)", row)
-                self._database.executemany("INSERT OR REPLACE INTO items VALUES (?, ?, ?)", items)
+                self._database.execute("INSERT INTO responses VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+                self._database.executemany(_PUT_ITEM, items)
             self._make_room()
 
     def _forget_old(self) -> None:
@@ -149,16 +164,16 @@ class ResponseStore:
             except sqlite3.Error as error:
                 raise StoreError(f"the response can't be {what} ({error})") from None
 
-    def conversation(self, response_id: str) -> tuple[list[Message], dict[str, str]] | None:
+    def conversation(self, response_id: str, key: str = "") -> tuple[list[Message], dict[str, str]] | None:
         """The messages of a response and of all before it, and the calls made in them.
 
         None if it isn't there, or one before it. Raises: StoreError if they are too many.
         """
         bounds = [_MOST_CHAIN - 1, _MOST_CHAIN_BYTES, _MOST_CHAIN_BYTES]
         with self._using("read"):
-            rows = self._database.execute(_CHAIN, [response_id, *bounds]).fetchall()
+            rows = self._database.execute(_CHAIN, [response_id, key, *bounds]).fetchall()
             is_cut = not rows or (rows[0][0] is not None and self._has(rows[0][0]))
-        if is_cut and self.response(response_id) is not None:
+        if is_cut and self.response(response_id, key) is not None:
             raise StoreError(
                 f"the conversation before {response_id} is longer than {_MOST_CHAIN:,} responses or "
                 f"{_MOST_CHAIN_BYTES >> 20} MiB; begin a new one"
@@ -172,38 +187,39 @@ class ResponseStore:
             calls |= json.loads(called)
         return messages, calls
 
-    def response(self, response_id: str) -> dict[str, Any] | None:
-        return self._column("response", response_id)
+    def response(self, response_id: str, key: str = "") -> dict[str, Any] | None:
+        return self._column("response", response_id, key)
 
-    def input_items(self, response_id: str) -> list[dict[str, Any]] | None:
-        return self._column("input", response_id)
+    def input_items(self, response_id: str, key: str = "") -> list[dict[str, Any]] | None:
+        return self._column("input", response_id, key)
 
-    def item(self, item_id: str) -> dict[str, Any] | None:
+    def item(self, item_id: str, key: str = "") -> dict[str, Any] | None:
         """An item that a stored response was asked with, or gave."""
         with self._using("read"):
-            row = self._database.execute("SELECT item FROM items WHERE id = ?", [item_id]).fetchone()
+            row = self._database.execute(_ITEM, [item_id, key]).fetchone()
         return json.loads(row[0]) if row else None
 
-    def delete(self, response_id: str) -> bool:
+    def delete(self, response_id: str, key: str = "") -> bool:
         """Whether there was one. Responses that followed it can't be continued any more."""
         with self._using("deleted"):
             try:
-                return self._delete(response_id)
+                return self._delete(response_id, key)
             except sqlite3.OperationalError:  # a full disk: what changes is written beside it first
                 self._database.execute("PRAGMA journal_mode=MEMORY").fetchall()
-                deleted = self._delete(response_id)
+                deleted = self._delete(response_id, key)
                 self._database.execute("PRAGMA incremental_vacuum").fetchall()
                 self._database.execute("PRAGMA journal_mode=PERSIST").fetchall()
                 return deleted
 
-    def _delete(self, response_id: str) -> bool:
+    def _delete(self, response_id: str, key: str) -> bool:
+        asked = "DELETE FROM responses WHERE id = ? AND key = ?"
         with self._database:
-            return self._database.execute("DELETE FROM responses WHERE id = ?", [response_id]).rowcount > 0
+            return self._database.execute(asked, [response_id, key]).rowcount > 0
 
-    def _column(self, column: str, response_id: str) -> Any:
+    def _column(self, column: str, response_id: str, key: str) -> Any:
         with self._using("read"):
             row = self._database.execute(
-                f"SELECT {column} FROM responses WHERE id = ?", [response_id]
+                f"SELECT {column} FROM responses WHERE id = ? AND key = ?", [response_id, key]
             ).fetchone()
         return json.loads(row[0]) if row else None
 

@@ -19,6 +19,7 @@ from localoss.engine.batch import Slot
 from localoss.engine.sequence import common_prefix
 from localoss.errors import Cancelled
 from localoss.server.core.errors import ApiError
+from localoss.server.core.keys import Client
 
 if TYPE_CHECKING:
     from localoss.engine.batch import Batch
@@ -60,7 +61,7 @@ class Job:
     """Work for the engine's thread; iterate it on the event loop for what the work gives."""
 
     work: Work
-    client: str
+    client: Client
     follows: bool = False  # part of a request that was let in already: never refused
     slot: Slot | None = None  # while it runs
     behind: Slot | None = None  # whose prompt is being read, and begins as this one's does
@@ -134,9 +135,9 @@ class Clients:
     """
 
     def __init__(self) -> None:
-        self._tokens: dict[str, float] = {}
+        self._tokens: dict[Client, float] = {}
 
-    def join(self, client: str, others: set[str]) -> None:
+    def join(self, client: Client, others: set[Client]) -> None:
         """Note that `client` asks for something while `others` do."""
         if client in others:
             return
@@ -145,10 +146,10 @@ class Clients:
         self._tokens = {name: cost for name, cost in tokens.items() if name in others or cost > least}
         self._tokens[client] = max(mine, least) if others else 0.0
 
-    def charge(self, client: str, tokens: float) -> None:
+    def charge(self, client: Client, tokens: float) -> None:
         self._tokens[client] = self._tokens.get(client, 0.0) + tokens
 
-    def cost(self, client: str) -> float:
+    def cost(self, client: Client) -> float:
         return self._tokens.get(client, 0.0)
 
 
@@ -164,7 +165,7 @@ class Scheduler:
         self._engine, self._capacity, self.parallel = engine, capacity, parallel
         # Told seconds: queue, first_token, between_tokens, step.
         self.observe: Callable[[str, float], None] = _ignore
-        self._lines: OrderedDict[str, deque[Job]] = OrderedDict()  # of equals the first is next
+        self._lines: OrderedDict[Client, deque[Job]] = OrderedDict()  # of equals the first is next
         self._clients = Clients()
         self._changed = threading.Condition()
         self._running: list[Job] = []
@@ -271,9 +272,9 @@ class Scheduler:
     def _is_behind(self, job: Job) -> bool:
         """Whether another prompt is being read which begins as this one does: its cache is copied then."""
         if job.behind is None or job.behind.is_done or job.behind.is_decoding:
-            prompt, reading = job.work.prompt, [other.slot for other in self._running if other.slot]
-            job.behind = None
-            for other in reading:
+            prompt, job.behind = job.work.prompt, None
+            mine = [other for other in self._running if other.client.key == job.client.key]
+            for other in [one.slot for one in mine if one.slot]:
                 if not other.is_decoding and not other.is_done:
                     common = common_prefix(other.prompt, prompt)
                     if common >= max(_WORTH_WAITING_TOKENS, len(prompt) // 2):

@@ -5,7 +5,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastapi import Request
 from fastapi.responses import StreamingResponse
 
 from localoss.chat import harmony
@@ -18,6 +17,7 @@ from localoss.server.core.answering import Answering, Done, Piece, Question
 from localoss.server.core.errors import ApiError, as_api_error, context_length_error
 from localoss.server.core.hosted import HostedTools
 from localoss.server.core.json_text import dumps
+from localoss.server.core.keys import Client
 from localoss.server.core.metrics import Metrics
 from localoss.server.core.pool import SequencePool
 from localoss.server.core.response_store import ResponseStore
@@ -90,14 +90,15 @@ class Service:
             return 0
         return self.default_think_budget if asked is None else asked
 
-    def ask(self, question: Question, client: str, follows: bool = False) -> Job:
+    def ask(self, question: Question, client: Client, follows: bool = False) -> Job:
         """Queue a question. Raises: ApiError 429 or 503."""
-        return self.submit(Answering(self.engine, self.pool, self.thoughts, question), client, follows)
+        answering = Answering(self.engine, self.pool, self.thoughts, question, client.key)
+        return self.submit(answering, client, follows)
 
-    def submit(self, work: Work, client: str, follows: bool = False) -> Job:
+    def submit(self, work: Work, client: Client, follows: bool = False) -> Job:
         return self.scheduler.submit(Job(work, client, follows))
 
-    def ask_all(self, questions: Sequence[Question], client: str) -> "Choices":
+    def ask_all(self, questions: Sequence[Question], client: Client) -> "Choices":
         """Queue the questions of one request, the first now. Raises: ApiError 429 or 503."""
         return self.choices(
             len(questions), lambda index: self.ask(questions[index], client, follows=index > 0)
@@ -108,7 +109,7 @@ class Service:
         return Choices(count, submit, self.scheduler.parallel)
 
     def note(self, done: Done) -> None:
-        self.metrics.note(done.usage, done.prefill_s, done.decode_s)
+        self.metrics.note(done.usage, done.prefill_s, done.decode_s, done.key)
 
 
 class Choices:
@@ -129,11 +130,6 @@ class Choices:
         finally:
             for job in self._jobs:
                 job.cancel()
-
-
-def client_of(request: Request, body: Sampled) -> str:
-    """Whose line a request waits in: its address's. Its `user` is any text, and so would be many lines."""
-    return request.client.host if request.client else ""
 
 
 def sampling_of(body: Sampled, max_tokens: int | None, seed: int | None, choice: int = 0) -> SamplingParams:

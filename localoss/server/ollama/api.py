@@ -28,6 +28,7 @@ from localoss.server.core.bodies import BodyRoute
 from localoss.server.core.errors import ApiError, as_api_error, ollama_body
 from localoss.server.core.fields import note_unknown
 from localoss.server.core.json_text import dumps
+from localoss.server.core.keys import Client, client_of
 from localoss.server.core.models import Models, hold, keep_for
 from localoss.server.core.schemas import Sampled, effort_of, stops_of
 from localoss.server.core.service import Service, pieces_of, sampling_of
@@ -50,7 +51,9 @@ async def chat(body: ChatRequest, request: Request) -> Response:
     service = await _service(request, body)
     toolbox = (await aside(open_toolbox, body.tools or [])).choose(None)
     note_unknown(body, request, toolbox.left_out)
-    question = await _question(service, body, [_message(one) for one in body.messages], toolbox)
+    question = await _question(
+        service, body, [_message(one) for one in body.messages], toolbox, client_of(request)
+    )
     return await _answered(request, service, body, question, _ChatWords(toolbox, _shows(body)))
 
 
@@ -66,7 +69,7 @@ async def generate(body: GenerateRequest, request: Request) -> Response:
     else:
         asked = _message(OllamaMessage(role="user", content=body.prompt, images=body.images))
         system = [ChatMessage(role="system", content=body.system)] if body.system else []
-        question = await _question(service, body, [*system, asked], Toolbox())
+        question = await _question(service, body, [*system, asked], Toolbox(), client_of(request))
     return await _answered(request, service, body, question, _GenerateWords(_shows(body)))
 
 
@@ -117,13 +120,15 @@ def _message(message: OllamaMessage) -> ChatMessage:
     )
 
 
-async def _question(service: Service, body: Asked, messages: list[ChatMessage], toolbox: Toolbox) -> Question:
+async def _question(
+    service: Service, body: Asked, messages: list[ChatMessage], toolbox: Toolbox, client: Client
+) -> Question:
     """Raises: ApiError."""
     wanted = Format(body.format) if isinstance(body.format, dict) else JSON_OBJECT if body.format else None
     effort = body.think if isinstance(body.think, str) else "none" if body.think is False else None
     rules = await compiling(rules_for, toolbox, wanted)
     rules = replace(rules, think_budget=service.think_budget(None, effort))
-    instructions, converted = split_instructions(convert_messages(messages, service.thoughts))
+    instructions, converted = split_instructions(convert_messages(messages, service.thoughts.of(client.key)))
     if wanted:
         instructions.append(wanted.instructions)
     setup = ChatSetup(effort_of(effort), "\n\n".join(instructions) or None, toolbox.functions)
@@ -208,7 +213,7 @@ async def _answered(
 ) -> Response:
     """The answer, as lines or, without a stream, as one."""
     started = time.perf_counter()
-    job = service.ask(question, request.client.host if request.client else "")
+    job = service.ask(question, client_of(request))
 
     async def lines() -> AsyncIterator[Line]:
         async for piece in pieces_of(job):

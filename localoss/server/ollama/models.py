@@ -15,6 +15,7 @@ from localoss.server.core.bodies import BodyRoute
 from localoss.server.core.catalogue import Catalogue, Entry
 from localoss.server.core.errors import ApiError
 from localoss.server.core.json_text import dumps
+from localoss.server.core.keys import check_is_host
 from localoss.server.core.models import Held, Models
 from localoss.server.core.threads import aside
 from localoss.server.ollama.schemas import NamedModel
@@ -89,6 +90,7 @@ async def delete(body: NamedModel, request: Request) -> Response:
 
     Raises: ApiError 404, LocalossError for a model that lies outside the store or is being written.
     """
+    check_is_host(request, "models are deleted")
     models: Models = request.app.state.models
     entry = await _named(models, body)
     await aside(store.removable, entry.name if _is_in_store(entry) else str(entry.folder))

@@ -9,13 +9,14 @@ from fastapi.responses import Response
 
 from localoss.server.core.bodies import BodyRoute
 from localoss.server.core.errors import ApiError
+from localoss.server.core.keys import check_is_host
 
 
 class PageRoute(BodyRoute):
     """A route that tells or changes conversations: for the server's own page.
 
     --cors-origin lets other pages ask the model; conversations are not theirs to read. Programs, which send
-    neither header, need the key where there is one.
+    neither header, need the server's own key where there is one: they are this machine's user's sessions.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -23,6 +24,7 @@ class PageRoute(BodyRoute):
 
         async def handle(request: Request) -> Response:
             check_origin(request)
+            check_is_host(request, "conversations are told")
             return await inner(request)
 
         return handle

@@ -19,6 +19,7 @@ from localoss.errors import ContextFullError, UsageError
 from localoss.options import SamplingParams
 from localoss.server.core.answering import Question
 from localoss.server.core.errors import ApiError
+from localoss.server.core.keys import client_of
 from localoss.server.core.models import Held, Models
 from localoss.server.core.service import Service, event_stream
 from localoss.server.core.threads import aside
@@ -67,7 +68,7 @@ async def take_turn(body: Turn, request: Request) -> Response:
             AnswerRules(think_budget=service.think_budget(body.sampling.think_budget)),
             _params(body.sampling),
         )
-        client = request.client.host if request.client else ""
+        client = client_of(request)
         folder = request.app.state.page.folder
         if folder is None:
             job = service.ask(question, client)

@@ -19,12 +19,12 @@ from localoss.server.core.errors import ApiError, as_api_error
 from localoss.server.core.fields import leave_out, note_unknown
 from localoss.server.core.hosted import Workshop
 from localoss.server.core.json_text import printable
+from localoss.server.core.keys import Client, client_of
 from localoss.server.core.models import hold
 from localoss.server.core.response_store import Record, StoreError
 from localoss.server.core.schemas import STREAMS, effort_of, limit_of, refuse_unless
 from localoss.server.core.service import (
     Service,
-    client_of,
     event_stream,
     sampling_of,
 )
@@ -52,13 +52,14 @@ async def create_response(body: ResponseRequest, request: Request) -> Response:
     hosted = service.hosted.names if service.hosted else ()
     toolbox = (await aside(open_toolbox, body.tools or [], hosted)).choose(body.tool_choice)
     note_unknown(body, request, [*toolbox.left_out, *_unheeded(body)])
-    question, said = await _question(service, body, toolbox)
+    client = client_of(request)
+    question, said = await _question(service, body, toolbox, client)
     leave_out(request, said.left_out)
     workshop = None
     if service.hosted and toolbox.hosted:
         workshop = await service.hosted.workshop(body.previous_response_id)
     answer = _Answer(service, body, question, said, workshop)
-    turns = Turns(service, question, said.prompted, workshop, client_of(request, body))
+    turns = Turns(service, question, said.prompted, workshop, client)
     if body.stream:
         return event_stream(answer.events(turns.pieces()), named=True, last=None)
     return await answer.whole(turns.pieces())
@@ -70,7 +71,7 @@ async def count_input_tokens(body: ResponseRequest, request: Request) -> Respons
     hosted = service.hosted.names if service.hosted else ()
     toolbox = (await aside(open_toolbox, body.tools or [], hosted)).choose("none")
     note_unknown(body, request, toolbox.left_out)
-    question, _ = await _question(service, body, toolbox)
+    question, _ = await _question(service, body, toolbox, client_of(request))
     return JSONResponse({"object": "response.input_tokens", "input_tokens": len(question.prompt)})
 
 
@@ -97,7 +98,7 @@ async def list_input_items(response_id: str, request: Request) -> Response:
 
 async def _store_call(request: Request, method: str, response_id: str) -> Any:
     store = request.app.state.models.store
-    return await aside(getattr(store, method), response_id)
+    return await aside(getattr(store, method), response_id, client_of(request).key)
 
 
 def _found(value: Any, response_id: str) -> Any:
@@ -127,14 +128,16 @@ def _unheeded(body: ResponseRequest) -> list[str]:
     return names + ["truncation"] * (body.truncation not in (None, "disabled"))
 
 
-async def _question(service: Service, body: ResponseRequest, toolbox: Toolbox) -> tuple[Question, _Said]:
+async def _question(
+    service: Service, body: ResponseRequest, toolbox: Toolbox, client: Client
+) -> tuple[Question, _Said]:
     """Raises: ApiError."""
     wanted = _format(body)
     rules = await compiling(rules_for, toolbox, wanted)
-    before, calls = await _previous(service, body.previous_response_id)
+    before, calls = await _previous(service, body.previous_response_id, client.key)
     items = [InputItem(role="user", content=body.input)] if isinstance(body.input, str) else body.input
-    items = await aside(with_references, items, service.store.item)
-    new, left_out = convert_items(items, service.thoughts, calls)
+    items = await aside(with_references, items, lambda name: service.store.item(name, client.key))
+    new, left_out = convert_items(items, service.thoughts.of(client.key), calls)
     if not new and not before and not body.instructions:
         raise ApiError("input holds nothing that this model can read", param="input")
     instructions, messages = split_instructions([*before, *new])
@@ -150,11 +153,13 @@ async def _question(service: Service, body: ResponseRequest, toolbox: Toolbox) -
     return Question(prompt, setup, rules, params), _Said(new, calls, toolbox, left_out, messages)
 
 
-async def _previous(service: Service, response_id: str | None) -> tuple[list[Message], dict[str, str]]:
+async def _previous(
+    service: Service, response_id: str | None, key: str
+) -> tuple[list[Message], dict[str, str]]:
     if response_id is None:
         return [], {}
     try:
-        found = await aside(service.store.conversation, response_id)
+        found = await aside(service.store.conversation, response_id, key)
     except StoreError as error:
         raise ApiError(str(error), param="previous_response_id") from None
     if found is None:
@@ -260,6 +265,7 @@ class _Answer:
             [*self._said.messages, *done.messages],
             self._said.calls | self._output.calls,
             [_shown(item) for item in shown],
+            done.key,
         )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from localoss.chat.harmony import Message
-from localoss.chat.tools import Thoughts, call_message, result_message
+from localoss.chat.tools import KeyThoughts, call_message, result_message
 from localoss.server.chat.prompts import arguments_text
 from localoss.server.core.content import text_of
 from localoss.server.core.errors import ApiError
@@ -17,7 +17,7 @@ _MESSAGES = ("message", "agent_message")
 
 
 def convert_items(
-    items: Sequence[InputItem], thoughts: Thoughts, names: dict[str, str]
+    items: Sequence[InputItem], thoughts: KeyThoughts, names: dict[str, str]
 ) -> tuple[list[Message], list[str]]:
     """The messages of `items`, and the types of those that say nothing to this model.
 
@@ -49,7 +49,7 @@ def _is_said(item: InputItem) -> bool:
 class _Converter:
     """newest: index of the first item after the model's last, from where images are refused."""
 
-    def __init__(self, thoughts: Thoughts, names: dict[str, str], newest: int) -> None:
+    def __init__(self, thoughts: KeyThoughts, names: dict[str, str], newest: int) -> None:
         self.messages: list[Message] = []
         self.left_out: list[str] = []
         self._thoughts, self._names, self._newest = thoughts, names, newest

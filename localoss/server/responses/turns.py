@@ -8,6 +8,7 @@ from localoss.chat.agent import CallDone
 from localoss.chat.harmony import Message
 from localoss.server.core.answering import Done, Piece, Question, Usage
 from localoss.server.core.hosted import Workshop, is_hosted
+from localoss.server.core.keys import Client
 from localoss.server.core.service import Service, pieces_of
 
 _PING_S = 10.0
@@ -22,7 +23,7 @@ class Turns:
         question: Question,
         messages: list[Message],
         workshop: Workshop | None,
-        client: str,
+        client: Client,
     ) -> None:
         """messages: those that the question's prompt was rendered from. Raises: ApiError 429 or 503."""
         self._service, self._question, self._workshop = service, question, workshop

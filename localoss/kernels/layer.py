@@ -6,9 +6,10 @@ plain tuples in the order of Work and ExpertBuffers: a caller passes tuple(Work(
 have every kernel compiled for a type of its own.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from numba import carray
 
 from localoss.kernels.activations import add_experts, gather, quantize, rms_norm, sort_by_expert
 from localoss.kernels.activations import route as choose_experts
@@ -17,7 +18,7 @@ from localoss.kernels.experts import down, gate_up, list_active
 from localoss.kernels.kv_store import rotate_and_store
 from localoss.kernels.matmul import matmul
 from localoss.kernels.products import BF16, OFFSETS
-from localoss.kernels.simd import jit
+from localoss.kernels.simd import jit, to_pointer
 
 
 class Work(NamedTuple):
@@ -28,23 +29,25 @@ class Work(NamedTuple):
     blocks: int  # address of a product's input (D/32, T, 32) f32
     codes: int  # address of the same, quantized
     scales: int  # address of its scales
-    in_order: Any  # array (T,) i32 of 0, 1, 2, …
+    in_order: int  # address of (T,) i32: 0, 1, 2, …
 
 
 class ExpertBuffers(NamedTuple):
-    """What the two phases of a mixture of experts write, T the most tokens of a pass and A active experts."""
+    """Addresses of what the two phases of a mixture of experts write, T the most tokens of a pass."""
 
-    logits: Any  # array (T, E) f32: the router's
-    ids: Any  # array (T, A) i32: each token's experts
-    weights: Any  # array (T, A) f32: of these
-    starts: Any  # array (E + 1,) i64: see activations.sort_by_expert
-    sources: Any  # array (T * A,) i32: the token of each (token, expert) pair, sorted by expert
-    places: Any  # array (T, A) i32: where each token's pairs are among these
-    active: Any  # array (E,) i32: the experts that have tokens
-    gathered: int  # address of the experts' input in float32
-    h: int  # address of what gate_up writes
-    h_scales: int  # address of its scales
-    y: int  # address of what down writes
+    experts: int  # E, a number
+    active_experts: int  # A, a number
+    logits: int  # (T, E rounded up to 8) f32: the router's
+    ids: int  # (T, A) i32: each token's experts
+    weights: int  # (T, A) f32: of these
+    starts: int  # (E + 1,) i64: see activations.sort_by_expert
+    sources: int  # (T * A,) i32: the token of each (token, expert) pair, sorted by expert
+    places: int  # (T, A) i32: where each token's pairs are among these
+    active: int  # (E,) i32: the experts that have tokens
+    gathered: int  # the experts' input in float32
+    h: int  # what gate_up writes
+    h_scales: int  # its scales
+    y: int  # what down writes
 
 
 @jit
@@ -55,7 +58,8 @@ def multiply(out, tiles, tokens, adding, work):
     exact, x = exact or kind == BF16, blocks
     if not exact:
         x = codes
-        quantize(codes, scales, blocks, in_order[:tokens], tokens, columns, OFFSETS[kind])
+        rows = carray(to_pointer(in_order), tokens, np.int32)
+        quantize(codes, scales, blocks, rows, tokens, columns, OFFSETS[kind])
     matmul(out, tiles, (exact, x, scales), tokens, adding, workers)
 
 
@@ -77,6 +81,19 @@ def attend(out, out_first, qkv, cache, angles, offsets, sinks, position, window,
 
 
 @jit
+def _choices(own, tokens):
+    """Arrays over what `own`, ExpertBuffers, says of who goes where: ids, weights, places, starts, active."""
+    pairs = (tokens, own.active_experts)
+    return (
+        carray(to_pointer(own.ids), pairs, np.int32),
+        carray(to_pointer(own.weights), pairs, np.float32),
+        carray(to_pointer(own.places), pairs, np.int32),
+        carray(to_pointer(own.starts), own.experts + 1, np.int64),
+        carray(to_pointer(own.active), own.experts, np.int32),
+    )
+
+
+@jit
 def route(x, norm, router, router_bias, buffers, tokens, work):
     """Choose each token's experts: the first phase of a mixture of experts. Gives how many have tokens.
 
@@ -85,11 +102,12 @@ def route(x, norm, router, router_bias, buffers, tokens, work):
     """
     weight, eps = norm
     own = ExpertBuffers(*buffers)
-    ids = own.ids[:tokens]
-    norm_and_multiply(np.int64(own.logits.ctypes.data), x, weight, eps, router, tokens, work)
-    choose_experts(ids, own.weights[:tokens], own.logits, router_bias)
-    sort_by_expert(own.starts, own.sources, own.places[:tokens], ids)
-    return list_active(own.active, own.starts)
+    ids, weights, places, starts, active = _choices(own, tokens)
+    norm_and_multiply(own.logits, x, weight, eps, router, tokens, work)
+    logits = carray(to_pointer(own.logits), (tokens, 8 * router[4]), np.float32)
+    choose_experts(ids, weights, logits, router_bias)
+    sort_by_expert(starts, carray(to_pointer(own.sources), ids.size, np.int32), places, ids)
+    return list_active(active, starts)
 
 
 @jit
@@ -105,10 +123,12 @@ def run_experts(x, experts, buffers, which, tokens, work):
     first, end, count = which
     own = ExpertBuffers(*buffers)
     workers, exact, blocks, codes, scales, _ = Work(*work)
-    weights, places, chosen = own.weights[:tokens], own.places[:tokens], own.active[first:end]
+    _, weights, places, starts, active = _choices(own, tokens)
+    chosen = active[first:end]
 
     exact = exact or gate_up_tiles[0] == BF16
-    pairs, columns, inputs = own.sources[: weights.size], gate_up_tiles[5], codes
+    pairs = carray(to_pointer(own.sources), weights.size, np.int32)
+    columns, inputs = gate_up_tiles[5], codes
     if exact:
         inputs = own.gathered
     if first == 0:
@@ -117,7 +137,7 @@ def run_experts(x, experts, buffers, which, tokens, work):
         else:
             quantize(codes, scales, blocks, pairs, tokens, columns, OFFSETS[gate_up_tiles[0]])
     between = (exact, own.h, own.h_scales)
-    gate_up(between, gate_up_tiles, runs, (exact, inputs, scales), own.starts, chosen, alpha, limit, workers)
-    down(own.y, down_tiles, runs, between, own.starts, chosen, workers)
+    gate_up(between, gate_up_tiles, runs, (exact, inputs, scales), starts, chosen, alpha, limit, workers)
+    down(own.y, down_tiles, runs, between, starts, chosen, workers)
     if end == count:
         add_experts(x, own.y, places, weights, 32 * columns)

@@ -183,6 +183,12 @@ def prefetch_once(b, address):
     call(b, "llvm.prefetch.p0", ir.VoidType(), byte_pointer, I32(0), I32(0), I32(1))
 
 
+@op(types.voidptr, types.intp)
+def to_pointer(b, address):
+    """For numba.carray: an array unboxed from Python costs a call some 0.2 µs, an address next to nothing."""
+    return pointer(b, address, ir.IntType(8))
+
+
 @op(types.float32, types.intp)
 def load_f32(b, address):
     return b.load(pointer(b, address, ir.FloatType()), align=1)

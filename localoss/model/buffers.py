@@ -55,7 +55,9 @@ class Buffers:
         self.nbytes = sum(array.nbytes for array in arrays.values())
         self.at = SimpleNamespace(**{name: address(array) for name, array in arrays.items()})
         workers = (threads, self.at.scratch, self.at.counter)
-        self.work = tuple(Work(workers, exact, self.at.blocks, self.at.codes, self.at.scales, self.in_order))
+        self.work = tuple(
+            Work(workers, exact, self.at.blocks, self.at.codes, self.at.scales, self.at.in_order)
+        )
         self._streams = [(self.x, self.at.x)]
 
     def add_streams(self, count: int) -> None:

@@ -48,13 +48,15 @@ class CpuLayers:
         self._work = b.work
         self._expert_buffers = tuple(
             kernels.ExpertBuffers(
-                logits=b.router_logits,
-                ids=b.expert_ids,
-                weights=b.expert_weights,
-                starts=b.starts,
-                sources=b.sources,
-                places=b.places,
-                active=b.active,
+                experts=config.experts,
+                active_experts=config.active_experts,
+                logits=b.at.router_logits,
+                ids=b.at.expert_ids,
+                weights=b.at.expert_weights,
+                starts=b.at.starts,
+                sources=b.at.sources,
+                places=b.at.places,
+                active=b.at.active,
                 gathered=b.at.gathered,
                 h=b.at.h,
                 h_scales=b.at.h_scales,
@@ -105,6 +107,8 @@ class CpuLayers:
     def _chunks(self, rows: Sequence[Rows]) -> list[RowChunk]:
         """`rows`, which begin at row 0, cut where the buffers end."""
         most, chunks, first = self.buffers.tokens, [], 0
+        if rows[-1].first + rows[-1].tokens <= most:
+            return [self._chunk(0, rows)]
         taken: list[Rows] = []
         for part in rows:
             done = 0

@@ -1,11 +1,16 @@
 """Sequences side by side: each gets what it would alone, whatever the others do."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 import localoss
+from localoss.engine import batch as batch_module
+from localoss.engine import pacing
 from localoss.engine.batch import Slot
 from localoss.errors import Cancelled, ContextFullError, UsageError
+from localoss.model.cpu_layers import CpuLayers
 from localoss.options import SamplingParams
 
 VOCAB = 203
@@ -19,6 +24,21 @@ def random_tokens(count, seed=0):
 @pytest.fixture(scope="module")
 def engine(model):
     return localoss.load(model("short"), context_tokens=256, chunk_tokens=32, activations="f32", slots=3)
+
+
+@pytest.fixture
+def even_clock(monkeypatch):
+    """A layer takes 10 seconds and one for each token: who is next hangs on no other program's work."""
+    clock, forward = SimpleNamespace(now=0.0), CpuLayers.forward
+
+    def counted(self, x, rows, cancelled):
+        clock.now += self.count * (10.0 + len(x))
+        forward(self, x, rows, cancelled)
+
+    clock.perf_counter = lambda: clock.now
+    monkeypatch.setattr(CpuLayers, "forward", counted)
+    for module in (batch_module, pacing):
+        monkeypatch.setattr(module, "time", clock)
 
 
 def slot_of(engine, tokens, params=GREEDY, **more):
@@ -177,7 +197,7 @@ def test_a_prompt_waits_between_layers_and_all_is_as_alone(engine, within_s):
         assert made[slots[step]] == alone(engine, tokens)
 
 
-def test_an_answer_goes_on_between_the_layers_of_a_prompt(engine):
+def test_an_answer_goes_on_between_the_layers_of_a_prompt(engine, even_clock):
     batch, order = engine.batch(), []
     answer = batch.add(slot_of(engine, random_tokens(2), SamplingParams(temperature=0, stop_ids=())))
     while not answer.is_decoding:
@@ -191,7 +211,7 @@ def test_an_answer_goes_on_between_the_layers_of_a_prompt(engine):
     assert 0.5 * layers <= order.count(False) <= 4 * layers, "about a token for each layer of each chunk"
 
 
-def test_a_short_prompt_does_not_wait_for_a_long_one(engine):
+def test_a_short_prompt_does_not_wait_for_a_long_one(engine, even_clock):
     batch, first = engine.batch(), []
     long = batch.add(slot_of(engine, random_tokens(200, 15)))
     batch.step(within_s=1e-9)
@@ -217,7 +237,7 @@ def test_cancelled_while_it_waits_between_layers(engine):
     assert list(engine.generate(long.prompt, GREEDY, sequence=long.sequence)) == alone(engine, long.prompt)
 
 
-def test_the_prompt_that_comes_first_is_the_one_whose_client_had_least(engine):
+def test_the_prompt_that_comes_first_is_the_one_whose_client_had_least(engine, even_clock):
     batch = engine.batch()
     rich = batch.add(slot_of(engine, random_tokens(90, 19), priority=1000.0))
     poor = batch.add(slot_of(engine, random_tokens(90, 20), priority=1.0))

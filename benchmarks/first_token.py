@@ -26,7 +26,7 @@ def main() -> None:
     engine = localoss.load(args.model, threads=args.threads, compiling=compiled.append)
     load_s = time.perf_counter() - start
     late: list[str] = []
-    with kernels.telling_compiled(late.append):
+    with kernels.reporting_compiled(late.append):
         first = next(engine.generate(list(range(1, args.tokens + 1)), temperature=0))
     report = {"load_s": load_s, "token": first.id, "compiled": len(set(compiled)), "late": sorted(set(late))}
     print(json.dumps(report), flush=True)

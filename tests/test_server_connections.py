@@ -163,7 +163,7 @@ def test_the_file_limit_is_raised():
 def test_the_same_error_of_the_system_is_told_once(caplog):
     loop = asyncio.new_event_loop()
     try:
-        connections.tell_errors_once(loop)
+        connections.report_errors_once(loop)
         with caplog.at_level(logging.WARNING):
             for _ in range(50):
                 error = OSError(errno.EMFILE, "Too many open files")

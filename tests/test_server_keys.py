@@ -90,7 +90,7 @@ def test_nobody_waits_behind_anothers_prompt():
 
 def test_the_pool_alone():
     pool = SequencePool(ScriptedEngine(), 2)
-    first = pool.hold([1, 2, 3], "a")
+    first = pool.reserve([1, 2, 3], "a")
     first.tokens = list(range(1, 40))
     other = pool.take([*range(1, 40), 50], "b")  # the held one isn't copied
     assert other is not first and other.tokens == []

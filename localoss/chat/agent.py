@@ -66,7 +66,7 @@ class Stop:
         """Wait so long, or until it is told; whether it is."""
         return self._event.wait(seconds)
 
-    def tell(self, reason: str) -> None:
+    def request(self, reason: str) -> None:
         with self._lock:
             if self._event.is_set():
                 return
@@ -171,7 +171,7 @@ class Agent:
             refusal = self.tools.refusal(call)
             result = Result(refusal, ok=False) if refusal else self._run(call, stop, interrupts)
         except KeyboardInterrupt:
-            stop.tell("user")
+            stop.request("user")
             result = Result(STOPPED, ok=False)
         except LocalossError as error:
             result = Result(str(error), ok=False)
@@ -204,12 +204,12 @@ class Agent:
                 while thread.is_alive() and not stop.is_set:
                     thread.join(_LOOK_S)
                     if cancelled():
-                        stop.tell("user")
+                        stop.request("user")
                     elif time.monotonic() > ends:
-                        stop.tell("time")
+                        stop.request("time")
                 thread.join(_GRACE_S)
             except KeyboardInterrupt:
-                stop.tell("user")
+                stop.request("user")
         if stop.reason == "user":
             return Result(STOPPED, ok=False)
         if found:

@@ -100,10 +100,10 @@ def _add(index: "DocumentsIndex", folder: Path, as_json: bool) -> None:
         told = {"folder": str(folder), "read": done.read, "removed": done.removed, "unchanged": done.kept}
         echo(json.dumps(told | {"problems": dict(done.problems)}, indent=2, ensure_ascii=False))
         return
-    _tell(folder, done)
+    _report(folder, done)
 
 
-def _tell(folder: Path, done: "Update") -> None:
+def _report(folder: Path, done: "Update") -> None:
     echo(f"{folder}: {done.read:,} files read, {done.kept:,} unchanged, {done.removed:,} gone")
     for _, problem in done.problems[:_MOST_PROBLEMS]:
         print(f"  not readable: {problem}", file=sys.stderr)

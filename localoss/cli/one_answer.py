@@ -41,13 +41,13 @@ class OneAnswer:
         self._turns: list[Turn] = []
         self._calls: list[CallDone] = []
 
-    def generate(self, printer: AnswerPrinter | None, aside: TextIO | None) -> None:
-        """Generate to the end. printer: shows what comes. aside: where calls are told of, if anywhere."""
+    def generate(self, printer: AnswerPrinter | None, thoughts: TextIO | None) -> None:
+        """Generate to the end. printer: shows what comes. thoughts: where calls are told of, if anywhere."""
 
         def heard(event: CallEvent) -> None:
             if isinstance(event, CallDone):
                 self._calls.append(event)
-            if aside is not None:
+            if thoughts is not None:
                 show_call(event)
 
         if self._agent is None or not isinstance(self._asked, Conversation):

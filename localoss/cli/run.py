@@ -95,13 +95,13 @@ def run(
             report = {"model": str(folder), **answer.report(), "load_s": round(load_s, 3)}
             print(json.dumps(report, ensure_ascii=False, indent=2), flush=True)
         else:
-            aside = sys.stderr if sys.stderr.isatty() and not hide_thinking else None
-            printer = AnswerPrinter(sys.stdout, aside)
+            thoughts = sys.stderr if sys.stderr.isatty() and not hide_thinking else None
+            printer = AnswerPrinter(sys.stdout, thoughts)
             if show_probabilities:
                 from localoss.cli.shades import ShadedPrinter
 
-                printer = ShadedPrinter(sys.stdout, aside, lambda: answer.last_logprob)
-            answer.generate(printer, aside)
+                printer = ShadedPrinter(sys.stdout, thoughts, lambda: answer.last_logprob)
+            answer.generate(printer, thoughts)
         answer.finish()
 
 

@@ -20,8 +20,8 @@ class ShadedPrinter(AnswerPrinter):
     uncertain piece is followed by its percents.
     """
 
-    def __init__(self, out: TextIO, aside: TextIO | None, logprob: Callable[[], float]) -> None:
-        super().__init__(out, aside)
+    def __init__(self, out: TextIO, thoughts: TextIO | None, logprob: Callable[[], float]) -> None:
+        super().__init__(out, thoughts)
         self._logprob = logprob
         self._colors = out.isatty() and settings.color()
 
@@ -44,6 +44,6 @@ class ShadedPrinter(AnswerPrinter):
 
     def close(self) -> None:
         super().close()
-        if self._colors and self._aside is not None:
+        if self._colors and self._thoughts is not None:
             legend = "  ".join(f"\x1b[{code}m{name}{_PLAIN}" for _, code, name in _SHADES)
-            self._put(self._aside, f"{os.linesep}certain to 90 % and more  {legend}\n")
+            self._put(self._thoughts, f"{os.linesep}certain to 90 % and more  {legend}\n")

@@ -45,15 +45,15 @@ def printable_at_terminal(text: str) -> str:
 
 
 class AnswerPrinter:
-    """Writes a turn as it comes: the final message to `out`, everything before it to `aside`, dimmed.
+    """Writes a turn as it comes: the final message to `out`, everything before it to `thoughts`, dimmed.
 
-    aside None shows the final message alone. A terminal that takes no styles gets a label before each part.
+    thoughts None shows the final message alone. Where no styles are taken each part gets a label before it.
     """
 
-    def __init__(self, out: TextIO, aside: TextIO | None, dims: bool | None = None) -> None:
-        """dims: whether `aside` may be sent styles; None asks the settings."""
-        self._out, self._aside = out, aside
-        self._dims = aside is not None and (settings.escape_codes() if dims is None else dims)
+    def __init__(self, out: TextIO, thoughts: TextIO | None, dims: bool | None = None) -> None:
+        """dims: whether `thoughts` may be sent styles; None asks the settings."""
+        self._out, self._thoughts = out, thoughts
+        self._dims = thoughts is not None and (settings.escape_codes() if dims is None else dims)
         self._is_final = True  # a raw answer has no header to say so
         self._last = ""  # what was written last to the open message
 
@@ -74,9 +74,9 @@ class AnswerPrinter:
 
     def _start(self, is_final: bool, recipient: str | None) -> None:
         self._is_final, self._last = is_final, ""
-        if self._aside is not None and not self._dims:
+        if self._thoughts is not None and not self._dims:
             self._put(
-                self._aside,
+                self._thoughts,
                 "answer:\n" if is_final else f"calling {recipient}:\n" if recipient else "thinking:\n",
             )
 
@@ -98,7 +98,7 @@ class AnswerPrinter:
 
     @property
     def _stream(self) -> TextIO | None:
-        return self._out if self._is_final else self._aside
+        return self._out if self._is_final else self._thoughts
 
     @staticmethod
     def _put(stream: TextIO, text: str) -> None:

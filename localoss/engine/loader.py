@@ -64,7 +64,7 @@ def load_engine(model: str | Path, options: LoadOptions, listener: Listener) -> 
     loading = _Loading(folder, config, dtypes, limits, options, listener)
     engine = loading.on_gpu(gpu_layers) if options.gpu_layers else None
     engine = engine or loading.engine(loading.sized(Plan.of(config, dtypes, options)))
-    with kernels.telling_compiled(listener.compiling):
+    with kernels.reporting_compiled(listener.compiling):
         warm_up(options.kv_dtype, options.is_exact, engine.threads)
     return engine
 

@@ -20,10 +20,10 @@ WEIGHTS = (
 _LOOK_AGAIN_S = 0.1
 
 
-def install(folder: Path, tell: Callable[[str], None]) -> None:
+def install(folder: Path, report: Callable[[str], None]) -> None:
     """See that `folder`, in the models folder, holds the demo model of this localoss, and write it if not.
 
-    `tell` gets one line before that, which takes a second or two. Processes that do it at once wait for the
+    `report` gets one line before that, which takes a second or two. Processes that do it at once wait for the
     first. Raises: ModelError if another model has that name or the weights aren't there, QuantError if it
     cannot be written.
     """
@@ -33,7 +33,7 @@ def install(folder: Path, tell: Callable[[str], None]) -> None:
         origin = origin_of(source, NAME)
     if _is_installed(folder, origin):
         return
-    tell("making the demo model ready, once on this machine: a second or two")
+    report("making the demo model ready, once on this machine: a second or two")
     try:
         disk.make_folder(folder.parent)
     except OSError as error:

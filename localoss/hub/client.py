@@ -246,11 +246,11 @@ class Hub:
                     page = f"{self.endpoint}/{self.repository}"
                     raise retry.explained(error, self.host, self.repository, page) from None
                 what = retry.what_happened(error, self.host)
-            self._tell(f"{what}; trying again in {wait_s:.0f} s", wait_s)
+            self._report(f"{what}; trying again in {wait_s:.0f} s", wait_s)
             if self.cancelled.wait(wait_s):
                 raise DownloadError("stopped")
 
-    def _tell(self, text: str, wait_s: float) -> None:
+    def _report(self, text: str, wait_s: float) -> None:
         """Say why nothing comes, once for all the connections that fail together."""
         with self._lock:
             now_s = time.monotonic()

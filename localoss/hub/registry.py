@@ -178,10 +178,10 @@ def canonical_name(name: str) -> str:
     return next((known.name for known in models.values() if known.repository == name), name)
 
 
-def find_model(name: str, tell: Callable[[str], None] = lambda line: None) -> Path:
+def find_model(name: str, report: Callable[[str], None] = lambda line: None) -> Path:
     """The folder of `name`, which is an installed model's name or a path.
 
-    The demo model is installed by its first use; `tell` gets a line before that takes a second or two.
+    The demo model is installed by its first use; `report` gets a line before that takes a second or two.
     Raises: ModelError that says what is missing, with the nearest name.
     """
     if not name.strip():
@@ -189,7 +189,7 @@ def find_model(name: str, tell: Callable[[str], None] = lambda line: None) -> Pa
     if name == DEMO:
         from localoss.hub.bundled import install  # only now: it brings Numba
 
-        install(models_folder() / DEMO, tell)
+        install(models_folder() / DEMO, report)
     if canonical_name(name) in installed_models():
         folder = store_folder(canonical_name(name))
         if not (folder / MANIFEST).exists() and (folder / JOURNAL).exists():

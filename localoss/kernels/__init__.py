@@ -11,12 +11,12 @@ from localoss.kernels import isa  # noqa: F401 - first: it may tell Numba more a
 
 
 @contextmanager
-def telling_compiled(tell: Callable[[str], None]) -> Iterator[None]:
-    """Meanwhile, call `tell` with the name of each function that is compiled and not found in the cache."""
+def reporting_compiled(report: Callable[[str], None]) -> Iterator[None]:
+    """Meanwhile, call `report` with the name of each function that is compiled and not found in the cache."""
 
     class Listener(event.Listener):
         def on_start(self, event: Any) -> None:
-            tell(event.data["dispatcher"].py_func.__name__.strip("_"))
+            report(event.data["dispatcher"].py_func.__name__.strip("_"))
 
         def on_end(self, event: Any) -> None:
             pass

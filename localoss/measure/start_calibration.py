@@ -19,6 +19,6 @@ def start_calibration(
     from localoss.measure.calibration import calibration_of
 
     usable = usable_threads(threads)
-    with kernels.telling_compiled(compiling):
+    with kernels.reporting_compiled(compiling):
         warm_up("f32", True, usable)
     return calibration_of(tokens, sha256, usable)

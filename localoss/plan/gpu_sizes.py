@@ -1,4 +1,4 @@
-"""How much memory layers take on a GPU: what span.py allocates, and what a plan adds up."""
+"""How much memory layers take on a GPU: what GpuLayers allocates, and what a plan adds up."""
 
 from localoss.plan.sizes import CACHE_GROUP, KEYS_AT_ONCE, ArraySize, layer_cache_bytes
 from quant.format.config import ModelConfig

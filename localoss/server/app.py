@@ -22,7 +22,7 @@ from localoss.server.core.keys import CLIENT, Keys
 from localoss.server.core.metrics import Metrics
 from localoss.server.core.models import HoldsModels, Models
 from localoss.server.core.schemas import ErrorBody
-from localoss.server.core.threads import aside
+from localoss.server.core.threads import in_thread
 from localoss.server.ollama import api as ollama_api
 from localoss.server.ollama import models as ollama_models
 from localoss.server.page import Page, add_page
@@ -112,7 +112,7 @@ async def metrics(request: Request) -> Response:
 async def list_models(request: Request) -> dict[str, Any]:
     """The names that requests may give: those of all models here, and aliases."""
     models: Models = request.app.state.models
-    return {"object": "list", "data": await aside(_models, models.catalogue, _contexts(models))}
+    return {"object": "list", "data": await in_thread(_models, models.catalogue, _contexts(models))}
 
 
 @router.get("/v1/models/{name:path}")
@@ -120,7 +120,7 @@ async def get_model(name: str, request: Request) -> dict[str, Any]:
     """One model."""
     models: Models = request.app.state.models
     entry = await models.find(name)
-    return await aside(_model, models.catalogue, entry, _contexts(models))
+    return await in_thread(_model, models.catalogue, entry, _contexts(models))
 
 
 def _contexts(models: Models) -> dict[str, int]:

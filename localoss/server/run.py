@@ -25,7 +25,7 @@ from localoss.server.core.connections import (
     Connections,
     configuration,
     give_memory_back,
-    tell_errors_once,
+    report_errors_once,
 )
 from localoss.server.core.guard import LOOPBACK
 from localoss.server.core.hosted import HostedTools
@@ -166,7 +166,7 @@ class _Server(uvicorn.Server):
     async def startup(self, *arguments: Any, **options: Any) -> None:
         await super().startup(*arguments, **options)
         self._loop = asyncio.get_running_loop()
-        tell_errors_once(self._loop)
+        report_errors_once(self._loop)
         self._upkeep = self._loop.create_task(give_memory_back(self.server_state))
         if self._models.batches:  # those that the last server left open go on
             self._models.batches.start(self.config.loaded_app)

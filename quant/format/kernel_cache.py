@@ -33,7 +33,7 @@ _DIGEST_BYTES = 32
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
-def _tell(line: str) -> None:
+def _report(line: str) -> None:
     print(f"note: {line}", file=sys.stderr, flush=True)
 
 
@@ -72,7 +72,7 @@ class KernelFolder:
         """Tell the user, once."""
         if line not in self._said:
             self._said.add(line)
-            _tell(line)
+            _report(line)
 
 
 @cache

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from localoss.chat.conversation import Conversation
     from localoss.chat.session import Session
     from localoss.cli.chat.messages import Input
-    from localoss.cli.chat.talk import Chat
+    from localoss.cli.chat.repl import Chat
     from localoss.engine.engine import Engine
 
 
@@ -82,8 +82,8 @@ def chat(
     Without MODEL, the session's, the one that is installed, or the demo model that comes with localoss.
     Every chat is kept as a session, written as it goes; `localoss sessions` lists them.
     """
+    from localoss.cli.chat.repl import Chat
     from localoss.cli.chat.start import Start
-    from localoss.cli.chat.talk import Chat
     from localoss.cli.loading import introduction, load_model
     from localoss.cli.tool_calls import opened_tools
     from localoss.hub.registry import DEMO, default_model, find_model, model_and_text
@@ -96,7 +96,7 @@ def chat(
         return folder, engine
 
     def begin(start: Start) -> None:
-        talk.use(*load(name, progress=start.show, notice=start.note), start.note)
+        repl.use(*load(name, progress=start.show, notice=start.note), start.note)
 
     model, question = model_and_text([model, question])
     with opened_tools(tooling) as toolset:
@@ -106,7 +106,7 @@ def chat(
         if name != DEMO:
             find_model(name)  # what is wrong with a name is said before there is a prompt
         start = Start(begin)
-        talk = Chat(
+        repl = Chat(
             name,
             conversation,
             sampling,
@@ -119,25 +119,25 @@ def chat(
             toolset=toolset,
             session=kept,
         )
-        _hold(talk, question, introduction(name))
+        _run_loop(repl, question, introduction(name))
 
 
-def _hold(talk: "Chat", question: str | None, introduction: str | None) -> None:
+def _run_loop(repl: "Chat", question: str | None, introduction: str | None) -> None:
     """Talk until the user leaves."""
     from localoss.cli.chat import commands
 
-    messages = _input(talk, question)  # brings prompt_toolkit: before the thread that would compete with that
-    with talk.start:
-        if not talk.at_terminal:
-            talk.start.wait()
+    messages = _input(repl, question)  # brings prompt_toolkit: before the thread that would compete with that
+    with repl.start:
+        if not repl.at_terminal:
+            repl.start.wait()
         if introduction:
-            talk.tell(introduction)
-        talk.tell(f"{talk.title} · /help for help")
-        talk.recall()
+            repl.notice(introduction)
+        repl.notice(f"{repl.title} · /help for help")
+        repl.recall()
         try:
-            talk.hold(messages, commands.obey)
+            repl.loop(messages, commands.dispatch)
         finally:
-            talk.leave_session()
+            repl.leave_session()
 
 
 def _open_session(name: str | None, continued: bool, private: bool) -> "Session | None":
@@ -175,24 +175,24 @@ def _conversation(
     return conversation
 
 
-def _input(talk: "Chat", question: str | None) -> "Input":
+def _input(repl: "Chat", question: str | None) -> "Input":
     """Where messages come from: `question` first, then what is typed or piped."""
-    typed = _typed_or_piped(talk)
+    typed = _typed_or_piped(repl)
     if question is None:
         return typed
     from localoss.cli.chat.messages import FirstMessage
 
-    return FirstMessage(question, typed, talk.at_terminal)
+    return FirstMessage(question, typed, repl.at_terminal)
 
 
-def _typed_or_piped(talk: "Chat") -> "Input":
+def _typed_or_piped(repl: "Chat") -> "Input":
     from localoss import settings
     from localoss.cli.chat import commands
     from localoss.cli.chat.messages import PipedInput
 
-    if not talk.at_terminal:
+    if not repl.at_terminal:
         return PipedInput()
     from localoss.cli.chat.prompt import TypedInput
 
-    history = settings.home() / "history" if talk.session else None  # a private chat's lines stay in memory
-    return TypedInput(history, commands.COMMANDS, commands.choices, talk.status, talk.start)
+    history = settings.home() / "history" if repl.session else None  # a private chat's lines stay in memory
+    return TypedInput(history, commands.COMMANDS, commands.choices, repl.status, repl.start)

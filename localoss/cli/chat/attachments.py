@@ -9,7 +9,7 @@ from localoss.cli.terminal import printable, say
 from localoss.errors import UsageError
 
 if TYPE_CHECKING:
-    from localoss.cli.chat.talk import Chat
+    from localoss.cli.chat.repl import Chat
 
 _CHARACTERS_PER_TOKEN = 32  # more than any text has: a text file beyond that cannot fit
 _PACKED = (".pdf", ".docx")  # whose size says nothing about their text's

@@ -13,7 +13,7 @@ from localoss.chat.branches import another_way
 from localoss.cli.chat import attachments, kept, outside, tooling
 from localoss.cli.chat.experts import heat_map
 from localoss.cli.chat.figures import context_parts, context_picture, turns_table
-from localoss.cli.chat.talk import Chat, Leave, shortened
+from localoss.cli.chat.repl import Chat, Leave, shortened
 from localoss.cli.terminal import printable, say
 from localoss.errors import LocalossError, UsageError
 from localoss.hub.registry import find_model, installed_models
@@ -45,7 +45,7 @@ class Command:
     waits: bool = True
 
 
-def obey(chat: Chat, name: str, argument: str) -> None:
+def dispatch(chat: Chat, name: str, argument: str) -> None:
     """Carry out a command. Raises: Leave; LocalossError, QuantError with a line to show."""
     name = {"?": "help", "quit": "exit", "bye": "exit"}.get(name, name)
     if name not in COMMANDS:

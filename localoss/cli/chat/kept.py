@@ -16,7 +16,7 @@ from localoss.cli.terminal import printable, say
 from localoss.errors import UsageError
 
 if TYPE_CHECKING:
-    from localoss.cli.chat.talk import Chat
+    from localoss.cli.chat.repl import Chat
 
 
 def session(chat: "Chat", name: str) -> None:

@@ -8,7 +8,7 @@ from localoss.errors import UsageError
 from localoss.tools.approval import POLICIES, Policy
 
 if TYPE_CHECKING:
-    from localoss.cli.chat.talk import Chat
+    from localoss.cli.chat.repl import Chat
     from localoss.tools.mcp_tools import McpTools, Prompt
     from localoss.tools.toolset import Toolset
 

@@ -29,7 +29,7 @@ from localoss.server.core.bodies import BodyRoute
 from localoss.server.core.errors import anthropic_body
 from localoss.server.core.fields import note_unknown
 from localoss.server.core.keys import Client, client_of
-from localoss.server.core.models import hold
+from localoss.server.core.models import acquire
 from localoss.server.core.schemas import STREAMS, effort_of
 from localoss.server.core.service import (
     Service,
@@ -37,7 +37,7 @@ from localoss.server.core.service import (
     pieces_of,
     sampling_of,
 )
-from localoss.server.core.threads import aside, compiling
+from localoss.server.core.threads import compiling, in_thread
 from localoss.server.core.toolbox import Toolbox
 
 router = APIRouter(route_class=BodyRoute)
@@ -48,8 +48,8 @@ Event = dict[str, Any]
 
 @router.post("/v1/messages", responses=STREAMS, summary="Create a message (Anthropic)")
 async def create_message(body: MessagesRequest, request: Request) -> Response:
-    service = await hold(request, body.model)
-    toolbox = await aside(toolbox_of, body)
+    service = await acquire(request, body.model)
+    toolbox = await in_thread(toolbox_of, body)
     note_unknown(body, request, toolbox.left_out)
     question = await _question(service, body, toolbox, client_of(request))
     stops = tuple(filter(None, body.stop_sequences or []))
@@ -64,8 +64,8 @@ async def create_message(body: MessagesRequest, request: Request) -> Response:
 
 @router.post("/v1/messages/count_tokens", summary="Count a message's tokens (Anthropic)")
 async def count_tokens(body: CountRequest, request: Request) -> Response:
-    service = await hold(request, body.model)
-    toolbox = (await aside(toolbox_of, body)).choose("none")
+    service = await acquire(request, body.model)
+    toolbox = (await in_thread(toolbox_of, body)).choose("none")
     note_unknown(body, request, toolbox.left_out)
     question = await _question(service, body, toolbox, client_of(request))
     return JSONResponse({"input_tokens": len(question.prompt)})

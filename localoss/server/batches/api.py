@@ -14,7 +14,7 @@ from localoss.server.batches.store import KEY, Object
 from localoss.server.core.bodies import BodyRoute
 from localoss.server.core.errors import ApiError
 from localoss.server.core.keys import client_of
-from localoss.server.core.threads import aside
+from localoss.server.core.threads import in_thread
 
 router = APIRouter(route_class=BodyRoute)
 
@@ -42,8 +42,8 @@ def _batches(request: Request) -> Batches:
 @router.post("/v1/batches", summary="Create a batch")
 async def create_batch(body: BatchRequest, request: Request) -> Response:
     batches, key = _batches(request), client_of(request).key
-    await aside(batches.files.path, body.input_file_id, key)
-    made = await aside(
+    await in_thread(batches.files.path, body.input_file_id, key)
+    made = await in_thread(
         batches.create, body.input_file_id, body.endpoint, body.completion_window, body.metadata, key
     )
     batches.start(request.app)
@@ -59,7 +59,7 @@ async def list_batches(request: Request, limit: Annotated[int, Query(ge=1, le=10
 
 @router.get("/v1/batches/{name}")
 async def get_batch(name: str, request: Request) -> Object:
-    return _shown(await aside(_batches(request).get, name, client_of(request).key))
+    return _shown(await in_thread(_batches(request).get, name, client_of(request).key))
 
 
 @router.api_route("/v1/batches/{name}/cancel", methods=["POST"])
@@ -79,9 +79,9 @@ async def create_file(request: Request) -> Object:
         name, path = files.new_file()
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             while chunk := await upload.read(_CHUNK_BYTES):
-                await aside(file.write, chunk)
+                await in_thread(file.write, chunk)
         filename = (upload.filename or "file")[:255]
-        return _shown(await aside(files.add_file, name, filename, purpose[:64], client_of(request).key))
+        return _shown(await in_thread(files.add_file, name, filename, purpose[:64], client_of(request).key))
 
 
 def _bounded(request: Request) -> Any:
@@ -111,24 +111,24 @@ async def list_files(
 
 @router.get("/v1/files/{name}")
 async def get_file(name: str, request: Request) -> Object:
-    return _shown(await aside(_batches(request).files.get, name, client_of(request).key))
+    return _shown(await in_thread(_batches(request).files.get, name, client_of(request).key))
 
 
 @router.get("/v1/files/{name}/content")
 async def get_content(name: str, request: Request) -> Response:
-    path = await aside(_batches(request).files.path, name, client_of(request).key)
+    path = await in_thread(_batches(request).files.path, name, client_of(request).key)
     return FileResponse(path, media_type="application/octet-stream")
 
 
 @router.delete("/v1/files/{name}")
 async def delete_file(name: str, request: Request) -> Object:
-    await aside(_batches(request).files.remove, name, client_of(request).key)
+    await in_thread(_batches(request).files.remove, name, client_of(request).key)
     return {"id": name, "object": "file", "deleted": True}
 
 
 async def _all(request: Request, kind: str) -> list[Object]:
     """The objects of a kind that are the client's, the newest first."""
-    found = await aside(_batches(request).files.all, kind)
+    found = await in_thread(_batches(request).files.all, kind)
     return [one for one in found if one.get(KEY, "") == client_of(request).key]
 
 

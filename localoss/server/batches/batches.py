@@ -14,7 +14,7 @@ from localoss.server.batches.running import Progress, Stopped, run_requests
 from localoss.server.batches.store import KEY, FileStore, Object
 from localoss.server.core.errors import ApiError
 from localoss.server.core.keys import Client
-from localoss.server.core.threads import aside
+from localoss.server.core.threads import in_thread
 
 _DAY_S = 86_400
 _OPEN = ("validating", "in_progress", "finalizing")
@@ -84,7 +84,7 @@ class Batches:
     async def _work(self, app: ASGIApp) -> None:
         while True:
             self._wanted.clear()
-            for batch in reversed(await aside(self.files.all, "batch")):
+            for batch in reversed(await in_thread(self.files.all, "batch")):
                 if batch["status"] in _OPEN:
                     self._current = batch
                     self._running = asyncio.create_task(self._run(app, batch))
@@ -97,7 +97,7 @@ class Batches:
             await self._answer(app, batch)
         except asyncio.CancelledError:
             if batch["status"] == "cancelling":
-                await aside(self._keep, batch)
+                await in_thread(self._keep, batch)
                 self._note(batch, "cancelled")
         except Stopped:  # the server goes down: the next one goes on
             pass
@@ -106,20 +106,20 @@ class Batches:
             self._note(batch, "failed")
 
     async def _answer(self, app: ASGIApp, batch: Object) -> None:
-        total = await aside(lambda: sum(1 for _ in self._requests(batch)))
+        total = await in_thread(lambda: sum(1 for _ in self._requests(batch)))
         self._note(batch, "in_progress")
 
         def told(progress: Progress) -> None:
             counts = {"total": total, "completed": progress.answered, "failed": progress.failed}
             batch["request_counts"] = counts
 
-        with await aside(self._journal, batch) as journal:
+        with await in_thread(self._journal, batch) as journal:
             client = Client(batch.get(KEY, ""), "batch")
             requests = self._requests(batch)
             await run_requests(app, requests, journal, self._at_once, told, total=total, client=client)
             self._note(batch, "finalizing")
-            await aside(journal.finish)
-        await aside(self._keep, batch)
+            await in_thread(journal.finish)
+        await in_thread(self._keep, batch)
         self._note(batch, "completed")
 
     def _requests(self, batch: Object) -> Iterator[Request]:

@@ -25,7 +25,7 @@ from localoss.server.core.errors import ApiError
 from localoss.server.core.fields import note_unknown
 from localoss.server.core.keys import Client, client_of
 from localoss.server.core.logprobs import chat_logprobs
-from localoss.server.core.models import hold
+from localoss.server.core.models import acquire
 from localoss.server.core.schemas import STREAMS, effort_of, limit_of, refuse_unless, stops_of
 from localoss.server.core.service import (
     Choices,
@@ -34,7 +34,7 @@ from localoss.server.core.service import (
     pieces_of,
     sampling_of,
 )
-from localoss.server.core.threads import aside, compiling
+from localoss.server.core.threads import compiling, in_thread
 from localoss.server.core.toolbox import Toolbox, open_toolbox
 
 router = APIRouter(route_class=BodyRoute)
@@ -45,7 +45,7 @@ _PROGRESS_EVERY_S = 0.5  # how often a client that asks for progress is told, wh
 @router.post("/v1/chat/completions", responses=STREAMS, summary="Create a chat completion")
 async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
     refuse_unless(body, NEUTRAL)
-    service = await hold(request, body.model)
+    service = await acquire(request, body.model)
     toolbox = await _toolbox(body)
     note_unknown(body, request, toolbox.left_out)
     client = client_of(request)
@@ -60,11 +60,11 @@ async def create_chat_completion(body: ChatRequest, request: Request) -> Respons
 async def _toolbox(body: ChatRequest) -> Toolbox:
     """The tools, of the older fields `functions` and `function_call` where there are no others."""
     if body.tools or not body.functions:
-        return (await aside(open_toolbox, body.tools or [])).choose(body.tool_choice)
+        return (await in_thread(open_toolbox, body.tools or [])).choose(body.tool_choice)
     choice = body.function_call
     if isinstance(choice, dict):
         choice = {"type": "function", "function": choice}
-    return (await aside(open_toolbox, body.functions)).choose(choice)
+    return (await in_thread(open_toolbox, body.functions)).choose(choice)
 
 
 async def _questions(service: Service, body: ChatRequest, toolbox: Toolbox, client: Client) -> list[Question]:

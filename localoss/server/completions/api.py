@@ -22,7 +22,7 @@ from localoss.server.core.errors import ApiError
 from localoss.server.core.fields import note_unknown
 from localoss.server.core.keys import Client, client_of
 from localoss.server.core.logprobs import raw_token_text
-from localoss.server.core.models import hold
+from localoss.server.core.models import acquire
 from localoss.server.core.scheduler import Job
 from localoss.server.core.schemas import (
     MAX_CHOICES,
@@ -38,7 +38,7 @@ from localoss.server.core.schemas import (
     stops_of,
 )
 from localoss.server.core.service import Choices, Service, event_stream, pieces_of, sampling_of
-from localoss.server.core.threads import aside
+from localoss.server.core.threads import in_thread
 
 router = APIRouter(route_class=BodyRoute)
 
@@ -72,10 +72,10 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
     refuse_unless(body, _NEUTRAL)
     if body.best_of not in (None, 1, body.n):
         raise ApiError("best_of must be 1 or n: every choice is given", param="best_of")
-    service = await hold(request, body.model)
+    service = await acquire(request, body.model)
     note_unknown(body, request)
     try:
-        prompts = await aside(_token_lists, body.prompt, service.engine.context_tokens)
+        prompts = await in_thread(_token_lists, body.prompt, service.engine.context_tokens)
     except TooManyTokensError as error:
         raise service.too_long(error, "prompt") from None
     for prompt in prompts:

@@ -177,7 +177,7 @@ class Answering:
         """What a batch is to run for it. Raises: LocalossError for a prompt that can't be answered."""
         turn = self._turn
         turn.begin(self._engine.config.vocab, self._engine.context_tokens)
-        self._sequence = self._pool.hold(turn.prompt, self.key)
+        self._sequence = self._pool.reserve(turn.prompt, self.key)
         return Slot(
             self._sequence,
             turn.prompt,

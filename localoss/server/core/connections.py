@@ -167,11 +167,11 @@ def configuration(app: Any, connections: Connections) -> uvicorn.Config:
     return config
 
 
-def tell_errors_once(loop: asyncio.AbstractEventLoop) -> None:
+def report_errors_once(loop: asyncio.AbstractEventLoop) -> None:
     """A loop that can open no more files says so in one line, rather than with a traceback each second."""
     said: set[int] = set()
 
-    def tell(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    def report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
         number = error.errno if isinstance(error, OSError) else None
         if number not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
@@ -180,7 +180,7 @@ def tell_errors_once(loop: asyncio.AbstractEventLoop) -> None:
             said.add(number)
             logger.warning("connections wait to be taken: %s", getattr(error, "strerror", error))
 
-    loop.set_exception_handler(tell)
+    loop.set_exception_handler(report)
 
 
 async def give_memory_back(state: ServerState) -> None:

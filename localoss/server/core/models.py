@@ -24,7 +24,7 @@ from localoss.server.core.catalogue import Catalogue, Entry
 from localoss.server.core.errors import ApiError
 from localoss.server.core.scheduler import going_down
 from localoss.server.core.service import Service
-from localoss.server.core.threads import aside
+from localoss.server.core.threads import in_thread
 
 if TYPE_CHECKING:
     from localoss.server.batches.batches import Batches
@@ -91,9 +91,9 @@ class Models:
         """Raises: ApiError 404 for a name that no model has."""
         if name in self._held:  # without a look at the disk
             return self._held[name].entry
-        entry = await aside(self.catalogue.find, name)
+        entry = await in_thread(self.catalogue.find, name)
         if entry is None:
-            there = ", ".join(f"`{entry.name}`" for entry in await aside(self.catalogue.entries))
+            there = ", ".join(f"`{entry.name}`" for entry in await in_thread(self.catalogue.entries))
             raise ApiError(
                 f"The model `{name}` does not exist; this server has {there}",
                 status=404,
@@ -179,7 +179,7 @@ class Models:
         engines = [held.service.engine for held in others]
         sizes = [(engine.context_tokens, engine.slots) for engine in engines]
         there = [(held.entry, *size) for held, size in zip(others, sizes, strict=True)]
-        return await aside(self.catalogue.limit_beside, entry, there)
+        return await in_thread(self.catalogue.limit_beside, entry, there)
 
     async def _let_go(self, held: Held) -> None:
         """Unload a model as soon as nobody uses it; it is the caller's turn, so that nobody else takes it."""
@@ -187,9 +187,9 @@ class Models:
             await held.unused.wait()
         _stop_timer(held)
         del self._held[held.entry.name]
-        await aside(held.service.close)
+        await in_thread(held.service.close)
         del held
-        await aside(gc.collect)  # an engine has cycles, and gigabytes
+        await in_thread(gc.collect)  # an engine has cycles, and gigabytes
 
     def _wait_idle(self, held: Held) -> None:
         _stop_timer(held)
@@ -222,7 +222,7 @@ def _stop_timer(held: Held) -> None:
         held.timer = None
 
 
-async def hold(request: Request, name: str) -> Service:
+async def acquire(request: Request, name: str) -> Service:
     """The service of the model that `request` names, which it holds until it is answered.
 
     Raises: as Models.take.

@@ -51,7 +51,7 @@ class SequencePool:
         self._keys[id(best)] = key
         return best
 
-    def hold(self, tokens: Seq[int], key: str = "") -> "Sequence":
+    def reserve(self, tokens: Seq[int], key: str = "") -> "Sequence":
         """Take a sequence, and keep it from others until it is given back."""
         sequence = self.take(tokens, key)
         self._held.append(sequence)

@@ -23,7 +23,7 @@ from localoss.server.core.pool import SequencePool
 from localoss.server.core.response_store import ResponseStore
 from localoss.server.core.scheduler import Job, Scheduler, Work
 from localoss.server.core.schemas import Sampled, bias_of
-from localoss.server.core.threads import aside
+from localoss.server.core.threads import in_thread
 
 _PING_AFTER_S = 10.0  # proxies and clients give up on a stream that says nothing
 _SEED_STEP = 1  # the choices of one request differ by it
@@ -61,7 +61,7 @@ class Service:
     async def prompt(self, setup: ChatSetup, messages: list[Message], param: str) -> list[int]:
         """The tokens of a conversation, which came as `param`. Raises: ApiError if it doesn't fit."""
         try:
-            tokens = await aside(harmony.render, setup, messages, self.engine.context_tokens)
+            tokens = await in_thread(harmony.render, setup, messages, self.engine.context_tokens)
         except TooManyTokensError as error:
             raise self.too_long(error, param) from None
         self.check_length(len(tokens), param)
@@ -70,7 +70,7 @@ class Service:
     async def raw_prompt(self, text: str, param: str) -> list[int]:
         """The tokens of raw text, control tokens included. Raises: ApiError if it doesn't fit."""
         try:
-            tokens = await aside(harmony.encode_raw, text, self.engine.context_tokens)
+            tokens = await in_thread(harmony.encode_raw, text, self.engine.context_tokens)
         except TooManyTokensError as error:
             raise self.too_long(error, param) from None
         self.check_length(len(tokens), param)

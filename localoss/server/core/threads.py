@@ -18,12 +18,12 @@ _THREADS = 4
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="aside")
+_pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="beside")
 # Of their own, since one request's schemas may take seconds, and others' prompts wait to be tokenized.
 _compilers = ThreadPoolExecutor(2, thread_name_prefix="compile")
 
 
-async def aside(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """function(*args, **kwargs) on another thread than the event loop's. Raises: what it raises."""
     return await asyncio.get_running_loop().run_in_executor(_pool, lambda: function(*args, **kwargs))
 

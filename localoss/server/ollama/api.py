@@ -29,10 +29,10 @@ from localoss.server.core.errors import ApiError, as_api_error, ollama_body
 from localoss.server.core.fields import note_unknown
 from localoss.server.core.json_text import dumps
 from localoss.server.core.keys import Client, client_of
-from localoss.server.core.models import Models, hold, keep_for
+from localoss.server.core.models import Models, acquire, keep_for
 from localoss.server.core.schemas import Sampled, effort_of, stops_of
 from localoss.server.core.service import Service, pieces_of, sampling_of
-from localoss.server.core.threads import aside, compiling
+from localoss.server.core.threads import compiling, in_thread
 from localoss.server.core.toolbox import Toolbox, open_toolbox
 from localoss.server.ollama.schemas import Asked, ChatRequest, GenerateRequest, OllamaMessage
 from localoss.settings import duration_s
@@ -49,7 +49,7 @@ async def chat(body: ChatRequest, request: Request) -> Response:
     if not body.messages:
         return await _only_loaded(request, body, {"message": {"role": "assistant", "content": ""}})
     service = await _service(request, body)
-    toolbox = (await aside(open_toolbox, body.tools or [])).choose(None)
+    toolbox = (await in_thread(open_toolbox, body.tools or [])).choose(None)
     note_unknown(body, request, toolbox.left_out)
     question = await _question(
         service, body, [_message(one) for one in body.messages], toolbox, client_of(request)
@@ -76,7 +76,7 @@ async def generate(body: GenerateRequest, request: Request) -> Response:
 async def _service(request: Request, body: Asked) -> Service:
     """The service of the model that `body` names. Raises: ApiError, LocalossError."""
     keep_s = _keep_s(body)
-    service = await hold(request, body.model.removesuffix(":latest"))
+    service = await acquire(request, body.model.removesuffix(":latest"))
     if body.keep_alive is not None:
         keep_for(request, keep_s)
     return service

@@ -17,7 +17,7 @@ from localoss.server.core.errors import ApiError
 from localoss.server.core.json_text import dumps
 from localoss.server.core.keys import check_is_host
 from localoss.server.core.models import Held, Models
-from localoss.server.core.threads import aside
+from localoss.server.core.threads import in_thread
 from localoss.server.ollama.schemas import NamedModel
 
 router = APIRouter(prefix="/api", route_class=BodyRoute)
@@ -35,14 +35,14 @@ async def version(request: Request) -> dict[str, str]:
 @router.get("/tags")
 async def list_models(request: Request) -> dict[str, Any]:
     """The models that requests may name."""
-    return {"models": await aside(_all, request.app.state.models.catalogue)}
+    return {"models": await in_thread(_all, request.app.state.models.catalogue)}
 
 
 @router.get("/ps")
 async def list_loaded(request: Request) -> dict[str, Any]:
     """The models that are in memory."""
     models: Models = request.app.state.models
-    return {"models": [await aside(_described, held.entry) | _in_memory(held) for held in models.held()]}
+    return {"models": [await in_thread(_described, held.entry) | _in_memory(held) for held in models.held()]}
 
 
 @router.post("/show", summary="Show a model (Ollama)")
@@ -53,7 +53,7 @@ async def show(body: NamedModel, request: Request) -> Response:
     facts = {
         "general.architecture": "gptoss",
         "gptoss.block_count": config.layers,
-        "gptoss.context_length": await aside(models.context_tokens, entry),
+        "gptoss.context_length": await in_thread(models.context_tokens, entry),
         "gptoss.embedding_length": config.hidden,
         "gptoss.expert_count": config.experts,
     }
@@ -93,9 +93,9 @@ async def delete(body: NamedModel, request: Request) -> Response:
     check_is_host(request, "models are deleted")
     models: Models = request.app.state.models
     entry = await _named(models, body)
-    await aside(store.removable, entry.name if _is_in_store(entry) else str(entry.folder))
+    await in_thread(store.removable, entry.name if _is_in_store(entry) else str(entry.folder))
     await models.unload(entry)
-    await aside(store.remove, entry.name)
+    await in_thread(store.remove, entry.name)
     return Response(status_code=200)
 
 

@@ -16,7 +16,7 @@ from localoss.server.core.answering import Closed, Done, Opened, Text
 from localoss.server.core.errors import ApiError, as_api_error
 from localoss.server.core.models import Held, Models
 from localoss.server.core.scheduler import Job
-from localoss.server.core.threads import aside
+from localoss.server.core.threads import in_thread
 
 Event = dict[str, Any]
 _LOOK_S = 0.5  # how often an answer that says nothing is looked at
@@ -44,7 +44,7 @@ class LiveAnswer:
     parts: list[tuple[str, list[str]]] = field(default_factory=list)  # what was said so far, by channel
     _news: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def tell(self, event: Event) -> None:
+    def send(self, event: Event) -> None:
         self.events.append(event)
         news, self._news = self._news, asyncio.Event()
         news.set()
@@ -121,11 +121,11 @@ class Answers:
         finally:  # the server may be going down: what was said is kept all the same
             self._models.give_back(answer.held)
             try:
-                await asyncio.shield(aside(answer.keep))
+                await asyncio.shield(in_thread(answer.keep))
             except LocalossError as error:
                 end = {"type": "error", **_told(as_api_error(error))}
             answer.is_over = True
-            answer.tell(end)
+            answer.send(end)
 
     async def _listen(self, answer: LiveAnswer) -> Event:
         """Follow the job's pieces; gives what is said at the end."""
@@ -159,27 +159,27 @@ class _Writer:
         reading = self._answer.reading
         if self._first is None and reading is not None and reading.total and reading.done != self._last_read:
             self._last_read = reading.done
-            self._answer.tell({"type": "reading", "done": reading.done, "total": reading.total})
+            self._answer.send({"type": "reading", "done": reading.done, "total": reading.total})
         elif self._first is None and not (reading and reading.total):
-            self._answer.tell({"type": "waiting"})
+            self._answer.send({"type": "waiting"})
 
     def turn(self, piece: Opened | Closed) -> None:
         self._note_first()
         if isinstance(piece, Opened):
             self._part_began = time.monotonic()
             self._answer.parts.append((_CHANNELS[piece.part], []))
-            self._answer.tell({"type": "opened", "part": piece.part})
+            self._answer.send({"type": "opened", "part": piece.part})
         else:
             if piece.part == "thinking":
                 self._thought_s += time.monotonic() - self._part_began
-            self._answer.tell({"type": "closed", "part": piece.part, "thought_s": self._thought_s})
+            self._answer.send({"type": "closed", "part": piece.part, "thought_s": self._thought_s})
 
     def add(self, piece: Text) -> None:
         self._note_first()
         self._tokens = piece.generated_tokens
         self._answer.parts[-1][1].append(piece.text)
         event = {"type": "text", "part": piece.part, "text": piece.text, "is_first": piece.is_first}
-        self._answer.tell(event | {"tokens": self._tokens, "tokens_per_s": self._speed()})
+        self._answer.send(event | {"tokens": self._tokens, "tokens_per_s": self._speed()})
 
     def figures(self) -> Event:
         spoken = {"completion_tokens": self._tokens, "tokens_per_s": self._speed()}

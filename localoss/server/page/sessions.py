@@ -12,7 +12,7 @@ from localoss.chat.session import Session
 from localoss.chat.session_store import free_name, read_session, remove_session, revision, sessions
 from localoss.errors import UsageError
 from localoss.server.core.errors import ApiError
-from localoss.server.core.threads import aside
+from localoss.server.core.threads import in_thread
 from localoss.server.page.answers import Answers
 from localoss.server.page.origin import PageRoute
 from localoss.server.page.schemas import Change, Nothing, Setup, Way
@@ -26,7 +26,7 @@ _MEDIA = {"md": "text/markdown", "txt": "text/plain", "json": "application/json"
 @router.get("")
 async def list_sessions(request: Request) -> Response:
     answers: Answers = request.app.state.answers
-    there = await aside(sessions)
+    there = await in_thread(sessions)
     return told(
         {
             "sessions": [
@@ -47,7 +47,7 @@ async def list_sessions(request: Request) -> Response:
 @router.get("/{name}")
 async def open_session(name: str, request: Request) -> Response:
     answers: Answers = request.app.state.answers
-    view = await aside(_view, name)
+    view = await in_thread(_view, name)
     return told(view | {"is_writing": answers.is_writing(name)})
 
 
@@ -55,7 +55,7 @@ async def open_session(name: str, request: Request) -> Response:
 async def export_session(name: str, form: str, request: Request) -> Response:
     if form not in export.FORMATS:
         raise ApiError(f"use one of {', '.join(export.FORMATS)}", status=404, code="not_found")
-    conversation, model = await aside(_read, name)
+    conversation, model = await in_thread(_read, name)
     return Response(
         export.FORMATS[form](conversation, model),
         media_type=f"{_MEDIA[form]}; charset=utf-8",
@@ -69,14 +69,14 @@ async def export_session(name: str, form: str, request: Request) -> Response:
 
 @router.delete("/{name}")
 async def delete_session(name: str, request: Request) -> Response:
-    await aside(_as_told, remove_session, name)
+    await in_thread(_as_told, remove_session, name)
     return told({"deleted": True})
 
 
 @router.post("/{name}/change")
 async def change_session(body: Change, request: Request) -> Response:
     """Give it another title or setup."""
-    return told(await aside(_change, request.path_params["name"], body))
+    return told(await in_thread(_change, request.path_params["name"], body))
 
 
 @router.post("/{name}/way")
@@ -93,7 +93,7 @@ async def choose_way(body: Way, request: Request) -> Response:
             with_session.close()
         return _view(with_session.name)
 
-    return told(await aside(_as_told, choose))
+    return told(await in_thread(_as_told, choose))
 
 
 @router.post("/{name}/copy")
@@ -109,7 +109,7 @@ async def copy_session(body: Nothing, request: Request) -> Response:
             new.close()
         return _view(new.name)
 
-    return told(await aside(_as_told, copy))
+    return told(await in_thread(_as_told, copy))
 
 
 def told(content: dict[str, Any]) -> JSONResponse:

@@ -22,7 +22,7 @@ from localoss.server.core.errors import ApiError
 from localoss.server.core.keys import client_of
 from localoss.server.core.models import Held, Models
 from localoss.server.core.service import Service, event_stream
-from localoss.server.core.threads import aside
+from localoss.server.core.threads import in_thread
 from localoss.server.page.answers import Answers, LiveAnswer
 from localoss.server.page.origin import PageRoute
 from localoss.server.page.saved import SessionAnswering
@@ -42,7 +42,7 @@ async def about(request: Request) -> Response:
     return told(
         {
             "model": first.name,
-            "context_tokens": await aside(models.context_tokens, first),
+            "context_tokens": await in_thread(models.context_tokens, first),
             "efforts": list(harmony.EFFORTS),
             "introduction": request.app.state.page.introduction,
             "sampling": {"temperature": defaults.temperature, "top_p": defaults.top_p},
@@ -56,11 +56,11 @@ async def take_turn(body: Turn, request: Request) -> Response:
     models: Models = request.app.state.models
     answers: Answers = request.app.state.answers
     taken: list[Held] = []
-    session = await aside(_open, body)
+    session = await in_thread(_open, body)
     try:
         held = await models.take(models.catalogue.first.name, taken)
         service = held.service
-        conversation, other = await aside(_changed, session, body)
+        conversation, other = await in_thread(_changed, session, body)
         prompt = await _prompt(service, conversation, body.trim)
         question = Question(
             prompt,
@@ -76,7 +76,7 @@ async def take_turn(body: Turn, request: Request) -> Response:
             job = service.submit(SessionAnswering(service, question, session, folder), client)
         try:
             model = request.app.state.page.opens_as
-            await aside(session.save_messages, conversation, model)
+            await in_thread(session.save_messages, conversation, model)
         except BaseException:
             job.cancel()
             raise
@@ -86,7 +86,7 @@ async def take_turn(body: Turn, request: Request) -> Response:
         session.close()
         raise
     answer = LiveAnswer(held, session, conversation, model, job, len(prompt), question.reading, other)
-    answer.tell({"type": "started", "session": session.name, "prompt_tokens": len(prompt)})
+    answer.send({"type": "started", "session": session.name, "prompt_tokens": len(prompt)})
     answers.follow(answer)
     return event_stream(answer.told(), named=False, last=None)
 
@@ -115,7 +115,7 @@ async def stop(body: Nothing, request: Request) -> Response:
 async def read_file(body: Document, request: Request) -> Response:
     """The text of a file, as the terminal's /read makes it, and its tokens."""
     models: Models = request.app.state.models
-    most = await aside(models.context_tokens, models.catalogue.first)
+    most = await in_thread(models.context_tokens, models.catalogue.first)
 
     def read() -> dict[str, Any]:
         name = Path(body.name.replace("\\", "/")).name or "file"
@@ -135,7 +135,7 @@ async def read_file(body: Document, request: Request) -> Response:
                 raise ApiError(str(error).replace(str(path), name)) from None
         return {"name": name, "text": text, "tokens": tokens}
 
-    return told(await aside(read))
+    return told(await in_thread(read))
 
 
 def _open(turn: Turn) -> Session:
@@ -178,7 +178,7 @@ async def _prompt(service: Service, conversation: Conversation, trims: bool) -> 
     """The prompt's tokens. trims: whether the oldest messages may go. Raises: ApiError if it doesn't fit."""
     room = service.engine.context_tokens
     if trims:
-        await aside(conversation.leave_out_oldest, lambda tokens: tokens <= _TRIMMED_SHARE * room)
+        await in_thread(conversation.leave_out_oldest, lambda tokens: tokens <= _TRIMMED_SHARE * room)
     seen = conversation.messages[conversation.left_out :]
     try:
         return await service.prompt(conversation.setup, seen, "conversation")

@@ -20,7 +20,7 @@ from localoss.server.core.fields import leave_out, note_unknown
 from localoss.server.core.hosted import Workshop
 from localoss.server.core.json_text import printable
 from localoss.server.core.keys import Client, client_of
-from localoss.server.core.models import hold
+from localoss.server.core.models import acquire
 from localoss.server.core.response_store import Record, StoreError
 from localoss.server.core.schemas import STREAMS, effort_of, limit_of, refuse_unless
 from localoss.server.core.service import (
@@ -28,7 +28,7 @@ from localoss.server.core.service import (
     event_stream,
     sampling_of,
 )
-from localoss.server.core.threads import aside, compiling
+from localoss.server.core.threads import compiling, in_thread
 from localoss.server.core.toolbox import Toolbox, open_toolbox
 from localoss.server.responses.items import Event, Output
 from localoss.server.responses.prompts import convert_items, with_references
@@ -48,9 +48,9 @@ logger = logging.getLogger("localoss.server")
 @router.post("/v1/responses", responses=STREAMS, summary="Create a response")
 async def create_response(body: ResponseRequest, request: Request) -> Response:
     refuse_unless(body, NEUTRAL)
-    service = await hold(request, body.model)
+    service = await acquire(request, body.model)
     hosted = service.hosted.names if service.hosted else ()
-    toolbox = (await aside(open_toolbox, body.tools or [], hosted)).choose(body.tool_choice)
+    toolbox = (await in_thread(open_toolbox, body.tools or [], hosted)).choose(body.tool_choice)
     note_unknown(body, request, [*toolbox.left_out, *_unheeded(body)])
     client = client_of(request)
     question, said = await _question(service, body, toolbox, client)
@@ -67,9 +67,9 @@ async def create_response(body: ResponseRequest, request: Request) -> Response:
 
 @router.post("/v1/responses/input_tokens", summary="Count a response's input tokens")
 async def count_input_tokens(body: ResponseRequest, request: Request) -> Response:
-    service = await hold(request, body.model)
+    service = await acquire(request, body.model)
     hosted = service.hosted.names if service.hosted else ()
-    toolbox = (await aside(open_toolbox, body.tools or [], hosted)).choose("none")
+    toolbox = (await in_thread(open_toolbox, body.tools or [], hosted)).choose("none")
     note_unknown(body, request, toolbox.left_out)
     question, _ = await _question(service, body, toolbox, client_of(request))
     return JSONResponse({"object": "response.input_tokens", "input_tokens": len(question.prompt)})
@@ -98,7 +98,7 @@ async def list_input_items(response_id: str, request: Request) -> Response:
 
 async def _store_call(request: Request, method: str, response_id: str) -> Any:
     store = request.app.state.models.store
-    return await aside(getattr(store, method), response_id, client_of(request).key)
+    return await in_thread(getattr(store, method), response_id, client_of(request).key)
 
 
 def _found(value: Any, response_id: str) -> Any:
@@ -136,7 +136,7 @@ async def _question(
     rules = await compiling(rules_for, toolbox, wanted)
     before, calls = await _previous(service, body.previous_response_id, client.key)
     items = [InputItem(role="user", content=body.input)] if isinstance(body.input, str) else body.input
-    items = await aside(with_references, items, lambda name: service.store.item(name, client.key))
+    items = await in_thread(with_references, items, lambda name: service.store.item(name, client.key))
     new, left_out = convert_items(items, service.thoughts.of(client.key), calls)
     if not new and not before and not body.instructions:
         raise ApiError("input holds nothing that this model can read", param="input")
@@ -159,7 +159,7 @@ async def _previous(
     if response_id is None:
         return [], {}
     try:
-        found = await aside(service.store.conversation, response_id, key)
+        found = await in_thread(service.store.conversation, response_id, key)
     except StoreError as error:
         raise ApiError(str(error), param="previous_response_id") from None
     if found is None:
@@ -251,7 +251,7 @@ class _Answer:
             self._service.hosted.keep(self._response["id"], self._workshop)
         if self._response["store"]:
             try:
-                await aside(self._service.store.put, self._record(done))
+                await in_thread(self._service.store.put, self._record(done))
             except StoreError as error:  # the answer is there: it only can't be asked for again
                 logger.warning("%s; it is answered as if store were false", error)
                 self._response["store"] = False

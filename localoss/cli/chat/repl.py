@@ -111,15 +111,15 @@ class Chat:
         """Wait until there is a model. Raises: what loading it raised."""
         self.start.wait()
 
-    def hold(self, messages: Input, obey: Callable[["Chat", str, str], None]) -> None:
-        """Read and answer until the input ends or the user leaves; `obey` carries out commands."""
+    def loop(self, messages: Input, dispatch: Callable[["Chat", str, str], None]) -> None:
+        """Read and answer until the input ends or the user leaves; `dispatch` carries out commands."""
         while (text := messages.read()) is not None:
             command = as_command(text)
             if self.at_terminal and text.strip() in _LEAVING:  # as in `llm chat`
                 return
             try:
                 if command:
-                    obey(self, *command)
+                    dispatch(self, *command)
                 elif message := unquoted(text):
                     self.ask(message.strip() if "\n" not in message else message)
             except Leave:
@@ -230,7 +230,7 @@ class Chat:
         else:
             print(printable(self.conversation.last_answer), flush=True)
 
-    def tell(self, text: str) -> None:
+    def notice(self, text: str) -> None:
         """A word to the user before the first message; over pipes, stdout is for answers."""
         print(text, file=sys.stdout if self.at_terminal else sys.stderr, flush=True)
 
@@ -327,8 +327,8 @@ class Chat:
                 finally:
                     screen.close()
         else:
-            aside = sys.stdout if self.at_terminal and self.show_thinking else None
-            printer = AnswerPrinter(sys.stdout, aside, dims=False)
+            thoughts = sys.stdout if self.at_terminal and self.show_thinking else None
+            printer = AnswerPrinter(sys.stdout, thoughts, dims=False)
             try:
                 yield PlainProgress(self.at_terminal), printer.show, lambda: None
             finally:

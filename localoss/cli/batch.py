@@ -5,7 +5,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,12 +14,12 @@ import typer
 from localoss.cli import options
 from localoss.cli.terminal import echo, say
 from localoss.errors import ModelError, UsageError
-from localoss.options import MOST_SLOTS, LoadOptions
+from localoss.options import LoadOptions
 
 if TYPE_CHECKING:
-    from localoss.engine.engine import Engine
+    from localoss.server.batches.answerer import Answering
     from localoss.server.batches.journal import Journal
-    from localoss.server.batches.running import Progress
+    from localoss.server.batches.running import Progress, Work
 
 _LINE_EVERY_S = 5.0  # where stderr is no terminal
 
@@ -41,6 +41,7 @@ def batch(
         ),
     ] = None,
     think_budget: options.ThinkBudget = None,
+    ray: options.Ray = None,
     as_json: options.AsJson = False,
     *,
     loading: LoadOptions,
@@ -53,7 +54,9 @@ def batch(
     command goes on where it stopped; no line is answered twice.
     """
     try:
+        from localoss.server.batches.answerer import Answering
         from localoss.server.batches.journal import Journal, read_requests
+        from localoss.server.batches.running import Work
     except ModuleNotFoundError as error:
         raise UsageError(f"{error.name} isn't installed: pip install 'localoss[server]'") from None
 
@@ -70,106 +73,70 @@ def batch(
             )
         began = time.monotonic()
         if sum(journal.counts) < found.total:
-            done = _answer(requests, journal, found, model, parallel, think_budget, loading)
+            name = model or _named_model(list(found.models), is_here=ray is None)
+            how = Answering(name, parallel, think_budget, replaces_model=model is not None)
+            done = _answer(Work(requests, journal, found.total), how, loading, ray)
         else:
             done = None
         journal.finish()
     _report(journal, done, time.monotonic() - began, as_json)
 
 
-@dataclass
 class _Found:
     """What the file of requests has. models: names of models that its lines ask for, in order."""
 
-    total: int
-    custom_ids: set[str]
-    models: dict[str, None]
-
     def __init__(self) -> None:
-        self.total, self.custom_ids, self.models = 0, set(), {}
+        self.total = 0
+        self.custom_ids: set[str] = set()
+        self.models: dict[str, None] = {}
 
 
-def _answer(
-    requests: Path,
-    journal: "Journal",
-    found: _Found,
-    model: str | None,
-    parallel: int | None,
-    think_budget: int | None,
-    loading: LoadOptions,
-) -> "Progress":
-    """Load the model and answer what isn't answered. Raises: UsageError."""
+def _answer(work: "Work", how: "Answering", loading: LoadOptions, ray: str | None) -> "Progress":
+    """Load the model, here or on the machines of a cluster, and answer what isn't answered.
+
+    Raises: UsageError.
+    """
+    if ray is not None:
+        from localoss.cluster.batch import answer_on_cluster
+
+        with _shown() as told:
+            return answer_on_cluster(ray, work, how, loading, told, say)
     from localoss.chat.harmony import check_vocabulary
     from localoss.cli.loading import load_model
+    from localoss.server.batches.answerer import Answerer
+    from localoss.server.batches.running import run_requests
 
-    name = model or _named_model(list(found.models))
-    folder, engine = load_model(name, replace(loading, slots=parallel))
+    folder, engine = load_model(how.model, replace(loading, slots=how.parallel))
     check_vocabulary(engine.config.vocab)
-    served = folder.absolute().name.replace("--", "/", 1)
+
+    async def answer(told: Callable[["Progress"], None]) -> "Progress":
+        answerer = Answerer(engine, folder, how)
+        try:
+            return await run_requests(
+                answerer.ask, work.requests(), work.journal, answerer.at_once, told, total=work.total
+            )
+        finally:
+            answerer.close()
+
     with _shown() as told:
-        running = _Running(engine, folder, served, think_budget, replaces_model=model is not None)
-        return asyncio.run(running.run(requests, journal, found.total, parallel, told))
+        return asyncio.run(answer(told))
 
 
-def _named_model(names: list[str]) -> str:
-    """The model that a file's lines name. Raises: UsageError if that isn't here."""
+def _named_model(names: list[str], is_here: bool) -> str:
+    """The model that a file's lines name. Raises: UsageError if that isn't here, where it is to be."""
     from localoss.hub.registry import default_model, find_model
 
     if not names:
         return default_model()
     try:
-        find_model(names[0])
+        if is_here:
+            find_model(names[0])
     except ModelError:
         raise UsageError(
             f"the requests name the model {names[0]!r}, which isn't here; "
             "`--model NAME` answers them with another"
         ) from None
     return names[0]
-
-
-@dataclass
-class _Running:
-    """An application without a server. replaces_model: whatever model a line names is this one."""
-
-    engine: "Engine"
-    folder: Path
-    model: str
-    think_budget: int | None
-    replaces_model: bool
-
-    async def run(
-        self,
-        requests: Path,
-        journal: "Journal",
-        total: int,
-        parallel: int | None,
-        told: Callable[["Progress"], None],
-    ) -> "Progress":
-        from localoss.server.app import build_app
-        from localoss.server.batches.journal import Request, read_requests
-        from localoss.server.batches.running import run_requests
-        from localoss.server.core.models import only
-        from localoss.server.core.pool import SequencePool
-        from localoss.server.core.scheduler import Scheduler
-        from localoss.server.core.service import Service
-
-        side_by_side = min(parallel or MOST_SLOTS, self.engine.slots)
-        at_once = side_by_side + 1  # one more is ready when another ends
-        scheduler = Scheduler(self.engine, at_once, side_by_side)
-        pool = SequencePool(self.engine, self.engine.slots)
-        service = Service(self.engine, self.model, scheduler, pool, default_think_budget=self.think_budget)
-        app = build_app(only(service, self.folder), hosts=None)
-
-        def named(request: Request) -> Request:
-            body = request.body | {"model": self.model} if self.replaces_model else request.body
-            return replace(request, body=body)
-
-        try:
-            lines = (named(request) for request in read_requests(requests))
-            return await run_requests(app, lines, journal, at_once, told, total=total)
-        finally:
-            scheduler.stop()
-            service.store.close()
 
 
 @contextmanager
@@ -180,7 +147,9 @@ def _shown() -> Iterator[Callable[["Progress"], None]]:
     console, began = Console(stderr=True), time.monotonic()
 
     def speed(progress: "Progress") -> str:
-        return f"{progress.tokens / max(time.monotonic() - began, 1e-3):.1f} tokens/s"
+        machines = ", ".join(f"{name} {done:,}" for name, done in sorted(progress.machines.items()))
+        per_s = f"{progress.tokens / max(time.monotonic() - began, 1e-3):.1f} tokens/s"
+        return f"{per_s} · {machines}" if machines else per_s
 
     if not console.is_terminal:
         shown = began
@@ -217,6 +186,8 @@ def _report(journal: "Journal", done: "Progress | None", seconds: float, as_json
             "seconds": seconds,
             "tokens_per_s": tokens / seconds if done else None,
         }
+        if done and done.machines:
+            report["machines"] = done.machines
         echo(json.dumps(report, indent=2))
         return
     speed = f", {tokens:,} tokens at {tokens / seconds:.1f}/s" if tokens else ""

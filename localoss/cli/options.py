@@ -195,6 +195,16 @@ GpuMemory = Annotated[
 ]
 
 
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="ADDRESS",
+        help="Use the machines of the Ray cluster at ADDRESS, or auto: the one that this machine is in.",
+    ),
+]
+
+
 def instructions(text: str | None, path: Path | None) -> str | None:
     """What --system or --system-file says. Raises: UsageError if both are given or the file can't be read."""
     if path is None:

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp
 
 from localoss.errors import LocalossError
 from localoss.server.batches.journal import Journal, Request, read_requests
-from localoss.server.batches.running import Progress, Stopped, run_requests
+from localoss.server.batches.running import Progress, Stopped, asking, run_requests
 from localoss.server.batches.store import KEY, FileStore, Object
 from localoss.server.core.errors import ApiError
 from localoss.server.core.keys import Client
@@ -114,9 +114,8 @@ class Batches:
             batch["request_counts"] = counts
 
         with await in_thread(self._journal, batch) as journal:
-            client = Client(batch.get(KEY, ""), "batch")
-            requests = self._requests(batch)
-            await run_requests(app, requests, journal, self._at_once, told, total=total, client=client)
+            ask = asking(app, Client(batch.get(KEY, ""), "batch"))
+            await run_requests(ask, self._requests(batch), journal, self._at_once, told, total=total)
             self._note(batch, "finalizing")
             await in_thread(journal.finish)
         await in_thread(self._keep, batch)

@@ -1,0 +1,151 @@
+"""Being part of a Ray cluster: which machines there are, and what can be wrong with it in one line."""
+
+import ipaddress
+import logging
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from localoss import __version__, settings
+from localoss.errors import UsageError
+
+INSTALL = "ray isn't installed: pip install 'localoss[cluster]'"
+_REACHED_S = 5.0
+
+
+class ClusterError(UsageError):
+    """The cluster can't be used as it is."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A machine of the cluster. id: Ray's. name: its address. cpus: that Ray may give away there."""
+
+    id: str
+    name: str
+    cpus: float
+
+
+def ray_module() -> Any:
+    """The library. Raises: UsageError without it."""
+    try:
+        import ray
+    except ModuleNotFoundError as error:
+        raise UsageError(INSTALL if error.name == "ray" else f"{error.name}: {INSTALL}") from None
+    return ray
+
+
+@contextmanager
+def joined(address: str, notice: Callable[[str], None]) -> Iterator[Any]:
+    """Ray, connected to the cluster at `address`, which auto finds on this machine.
+
+    notice: told if other people's machines may reach it. Raises: UsageError in one line.
+    """
+    ray = ray_module()
+    _check_reachable(address)
+    settings.set_variable("RAY_USAGE_STATS_ENABLED", "0")
+    settings.set_variable("RAY_DEDUP_LOGS", "0")
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
+    except Exception as error:  # Ray has many kinds, none of which are told apart by type
+        raise ClusterError(_told(address, error)) from None
+    try:
+        warn_if_public([machine.name for machine in machines(ray)], notice)
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def machines(ray: Any) -> list[Machine]:
+    """Those that are there now and may run something, this one first."""
+    here = ray.get_runtime_context().get_node_id()
+    found = [
+        Machine(node["NodeID"], node["NodeManagerAddress"], node["Resources"].get("CPU", 0))
+        for node in ray.nodes()
+        if node["Alive"] and node["Resources"].get("CPU", 0) >= 1
+    ]
+    return sorted(found, key=lambda machine: (machine.id != here, machine.name))
+
+
+def on(ray: Any, actor: type, machine: Machine, **options: Any) -> Any:
+    """`actor` as Ray's, to be made on `machine` and nowhere else."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    strategy = NodeAffinitySchedulingStrategy(machine.id, soft=False)
+    return ray.remote(actor).options(scheduling_strategy=strategy, **options)
+
+
+def warn_if_public(names: list[str], notice: Callable[[str], None]) -> None:
+    """Ray runs what it is sent by whoever reaches its ports: say so where that may be anyone."""
+    public = [name for name in names if _is_public(name)]
+    if public:
+        notice(
+            f"note: Ray listens on {', '.join(public[:3])}, which the internet may reach, and runs what it "
+            "is sent: see docs/cluster.md for its tokens and TLS"
+        )
+
+
+def check_version(name: str, version: str) -> str | None:
+    """What is wrong with a machine that has localoss `version`; None if nothing is."""
+    if version == __version__:
+        return None
+    return f"{name} has localoss {version}, this machine {__version__}; install the same on both"
+
+
+def first_line(error: BaseException) -> str:
+    """What of an error of Ray's is for a user: these have pages of what happened where."""
+    cause = getattr(error, "cause", None) or error
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(cause).__name__
+
+
+def _is_public(name: str) -> bool:
+    try:
+        return ipaddress.ip_address(name).is_global
+    except ValueError:
+        return False
+
+
+def _check_reachable(address: str) -> None:
+    """Raises: ClusterError at once where nobody listens, which takes Ray a minute to say."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if address in ("auto", "local"):
+        return
+    if not colon or not port.isdecimal() or not host:
+        raise ClusterError(f"--ray {address!r}: give auto, or the head's address as 192.168.0.2:6379")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _REACHED_S).close()
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ClusterError(
+            f"--ray {address}: nobody answers there ({reason}); `ray start --head` begins a cluster"
+        ) from None
+
+
+def _told(address: str, error: Exception) -> str:
+    text = str(error)
+    if "Version mismatch" in text:
+        theirs, ours = _versions(text)
+        return f"--ray {address}: the cluster has {theirs}, this machine {ours}; install the same on both"
+    if "uthentication" in type(error).__name__ or "oken" in text.split("\n")[0]:
+        return f"--ray {address}: the cluster wants a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+    if isinstance(error, ConnectionError) and address == "auto":
+        return "--ray auto: this machine is in no Ray cluster; `ray start --head`, or `ray start --address=…`"
+    if "node" in text and "ip" in text.lower() and "found" in text.lower():
+        return (
+            f"--ray {address}: this machine isn't in that cluster; `ray start --address={address}` joins it"
+        )
+    return f"--ray {address}: {first_line(error)}"
+
+
+def _versions(text: str) -> tuple[str, str]:
+    """Ray's words about both sides: "Ray 2.60.0 with Python 3.11.2" of the cluster's and of ours."""
+    found = {"Ray": [], "Python": []}  # type: dict[str, list[str]]
+    for line in text.splitlines():
+        name, _, version = line.strip().partition(": ")
+        if name in found:
+            found[name].append(version)
+    both = [f"Ray {ray} with Python {python}" for ray, python in zip(*found.values(), strict=False)]
+    return (both[0], both[1]) if len(both) > 1 else ("another version", "its own")

@@ -1,0 +1,168 @@
+"""Hosts of a cluster, played by network namespaces on this machine: for Linux, as root, with ray installed.
+
+Each host has an address of its own on a bridge, a link of 1 Gb/s and a delay of 1 ms where the kernel knows
+netem, its own /tmp/ray and its own home. By hand: python tests/support/hosts.py COMMAND
+runs COMMAND on the first of three hosts with Ray running on them all.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parent.parent.parent
+BRIDGE, NETWORK = "lhbr", "10.77.13"
+RATE, DELAY = "1gbit", "1ms"
+OBJECT_STORE_BYTES = 100_000_000
+
+
+def available() -> str | None:
+    """Why there can be no hosts here; None if there can."""
+    if sys.platform != "linux" or os.geteuid() or not shutil.which("ip") or not shutil.which("tc"):
+        return "namespaces need Linux, root, ip and tc"
+    if not (Path(sys.executable).parent / "ray").exists():
+        return "ray isn't installed"
+    return None
+
+
+def _call(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def _must(*command: str) -> None:
+    done = _call(*command)
+    assert done.returncode == 0, f"{command}: {done.stderr}"
+
+
+class Host:
+    """One host. environment: beside this process's own, of what runs there."""
+
+    def __init__(self, number: int, root: Path, delays: bool = True) -> None:
+        self.name, self.ip = f"lh{number}", f"{NETWORK}.{number}"
+        self.folder = root / self.name
+        self.home = self.folder / "home"
+        for folder in (self.home, self.folder / "ray", Path("/tmp/ray")):
+            folder.mkdir(parents=True, exist_ok=True)
+        self.environment = {
+            "LOCALOSS_HOME": str(self.home),
+            "PYTHONPATH": str(REPOSITORY),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_DISABLE_IMPORT_WARNING": "1",
+        }
+        link, inside = f"{self.name}o", f"{self.name}i"
+        _must("ip", "netns", "add", self.name)
+        _must("ip", "link", "add", link, "type", "veth", "peer", "name", inside)
+        _must("ip", "link", "set", inside, "netns", self.name)
+        _must("ip", "link", "set", link, "master", BRIDGE, "up")
+        for command in (f"addr add {self.ip}/24 dev {inside}", f"link set {inside} up", "link set lo up"):
+            _must("ip", "-n", self.name, *command.split())
+        shaped = ("tc", "-n", self.name, "qdisc", "add", "dev", inside, "root")
+        self.has_delay = delays and not _call(*shaped, "netem", "delay", DELAY, "rate", RATE).returncode
+        if not self.has_delay:
+            _must(*shaped, "tbf", "rate", RATE, "burst", "256kb", "latency", "50ms")
+
+    def command(self, *command: str) -> list[str]:
+        """What runs `command` there."""
+        inside = f'mount --bind {self.folder / "ray"} /tmp/ray && exec "$@"'
+        return ["ip", "netns", "exec", self.name, "sh", "-c", inside, "sh", *command]
+
+    def popen(self, *command: str, **options) -> subprocess.Popen:
+        environment = os.environ | self.environment
+        return subprocess.Popen(self.command(*command), env=environment, **options)
+
+    def run(self, *command: str, timeout: float = 300, **options) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | self.environment
+        return subprocess.run(
+            self.command(*command),
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            **options,
+        )
+
+    def localoss(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "localoss", *arguments]
+
+    def start_ray(self, head: "Host | None" = None, *more: str) -> None:
+        """Start Ray: the cluster's head, or a part of that of `head`."""
+        where = ["--head", "--port=6379", "--include-dashboard=false"]
+        if head is not None:
+            where = [f"--address={head.ip}:6379"]
+        common = [f"--node-ip-address={self.ip}", "--num-cpus=1"]
+        common += [f"--object-store-memory={OBJECT_STORE_BYTES}", "--disable-usage-stats", *more]
+        ray = str(Path(sys.executable).parent / "ray")
+        done = self.run(ray, "start", *where, *common, cwd=self.folder)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def pids(self) -> list[int]:
+        return [int(pid) for pid in _call("ip", "netns", "pids", self.name).stdout.split()]
+
+    def kill(self) -> None:
+        """Everything that runs there dies at once, as if the power went."""
+        for _ in range(20):
+            if not (pids := self.pids()):
+                return
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.1)
+
+    def close(self) -> None:
+        self.kill()
+        _call("ip", "netns", "del", self.name)
+
+
+class Hosts:
+    """Some hosts on a bridge; `close` leaves nothing of them but their folders."""
+
+    def __init__(self, root: Path, count: int = 3) -> None:
+        self.root, self.all = root, []
+        _call("ip", "link", "del", BRIDGE)
+        _must("ip", "link", "add", BRIDGE, "type", "bridge")
+        _must("ip", "link", "set", BRIDGE, "up")
+        for _ in range(count):
+            self.add()
+
+    def add(self) -> Host:
+        host = Host(len(self.all) + 1, self.root)
+        self.all.append(host)
+        return host
+
+    def start_ray(self, count: int | None = None, more: Sequence[str] = ()) -> None:
+        head, *others = self.all[:count]
+        head.start_ray(None, *more)
+        for host in others:
+            host.start_ray(head, *more)
+
+    def close(self) -> None:
+        for host in self.all:
+            host.close()
+        _call("ip", "link", "del", BRIDGE)
+
+    def __enter__(self) -> "Hosts":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+def main() -> int:
+    import tempfile
+
+    if why := available():
+        print(why, file=sys.stderr)
+        return 2
+    with Hosts(Path(tempfile.mkdtemp(prefix="hosts-"))) as hosts:
+        hosts.start_ray()
+        head = hosts.all[0]
+        return head.popen(*(sys.argv[1:] or ["sh"])).wait()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

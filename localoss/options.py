@@ -35,6 +35,8 @@ class LoadOptions:
     chunk_tokens: tokens of a forward pass at most.
     expert_memory: bytes of experts to keep in memory while the others stay on the disk; None for what is
         free if the model is larger, 0 to leave all to the system's page cache.
+    adapters: LoRA adapters beside the weights, DIR or DIR:SCALE each: all sequences run with all of these.
+        Of NAME=DIR those of one NAME are a set, which a sequence has to ask for.
     """
 
     context_tokens: int | None = 8192
@@ -50,6 +52,7 @@ class LoadOptions:
     lookup: bool = False
     chunk_tokens: int = 512
     expert_memory: int | None = None
+    adapters: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Raises: UsageError for a value out of range; what depends on the model, the loader checks."""
@@ -62,6 +65,12 @@ class LoadOptions:
         if self.slots is not None and self.slots < 1:
             raise UsageError(f"slots is {self.slots}; use 1 or more")
 
+        if isinstance(self.adapters, str):
+            raise UsageError(f"adapters is {self.adapters!r}; use a list, [{self.adapters!r}]")
+        if self.adapters and self.gpu_layers:
+            raise UsageError(
+                "adapters run on the CPU alone; leave out --gpu-layers, or `localoss merge` them"
+            )
         if self.expert_memory and self.gpu_layers:
             raise UsageError("with --gpu-layers experts are mapped; leave out one of it and --expert-memory")
 
@@ -157,6 +166,7 @@ def changed(options: _Options, changes: dict[str, Any]) -> _Options:
     for name in renamed:
         if name not in known:
             raise UsageError(f"there is no option {name}; there are {', '.join(known)}")
-    if "stop_ids" in renamed:
-        renamed["stop_ids"] = tuple(renamed["stop_ids"])
+    for name in ("stop_ids", "adapters"):
+        if name in renamed and not isinstance(renamed[name], str):
+            renamed[name] = tuple(renamed[name])
     return replace(options, **renamed) if renamed else options

@@ -111,7 +111,9 @@ class Session:
         except OSError:  # nothing tells this model from others: its cache would be of no use
             self._cache = None
             return None
-        self._cache = SavedCache(self.folder / CACHE, identity(digest, engine.config, engine.kv_dtype))
+        adapter = sequence.adapter.digest if sequence.adapter else None
+        whose = identity(digest, engine.config, engine.kv_dtype, adapter)
+        self._cache = SavedCache(self.folder / CACHE, whose)
         try:
             if prompt is None or self._cache.shared(prompt) > common_prefix(sequence.tokens, prompt):
                 sequence.restore([], [])

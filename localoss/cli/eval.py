@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from localoss.cli.loading import load_model
-from localoss.cli.options import AsJson, KVDtype, ModelName, Threads
+from localoss.cli.options import AdapterNames, AsJson, KVDtype, ModelName, Threads
 from localoss.cli.terminal import StatusLine, echo, interrupts, say, stdin_bytes
 from localoss.errors import UsageError
 from localoss.options import LoadOptions
@@ -42,6 +42,7 @@ def evaluate(
         KVDtype, typer.Option("--kv-dtype", help="Numbers of MODEL's KV cache; MODEL2's are f16.")
     ] = KVDtype.f16,
     threads: Threads = None,
+    adapter: AdapterNames = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure a model's perplexity on a text, and with --against its divergence from another model.
@@ -51,6 +52,8 @@ def evaluate(
     that its training left out, in several number formats.
     """
     if file is None:
+        if adapter:
+            raise UsageError("--adapter needs a text: localoss eval MODEL FILE --adapter DIR")
         _evaluate_demo(model, against, cases, threads, as_json)
         return
     from localoss.chat.harmony import encode_raw
@@ -63,8 +66,8 @@ def evaluate(
     context = min(context, len(tokens), *_longest_contexts(names, max(tokens)))
     stride = stride or context // 2
     engines = [
-        load_model(name, LoadOptions(context_tokens=context, threads=threads, kv_dtype=cache.value))[1]
-        for name, cache in zip(names, (kv_dtype, KVDtype.f16), strict=False)
+        load_model(name, LoadOptions(context, threads, cache.value, adapters=tuple(its or ())))[1]
+        for name, cache, its in zip(names, (kv_dtype, KVDtype.f16), (adapter, None), strict=False)
     ]
     line = _ScoresLine(len(tokens) - 1)
     with interrupts() as cancelled:

@@ -74,16 +74,25 @@ def load_model(
     options: "LoadOptions",
     progress: Callable[[str], None] | None = None,
     notice: Callable[[str], None] = say,
+    has_names: bool = False,
 ) -> tuple[Path, "Engine"]:
     """Give the folder that `name` stands for and its engine.
 
-    progress: told what takes long; by default the terminal is. notice: told what must be said.
+    progress: told what takes long; by default the terminal is. notice: told what must be said. has_names:
+    whether somebody can ask for an adapter by its name. Raises: UsageError for one with a name else.
     """
     import localoss
+    from localoss.errors import UsageError
     from localoss.hub.registry import find_model
     from localoss.options import Listener
 
     folder = find_model(name, progress or say)
+    if options.adapters and not has_names:
+        from quant.sources.adapter import split_name
+
+        for text in options.adapters:
+            if split_name(text)[0]:
+                raise UsageError(f"--adapter {text}: names are for serve; give the adapter's folder alone")
     line = StatusLine()
     show = progress or line.show
     listener = Listener(

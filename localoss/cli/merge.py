@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -10,18 +10,15 @@ from localoss.cli.options import AsJson, ModelName
 from localoss.cli.progress import progress_shown
 from localoss.cli.quantize_report import report_json, report_text, summary_json, summary_text
 from localoss.cli.terminal import echo
-from localoss.errors import UsageError
-
-if TYPE_CHECKING:
-    from quant.format.config import ModelConfig
-    from quant.sources.adapter import Adapter
 
 
 def merge(
     model: ModelName,
     adapters: Annotated[
         list[str],
-        typer.Argument(metavar="DIR[:SCALE]...", help="Folders of LoRA adapters that PEFT saved."),
+        typer.Argument(
+            metavar="DIR[:SCALE]...", help="LoRA adapters: folders that PEFT saved, or GGUF files."
+        ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the merged model: a new one.")],
     force: Annotated[bool, typer.Option("--force", help="Replace another model in OUT.")] = False,
@@ -38,6 +35,7 @@ def merge(
     from quant.format.manifest import Dtypes
     from quant.report import report_of
     from quant.sources import open_source
+    from quant.sources.adapter import open_adapter
     from quant.sources.merged import MergedSource
     from quant.sources.model import ModelSource
 
@@ -46,7 +44,7 @@ def merge(
     folder = path if is_checkpoint else find_model(model)
     with open_source(folder) if is_checkpoint else ModelSource(folder) as base:
         dtypes = base.manifest.dtypes if isinstance(base, ModelSource) else Dtypes()
-        merged = MergedSource(base, [_adapter(text, base.config) for text in adapters])
+        merged = MergedSource(base, [open_adapter(text, base.config) for text in adapters])
         with progress_shown("merge") as progress:
             summary = convert_source(merged, out, dtypes, force, progress)
         measured = report_of(merged, out, summary.manifest)
@@ -54,17 +52,3 @@ def merge(
         echo(json.dumps(summary_json(out, summary) | {"report": report_json(measured)}, indent=2))
     else:
         echo(f"{summary_text(out, summary)}\n\n{report_text(measured)}")
-
-
-def _adapter(text: str, config: "ModelConfig") -> "Adapter":
-    """The adapter that `text` names, a folder with or without :SCALE. Raises: UsageError, QuantError."""
-    from quant.sources.adapter import Adapter
-
-    name, colon, scale = text.rpartition(":")
-    if not colon or Path(text).exists():
-        return Adapter(Path(text), config)
-    try:
-        factor = float(scale)
-    except ValueError:
-        raise UsageError(f"{text}: {scale!r} is no scale; write DIR:0.5, or DIR alone") from None
-    return Adapter(Path(name), config, factor)

@@ -187,6 +187,15 @@ ExpertMemory = Annotated[
         help="Experts to keep in memory, as 9GB, the others on the disk; mapped: leave it to the system.",
     ),
 ]
+AdapterNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--adapter",
+        metavar="DIR[:SCALE]",
+        help="A LoRA adapter, PEFT's folder or a GGUF file, beside the weights; more than one may be given. "
+        "For serve NAME=DIR makes it a model of that name.",
+    ),
+]
 GpuMemory = Annotated[
     int | None,
     typer.Option(
@@ -228,6 +237,7 @@ _LOADING: dict[str, tuple[Any, Any]] = {
     "gpu_layers": (GpuLayers, 0),
     "gpu_memory": (GpuMemory, None),
     "expert_memory": (ExpertMemory, None),
+    "adapter": (AdapterNames, None),
 }
 _SAMPLING: dict[str, tuple[Any, Any]] = {
     "max_tokens": (MaxTokens, None),
@@ -299,8 +309,11 @@ def takes_tool_options(command: _Command) -> _Command:
 def takes_load_options(command: _Command) -> _Command:
     """Give `command` the options that say how a model is loaded: its parameter `loading` is a LoadOptions."""
 
-    def loading(context: int | None, kv_dtype: KVDtype, **others: Any) -> LoadOptions:
-        return LoadOptions(context_tokens=context, kv_dtype=kv_dtype.value, **others)
+    def loading(
+        context: int | None, kv_dtype: KVDtype, adapter: list[str] | None, **others: Any
+    ) -> LoadOptions:
+        adapters = tuple(adapter or ())
+        return LoadOptions(context_tokens=context, kv_dtype=kv_dtype.value, adapters=adapters, **others)
 
     return _taking(command, "loading", _LOADING, loading)
 

@@ -268,7 +268,8 @@ def _load(folder: Path, loading: LoadOptions) -> "Engine":
     from localoss.chat.harmony import check_vocabulary
     from localoss.cli.loading import SpacedLines, load_model
 
-    _, engine = load_model(str(folder), loading, None if sys.stderr.isatty() else SpacedLines())
+    progress = None if sys.stderr.isatty() else SpacedLines()
+    _, engine = load_model(str(folder), loading, progress, has_names=True)
     check_vocabulary(engine.config.vocab)
     return engine
 

@@ -356,7 +356,7 @@ class Batch:
             slot.scored(Token(slot.prompt[0], float("nan")))  # nothing stands before it to score it by
         for first in range(0, len(x), _SCORED_ROWS):
             here = x[first : first + _SCORED_ROWS]
-            for row, logits in enumerate(self._passes.logits(here, rows[: len(here)])):
+            for row, logits in enumerate(self._passes.logits(here, [slot.sequence], rows[: len(here)])):
                 if (place := at + first + row + 1) < len(slot.prompt):
                     slot.scored(self._sampler.score(logits, slot.prompt[place], slot.params.logprobs))
 
@@ -366,11 +366,13 @@ class Batch:
         together = [(slot, rows[0]) for slot, rows in wanted if len(rows) == 1]
         for slot, rows in alone:
             out = slot.draft_rows(self._rows.shape[1])[: len(rows)]
-            slot.rows = self._passes.logits(x[rows.start : rows.stop], out)
+            slot.rows = self._passes.logits(x[rows.start : rows.stop], [slot.sequence], out)
         if len(together) > len(self._rows):
             self._rows = np.empty((len(together), self._rows.shape[1]), np.float32)
         if together:
-            logits = self._passes.logits(x[[row for _, row in together]], self._rows[: len(together)])
+            sequences = [slot.sequence for slot, _ in together]
+            rows_of_x = x[[row for _, row in together]]
+            logits = self._passes.logits(rows_of_x, sequences, self._rows[: len(together)])
             for number, (slot, _) in enumerate(together):
                 its = logits[number : number + 1]
                 slot.rows = its if slot.lookup is None else self._kept(slot, its)

@@ -14,6 +14,7 @@ from localoss.engine.prompt_lookup import PromptLookup
 from localoss.engine.sampler import Sampler, Token
 from localoss.engine.sequence import Sequence
 from localoss.errors import UsageError
+from localoss.model.adapters import AdapterSet
 from localoss.model.forward import Model
 from localoss.model.kv_cache import KVCache
 from localoss.model.stack import F32Array, LayerStack
@@ -86,7 +87,21 @@ class Engine:
         """What came from the disk; None where all experts are mapped."""
         return self.model.experts.figures() if self.model.experts else None
 
-    def sequence(self, seed: int | None = None) -> Sequence:
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The names of the adapters that a sequence can ask for."""
+        loaded = self.weights.adapters
+        return tuple(name for name in loaded.sets if name) if loaded else ()
+
+    def adapter(self, name: str | None = None) -> AdapterSet | None:
+        """What a sequence runs with that asks for `name`, or for nothing. Raises: UsageError."""
+        if self.weights.adapters:
+            return self.weights.adapters.find(name)
+        if name is not None:
+            raise UsageError(f"there is no adapter {name}; load the model with adapters=['{name}=DIR']")
+        return None
+
+    def sequence(self, seed: int | None = None, adapter: str | None = None) -> Sequence:
         """A new, empty sequence, with a KV cache for `context_tokens`.
 
         It uses one of the caches that were allocated with the engine, and gives it back when it is gone.
@@ -94,14 +109,17 @@ class Engine:
 
         Args:
             seed: of its random state; None for one that nobody knows.
+            adapter: the name of an adapter that was loaded with one; None for those without.
         Returns: the sequence, for `generate`, `prefill`, `stream_logits` and `score`.
+        Raises: UsageError for an adapter that wasn't loaded.
         """
+        its = self.adapter(adapter)
         for index, (cache, holder) in enumerate(zip(self._caches, self._holders, strict=True)):
             if holder is None or holder() is None:
-                sequence = Sequence(cache, seed)
+                sequence = Sequence(cache, seed, its)
                 self._holders[index] = weakref.ref(sequence)
                 return sequence
-        return Sequence(self._new_cache(), seed)
+        return Sequence(self._new_cache(), seed, its)
 
     def _new_cache(self) -> KVCache:
         return KVCache(self.config, self.context_tokens, self.chunk_tokens, self.kv_dtype, self.model.stacks)
@@ -201,7 +219,7 @@ class Engine:
             for row, position in enumerate(wanted):
                 if first <= position < first + len(x):
                     hidden[row] = x[position - first]
-        return self._passes.logits(hidden)
+        return self._passes.logits(hidden, [sequence])
 
     def stream_logits(
         self,
@@ -230,7 +248,7 @@ class Engine:
             x = self._run(sequence, tokens[start : start + self.pass_tokens], cancelled)
             for row in range(max(first - start, 0), len(x), rows):
                 block = x[row : row + rows]
-                yield self._passes.logits(block, out[: len(block)])
+                yield self._passes.logits(block, [sequence], out[: len(block)])
 
     def score(
         self,

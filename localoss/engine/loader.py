@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from localoss.engine.engine import Engine
     from localoss.gpu.device import Device
     from localoss.gpu.layers import GpuLayers
+    from localoss.model.adapters import Adapters
     from localoss.model.stack import LayerStack
     from localoss.model.weights import Weights
 
@@ -61,12 +62,22 @@ def load_engine(model: str | Path, options: LoadOptions, listener: Listener) -> 
     limits = machine.limit_bytes, machine.cache_limit_bytes
     if options.memory_limit is not None:
         limits = options.memory_limit, options.memory_limit
-    loading = _Loading(folder, config, dtypes, limits, options, listener)
+    adapters = _adapters(config, options) if options.adapters else None
+    loading = _Loading(folder, config, dtypes, limits, options, listener, adapters)
     engine = loading.on_gpu(gpu_layers) if options.gpu_layers else None
-    engine = engine or loading.engine(loading.sized(Plan.of(config, dtypes, options)))
+    plan = Plan.of(config, dtypes, options)
+    if adapters:
+        plan = replace(plan, adapter_bytes=adapters.nbytes)
+    engine = engine or loading.engine(loading.sized(plan))
     with kernels.reporting_compiled(listener.compiling):
-        warm_up(options.kv_dtype, options.is_exact, engine.threads)
+        warm_up(options.kv_dtype, options.is_exact, engine.threads, adapters is not None)
     return engine
+
+
+def _adapters(config: ModelConfig, options: LoadOptions) -> "Adapters":
+    from localoss.model.adapters import open_adapters
+
+    return open_adapters(options.adapters, config, options.chunk_tokens)
 
 
 @dataclass(frozen=True)
@@ -79,6 +90,7 @@ class _Loading:
     limits: tuple[int, int]  # bytes that the model may take, and with a cache of experts
     options: LoadOptions
     listener: Listener
+    adapters: "Adapters | None"
 
     @property
     def limit_bytes(self) -> int:
@@ -99,7 +111,7 @@ class _Loading:
             return self._streaming(cached, options)
         if slow:
             self.listener.notice(slow)
-        weights = load_weights(self.folder, self.config, self.dtypes)
+        weights = replace(load_weights(self.folder, self.config, self.dtypes), adapters=self.adapters)
         others: list[LayerStack] = [self._layers(device, plan, weights)] if device else []
         return Engine(self.config, self.dtypes, weights, options, others, self.listener)
 
@@ -125,6 +137,7 @@ class _Loading:
         table = np.zeros((self.config.layers, self.config.experts), np.int64)
         try:
             weights = read_dense_weights(self.folder, self.config, self.dtypes, table)
+            weights = replace(weights, adapters=self.adapters)
             files = ExpertFiles(self.folder, self.config.layers)
             cache = ExpertCache(table, plan.expert_slots, weights.expert_bytes, files)
         except MemoryError as error:

@@ -63,9 +63,10 @@ class Passes:
             [(sequence, tokens)], cancelled, lambda chunks: self.model.next_logits(chunks[0], cancelled, out)
         )
 
-    def logits(self, x: F32Array, out: F32Array | None = None) -> F32Array:
-        """Model.logits."""
-        return self._retried(lambda: self.model.logits(x, out))
+    def logits(self, x: F32Array, sequences: Seq[Sequence], out: F32Array | None = None) -> F32Array:
+        """Model.logits. sequences: of each row, or one for all."""
+        adapters = [sequence.adapter for sequence in sequences]
+        return self._retried(lambda: self.model.logits(x, out, adapters))
 
     def reuse(self, sequence: Sequence, tokens: Seq[int]) -> int:
         """Sequence.reuse; nothing is left of a sequence that lay on a lost device."""
@@ -102,7 +103,7 @@ class Passes:
             if self._is_stranded(sequence):
                 self._run_again(sequence, cancelled)
             sequence.begin(len(tokens))
-            chunks.append(Chunk(tokens, len(sequence.tokens), sequence.cache))
+            chunks.append(Chunk(tokens, len(sequence.tokens), sequence.cache, sequence.adapter))
         return chunks
 
     def check_room(self, sequence: Sequence, tokens: int) -> None:

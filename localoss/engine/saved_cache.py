@@ -37,10 +37,13 @@ class UnusableCacheError(Exception):
     """The files are damaged, or belong to another model or kind of cache; the message says which."""
 
 
-def identity(model_sha256: str, config: ModelConfig, kv_dtype: str) -> dict[str, Any]:
-    """What a saved cache is tied to: the model's bytes, and how its cache is laid out."""
+def identity(
+    model_sha256: str, config: ModelConfig, kv_dtype: str, adapter_sha256: str | None = None
+) -> dict[str, Any]:
+    """What a saved cache is tied to: the model's bytes, its adapters', and how its cache is laid out."""
     return {
         "model_sha256": model_sha256,
+        **({"adapter_sha256": adapter_sha256} if adapter_sha256 else {}),
         "kv_dtype": kv_dtype,
         **({"kv_layout": _LAYOUTS[kv_dtype]} if kv_dtype in _LAYOUTS else {}),
         "is_sliding": list(config.is_sliding),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from localoss.model.adapters import AdapterSet
 from localoss.model.kv_cache import KVCache
 from localoss.model.stack import Array, LayerStack
 from localoss.plan.sizes import MOST_SNAPSHOTS
@@ -26,10 +27,10 @@ class Snapshot:
 
 
 class Sequence:
-    """One conversation: its tokens so far, their KV cache, snapshots, and its random state."""
+    """One conversation: its tokens so far, their KV cache, snapshots, its random state and its adapters."""
 
-    def __init__(self, cache: KVCache, seed: int | None):
-        self.cache = cache
+    def __init__(self, cache: KVCache, seed: int | None, adapter: AdapterSet | None = None):
+        self.cache, self.adapter = cache, adapter
         self.tokens: list[int] = []  # what the cache holds
         self.snapshots: list[Snapshot] = []  # by position, none beyond the tokens
         self.random = np.random.default_rng(seed)
@@ -52,9 +53,18 @@ class Sequence:
         self.cache.renew(stacks)
         self.tokens, self.snapshots, self._oldest = [], [], 0
 
+    def use(self, adapter: AdapterSet | None) -> None:
+        """Run with `adapter` from now on: what another one had a part in is dropped."""
+        if self.adapter is not adapter:
+            self.adapter = adapter
+            self.tokens, self.snapshots, self._oldest = [], [], 0
+
     def copy(self, other: "Sequence", tokens: int) -> None:
-        """Hold the first `tokens` tokens of `other`, which may be running: `reuse` goes on from there."""
-        if self.cache.stacks != other.cache.stacks:
+        """Hold the first `tokens` tokens of `other`, which may be running: `reuse` goes on from there.
+
+        Nothing of one with other adapters, or on other stacks.
+        """
+        if self.adapter is not other.adapter or self.cache.stacks != other.cache.stacks:
             return
         self.cache.copy(other.cache, min(tokens, len(other.tokens)))
         self.tokens = other.tokens[:tokens]

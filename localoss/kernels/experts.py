@@ -11,6 +11,7 @@ from numba import prange
 
 from localoss.kernels.activations import quantize_block, swiglu
 from localoss.kernels.isa.common import force_inline
+from localoss.kernels.low_rank import add_to_panel
 from localoss.kernels.matmul import multiply_panel, store_panel, take_run
 from localoss.kernels.products import OFFSETS
 from localoss.kernels.simd import (
@@ -76,7 +77,7 @@ def _tiles_of(tiles, run):
 
 
 @jit
-def _take_gate_up(h, tiles, runs, inputs, starts, active, alpha, limit, threads, scratch, counter):
+def _take_gate_up(h, tiles, runs, inputs, starts, active, alpha, limit, threads, scratch, counter, added):
     panels, places, count = tiles[4] // PANEL, starts[-1], np.int64(PANEL)
     while True:
         begin, end = take_run(counter, threads, panels * len(active))
@@ -88,22 +89,34 @@ def _take_gate_up(h, tiles, runs, inputs, starts, active, alpha, limit, threads,
             for first in range(starts[expert], starts[expert + 1], TOKENS_AT_ONCE):
                 here = min(TOKENS_AT_ONCE, starts[expert + 1] - first)
                 sums = multiply_panel(own, PANEL * panel, count, inputs, first, here, places, scratch)
+                if added is not None:
+                    add_to_panel(sums, *added, expert, PANEL * panel, count, first, here)
                 _activate_panel(own, panel, sums, h, first, here, places, alpha, limit)
 
 
 @parallel
-def gate_up(h, tiles, runs, inputs, starts, active, alpha, limit, workers):
+def gate_up(h, tiles, runs, inputs, starts, active, alpha, limit, workers, added):
     """Write SwiGLU(W_e @ x + bias_e) of each place to h, inputs of a product with I columns.
 
     tiles, inputs, workers: as matmul has them, but with codes, scales and bias as byte offsets in a run.
     Arrays: runs (E,) i64; starts (E + 1,) i64; active (n,) i32, the experts that have places.
-    alpha, limit: SwiGLU's. Oracle: tests/support/naive.py.
+    alpha, limit: SwiGLU's. added: what adapters add before it, (factors, sources) of low_rank.py, or None,
+    for which Numba compiles nothing. Oracle: tests/support/naive.py.
     """
     threads, scratch, counter = workers
     store_i64(counter, 0)
-    for thread in prange(threads):
-        own_scratch = scratch + SCRATCH_BYTES * thread
-        _take_gate_up(h, tiles, runs, inputs, starts, active, alpha, limit, threads, own_scratch, counter)
+    if added is None:
+        for thread in prange(threads):
+            own = scratch + SCRATCH_BYTES * thread
+            _take_gate_up(h, tiles, runs, inputs, starts, active, alpha, limit, threads, own, counter, None)
+    else:
+        (sets, addresses, ranks, between, width), sources = (
+            added  # Numba takes no array in a tuple into a loop
+        )
+        for thread in prange(threads):
+            own = scratch + SCRATCH_BYTES * thread
+            its = ((sets, addresses, ranks, between, width), sources)
+            _take_gate_up(h, tiles, runs, inputs, starts, active, alpha, limit, threads, own, counter, its)
 
 
 @jit

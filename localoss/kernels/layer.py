@@ -16,6 +16,8 @@ from localoss.kernels.activations import route as choose_experts
 from localoss.kernels.attention import attention
 from localoss.kernels.experts import down, gate_up, list_active
 from localoss.kernels.kv_store import rotate_and_store
+from localoss.kernels.low_rank import DOWN, GATE_UP, expand_for_experts, reduce_for_experts
+from localoss.kernels.low_rank import add_low_rank as add_low_rank
 from localoss.kernels.matmul import matmul
 from localoss.kernels.products import BF16, OFFSETS
 from localoss.kernels.simd import jit, to_pointer
@@ -94,30 +96,43 @@ def _choices(own, tokens):
 
 
 @jit
-def route(x, norm, router, router_bias, buffers, tokens, work):
-    """Choose each token's experts: the first phase of a mixture of experts. Gives how many have tokens.
-
-    x (tokens, D) f32. norm (weight (D,) f32, eps). router: tiles. router_bias array (E,) f32. buffers: see
-    ExpertBuffers; all from logits to active is written. norm(x) is left in work's blocks for run_experts.
-    """
+def score_experts(x, norm, router, buffers, tokens, work):
+    """The router's logits without their bias: the first half of `route`; adapters add theirs after it."""
     weight, eps = norm
+    norm_and_multiply(ExpertBuffers(*buffers).logits, x, weight, eps, router, tokens, work)
+
+
+@jit
+def choose(groups, router_bias, buffers, tokens):
+    """Choose each token's experts by logits in so many row groups: the second half of `route`."""
     own = ExpertBuffers(*buffers)
     ids, weights, places, starts, active = _choices(own, tokens)
-    norm_and_multiply(own.logits, x, weight, eps, router, tokens, work)
-    logits = carray(to_pointer(own.logits), (tokens, 8 * router[4]), np.float32)
+    logits = carray(to_pointer(own.logits), (tokens, 8 * groups), np.float32)
     choose_experts(ids, weights, logits, router_bias)
     sort_by_expert(starts, carray(to_pointer(own.sources), ids.size, np.int32), places, ids)
     return list_active(active, starts)
 
 
 @jit
-def run_experts(x, experts, buffers, which, tokens, work):
+def route(x, norm, router, router_bias, buffers, tokens, work):
+    """Choose each token's experts: the first phase of a mixture of experts. Gives how many have tokens.
+
+    x (tokens, D) f32. norm (weight (D,) f32, eps). router: tiles. router_bias array (E,) f32. buffers: see
+    ExpertBuffers; all from logits to active is written. norm(x) is left in work's blocks for run_experts.
+    """
+    score_experts(x, norm, router, buffers, tokens, work)
+    return choose(router[4], router_bias, buffers, tokens)
+
+
+@jit
+def run_experts(x, experts, buffers, which, tokens, work, factors):
     """x (tokens, D) f32 += Σ weight * expert(norm(x)) over the experts that `route` chose: the second phase.
 
     experts: gate_up and down as tiles of offsets, runs array (E,) i64 of which those of the experts in turn
     are read, SwiGLU's alpha and limit. buffers: see ExpertBuffers. work: as `route` left it. which (first,
     end, count): the experts in turn are active[first:end] of `count`. Where they come in several calls, in
-    any order, the last one adds them all up, so that no order changes a bit.
+    any order, the last one adds them all up, so that no order changes a bit. factors: those of adapters, see
+    low_rank.py; None for none.
     """
     gate_up_tiles, down_tiles, runs, alpha, limit = experts
     first, end, count = which
@@ -137,7 +152,19 @@ def run_experts(x, experts, buffers, which, tokens, work):
         else:
             quantize(codes, scales, blocks, pairs, tokens, columns, OFFSETS[gate_up_tiles[0]])
     between = (exact, own.h, own.h_scales)
-    gate_up(between, gate_up_tiles, runs, (exact, inputs, scales), starts, chosen, alpha, limit, workers)
-    down(own.y, down_tiles, runs, between, starts, chosen, workers)
+    x_places, kind = (exact, inputs, scales), gate_up_tiles[0]
+    if factors is None:
+        gate_up(between, gate_up_tiles, runs, x_places, starts, chosen, alpha, limit, workers, None)
+        down(own.y, down_tiles, runs, between, starts, chosen, workers)
+    else:
+        none = np.int64(0)
+        normed = (np.bool_(True), blocks, none, none, columns, np.int64(tokens), none)
+        reduce_for_experts(np.int64(GATE_UP), factors, normed, pairs, starts, chosen)
+        added = (factors, pairs)
+        gate_up(between, gate_up_tiles, runs, x_places, starts, chosen, alpha, limit, workers, added)
+        activated = (exact, own.h, own.h, own.h_scales, down_tiles[5], len(pairs), np.int64(OFFSETS[kind]))
+        reduce_for_experts(np.int64(DOWN), factors, activated, pairs, starts, chosen)
+        down(own.y, down_tiles, runs, between, starts, chosen, workers)
+        expand_for_experts(own.y, down_tiles[4], factors, pairs, starts, chosen)
     if end == count:
         add_experts(x, own.y, places, weights, 32 * columns)

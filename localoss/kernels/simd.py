@@ -146,6 +146,13 @@ def load_i8x8(b, address):
     return b.sitofp(whole, f32x8.llvm)
 
 
+@op(f32x8, types.intp, types.intp)
+def broadcast_i8(b, address, offset):
+    """The byte at `address` less `offset` (modulo 256), as a signed number, in every lane: see to_bytes."""
+    byte = b.sub(b.load(pointer(b, address, ir.IntType(8)), align=1), b.trunc(offset, ir.IntType(8)))
+    return splat(b, b.sitofp(byte, ir.FloatType()), 8)
+
+
 @op(i8x32, types.intp)
 def broadcast_4_bytes(b, address):
     """The 4 bytes at `address` in each of the 8 lanes of 32 bits."""

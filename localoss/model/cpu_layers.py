@@ -20,7 +20,8 @@ class RowChunk(NamedTuple):
     """As many rows of a pass's residual stream as the buffers take at once.
 
     x: address of the first. rows: of each sequence among them, `first` counted from there. qkv: a view for
-    each of these. out (H * head_dim / 32, tokens, 32) f32: what attention gives.
+    each of these. out (H * head_dim / 32, tokens, 32) f32: what attention gives. adapted: those of `rows`
+    that have an adapter. sets (tokens,) i32: the number of each token's adapters or -1; None for none at all.
     """
 
     x: int
@@ -28,6 +29,8 @@ class RowChunk(NamedTuple):
     rows: Sequence[Rows]
     qkv: list[F32Array]
     out: NDArray[Any]
+    adapted: Sequence[Rows]
+    sets: NDArray[np.int32] | None
 
 
 class CpuLayers:
@@ -116,7 +119,7 @@ class CpuLayers:
                 at = part.first + done - first  # in this chunk
                 here = min(most - at, part.tokens - done)
                 angles = part.cos[done : done + here], part.sin[done : done + here]
-                taken.append(Rows(at, here, part.position + done, *angles, part.cache))
+                taken.append(Rows(at, here, part.position + done, *angles, part.cache, part.adapter))
                 done += here
                 if at + here == most:
                     chunks.append(self._chunk(first, taken))
@@ -128,7 +131,14 @@ class CpuLayers:
         b, tokens = self.buffers, rows[-1].first + rows[-1].tokens
         qkv = [b.qkv[part.first : part.first + part.tokens] for part in rows]
         out = b.blocks[: tokens * self.config.q_rows].reshape(-1, tokens, 32)
-        return RowChunk(b.at.x + b.x.strides[0] * first, tokens, rows, qkv, out)
+        adapted = [part for part in rows if part.adapter]
+        sets = None
+        if adapted:
+            sets = np.full(tokens, -1, np.int32)
+            for part in adapted:
+                assert part.adapter
+                sets[part.first : part.first + part.tokens] = part.adapter.number
+        return RowChunk(b.at.x + b.x.strides[0] * first, tokens, rows, qkv, out, adapted, sets)
 
     def _attention(self, index: int, chunk: RowChunk) -> None:
         """x += output(attention(qkv(norm(x)))); each sequence attends to its own cache."""
@@ -137,6 +147,7 @@ class CpuLayers:
         self.kernels.norm_and_multiply(
             b.at.qkv, x, layer.attention_norm, self._eps, layer.qkv.tiles, tokens, work
         )
+        self._adapt("qkv", index, chunk, b.at.qkv, b.qkv.strides[0])
         window = self.config.sliding_window if self.config.is_sliding[index] else 0
         offsets = (layer.key_bias, *self._offsets)
         for part, its_qkv in zip(chunk.rows, chunk.qkv, strict=True):
@@ -154,6 +165,16 @@ class CpuLayers:
                 b.at.counter,
             )
         self.kernels.multiply(x, layer.output.tiles, tokens, True, work)
+        self._adapt("output", index, chunk, x, b.x.strides[0])
+
+    def _adapt(self, matrix: str, index: int, chunk: RowChunk, out: int, row_bytes: int) -> None:
+        """Add what adapters add to a product with `matrix` of LayerFactors, whose input is in blocks."""
+        for part in chunk.adapted:
+            assert part.adapter and self.weights.adapters
+            if factors := getattr(part.adapter.layers[index], matrix):
+                rows = part.first, part.tokens, chunk.tokens
+                between = self.weights.adapters.at_between
+                self.kernels.add_low_rank(out, row_bytes, factors, self.buffers.at.blocks, rows, between)
 
     def _route(self, index: int, chunk: RowChunk) -> int:
         """Choose each token's experts; gives how many have tokens: the first of buffers.active.
@@ -162,15 +183,16 @@ class CpuLayers:
         _run_experts.
         """
         layer: Layer = self.weights.layers[index]
-        count: int = self.kernels.route(
-            chunk.x,
-            (layer.mlp_norm, self._eps),
-            layer.router.tiles,
-            layer.router_bias,
-            self._expert_buffers,
-            chunk.tokens,
-            self._work,
-        )
+        norm, buffers, tokens = (layer.mlp_norm, self._eps), self._expert_buffers, chunk.tokens
+        count: int
+        if any(part.adapter and part.adapter.layers[index].router for part in chunk.adapted):
+            logits = self.buffers.router_logits
+            self.kernels.score_experts(chunk.x, norm, layer.router.tiles, buffers, tokens, self._work)
+            self._adapt("router", index, chunk, self.buffers.at.router_logits, logits.strides[0])
+            count = self.kernels.choose(layer.router.tiles[4], layer.router_bias, buffers, tokens)
+        else:
+            router = layer.router.tiles, layer.router_bias
+            count = self.kernels.route(chunk.x, norm, *router, buffers, tokens, self._work)
         if self.expert_counts is not None:
             ids = self.buffers.expert_ids[: chunk.tokens].reshape(-1)
             self.expert_counts[index] += np.bincount(ids, minlength=self.config.experts)
@@ -184,4 +206,9 @@ class CpuLayers:
         """A part of them, which: see kernels.run_experts."""
         runs = self.weights.layers[index].expert_runs
         experts = (self.weights.gate_up, self.weights.down, runs, *self._swiglu)
-        self.kernels.run_experts(chunk.x, experts, self._expert_buffers, which, chunk.tokens, self._work)
+        factors = None
+        if chunk.sets is not None:
+            assert self.weights.adapters
+            factors = self.weights.adapters.for_experts(index, chunk.sets)
+        buffers = self._expert_buffers
+        self.kernels.run_experts(chunk.x, experts, buffers, which, chunk.tokens, self._work, factors)

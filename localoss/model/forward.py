@@ -15,6 +15,7 @@ from localoss.errors import DeviceLost
 from localoss.kernels import layer as kernels
 from localoss.kernels import use_threads
 from localoss.kernels.products import BF16
+from localoss.model.adapters import AdapterSet
 from localoss.model.buffers import Buffers
 from localoss.model.cpu_layers import CpuLayers
 from localoss.model.kv_cache import KVCache
@@ -32,6 +33,7 @@ class Chunk:
     tokens: Sequence[int]
     position: int
     cache: KVCache
+    adapter: AdapterSet | None = None
 
 
 class Model:
@@ -130,7 +132,7 @@ class Model:
         for chunk in chunks:
             count = len(chunk.tokens)
             cos, sin = self.rope.at(chunk.position, count)
-            rows.append(Rows(first, count, chunk.position, cos, sin, chunk.cache))
+            rows.append(Rows(first, count, chunk.position, cos, sin, chunk.cache, chunk.adapter))
             first += count
         return x, rows
 
@@ -143,14 +145,18 @@ class Model:
         """
         *before, last = self.stacks
         if not last.unembeds:
-            return self.logits(self.forward([chunk], cancelled)[-1:], out)
+            return self.logits(self.forward([chunk], cancelled)[-1:], out, [chunk.adapter])
         x, (rows,) = self._begin([chunk])
         for stack in before:
             stack.forward(x, [rows], cancelled)
         return last.next_logits(x, rows, cancelled)
 
-    def logits(self, x: F32Array, out: F32Array | None = None) -> F32Array:
+    def logits(
+        self, x: F32Array, out: F32Array | None = None, adapters: Sequence[AdapterSet | None] = ()
+    ) -> F32Array:
         """Final norm and unembedding of rows x (n, D) of a forward pass: (n, V) f32.
+
+        adapters: of each row, or one for all; none at all where no row has any.
 
         A view of `out` (n, ≥ V rounded up to 8) if given: fresh memory costs a token 0.2 ms of page faults.
         Raises: DeviceLost.
@@ -175,7 +181,25 @@ class Model:
                 len(rows),
                 self.buffers.work,
             )
+            if any(adapters):
+                its = adapters if len(adapters) == 1 else adapters[first : first + step]
+                self._adapt_logits(out[first : first + step], its)
         return out[:, : self.config.vocab]
+
+    def _adapt_logits(self, out: F32Array, adapters: Sequence[AdapterSet | None]) -> None:
+        """Add to logits (n, rows of the unembedding) what adapters add, whose input is in the buffers."""
+        rows = [(0, len(out))] if len(adapters) == 1 else [(row, 1) for row in range(len(out))]
+        for (first, count), adapter in zip(rows, adapters, strict=True):
+            if adapter and adapter.unembedding:
+                assert self.weights.adapters
+                self.kernels.add_low_rank(
+                    address(out),
+                    out.strides[0],
+                    adapter.unembedding,
+                    self.buffers.at.blocks,
+                    (first, count, len(out)),
+                    self.weights.adapters.at_between,
+                )
 
     def figures(self) -> dict[str, Any] | None:
         """What runs layers elsewhere than on the CPU, for reports; None if nothing does."""

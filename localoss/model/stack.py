@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    from localoss.model.adapters import AdapterSet
     from localoss.model.kv_cache import KVCache
 
 Array = NDArray[np.generic]
@@ -25,6 +26,7 @@ class Rows(NamedTuple):
     cos: F32Array  # (tokens, head_dim / 2): rope.Rope.at's angles
     sin: F32Array
     cache: "KVCache"
+    adapter: "AdapterSet | None" = None
 
 
 class LayerCaching(Protocol):

@@ -6,7 +6,7 @@ import mmap
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,9 @@ from quant.format.layout import (
 from quant.format.manifest import Dtypes
 from quant.format.safetensors import TensorInfo, read_header
 from quant.format.weight_formats import ROUTER
+
+if TYPE_CHECKING:
+    from localoss.model.adapters import Adapters
 
 # float16 and bfloat16 as their bits: what reads them knows.
 _NUMPY_DTYPES = {
@@ -103,6 +106,7 @@ class Weights:
     expert_bytes: int
     tensors: list[Tensors]
     left_bytes: int = 0  # of weights that are in none of `tensors`: experts in their files
+    adapters: "Adapters | None" = None  # beside them
 
     @property
     def nbytes(self) -> int:

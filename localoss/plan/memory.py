@@ -56,6 +56,7 @@ class Plan:
     lookup: bool = False  # draft tokens from what was said
     gpu_layers: int = 0  # the last ones, and the unembedding with all of them
     expert_slots: int = 0  # experts in memory while the others stay on the disk; 0: all are mapped
+    adapter_bytes: int = 0  # of LoRA adapters beside the weights
 
     @classmethod
     def of(cls, config: ModelConfig, dtypes: Dtypes, options: LoadOptions) -> "Plan":
@@ -120,6 +121,7 @@ class Plan:
             "KV cache, sliding layers": self.slots * sliding,
             "snapshots": self.slots * MOST_SNAPSHOTS * snapshot_bytes(config, self.kv_dtype),
             "scratch": sum(size.nbytes for size in buffers.values()) + waiting + logits + drafts,
+            **({"adapters": self.adapter_bytes} if self.adapter_bytes else {}),
             "program": PROGRAM_BYTES,
         }
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import GptOssForCausalLM, Mxfp4Config
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -23,7 +23,9 @@ ADAPTERS = {
         r=2, lora_alpha=3, use_rslora=True, target_modules=[], target_parameters=["mlp.router.weight"]
     ),
     "experts": dict(r=2, lora_alpha=4, target_modules=[], target_parameters=EXPERTS),
+    "unembedding": dict(r=3, lora_alpha=6, target_modules=["lm_head", "q_proj"]),
 }
+TOGETHER = [("attention", "unembedding"), ("attention", "experts")]
 TOKENS = np.random.RandomState(7).randint(0, 203, 40)
 
 
@@ -59,6 +61,13 @@ def main() -> None:
             model.peft_config["default"].base_model_name_or_path = "short"
             model.save_pretrained(OUT / name)
             (OUT / name / "README.md").unlink(missing_ok=True)
+        for names in TOGETHER:
+            first, *others = names
+            model = PeftModel.from_pretrained(load(source), OUT / first, adapter_name=first)
+            for name in others:
+                model.load_adapter(OUT / name, adapter_name=name)
+            model.base_model.set_adapter(list(names))
+            found["+".join(names)] = logits(model)
     np.savez_compressed(OUT / "logits.npz", **found)
     for name, array in found.items():
         print(name, array.shape, np.abs(array - found["none"]).max() if name != "tokens" else "")

@@ -237,6 +237,7 @@ def test_gate_up(dtype, exact):
         np.float32(1.702),
         np.float32(7.0),
         WORKERS,
+        None,
     )
     clamped = 0
     for e, (weights, bias, _, _) in enumerate(made.experts):

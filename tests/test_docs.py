@@ -3,6 +3,8 @@
 import json
 import re
 import shlex
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -110,6 +112,25 @@ def test_the_container_runs_a_command_that_is_there():
     words = json.loads(given["ENTRYPOINT"]) + json.loads(given["CMD"])
     assert words[0] == "localoss" and not unknown_words(words)
     assert f"[default: {given['EXPOSE']}" in CliRunner().invoke(app, ["serve", "--help"]).output
+
+
+@pytest.mark.soak
+def test_the_container_builds():
+    """Where there are buildah and the base image, from a registry or from before."""
+    buildah = shutil.which("buildah")
+    if not buildah:
+        pytest.skip("needs buildah")
+    base = re.search(r"^FROM (\S+)$", (ROOT / "Containerfile").read_text(encoding="utf-8"), re.MULTILINE)[1]
+    if subprocess.run([buildah, "pull", "--policy", "missing", base], capture_output=True).returncode:
+        pytest.skip(f"{base} can't be had here")
+    subprocess.run([buildah, "build", "--isolation", "chroot", "-t", "localoss-test", str(ROOT)], check=True)
+    made = subprocess.check_output([buildah, "from", "localoss-test"], text=True).strip()
+    try:
+        run = [buildah, "run", "--isolation", "chroot", made, "--"]
+        answer = subprocess.check_output([*run, "localoss", "run", "demo", "What is 37 + 48?"], text=True)
+        assert answer.strip() == "37 + 48 = 85"
+    finally:
+        subprocess.run([buildah, "rm", made], check=True)
 
 
 def test_what_is_wrong_is_found():

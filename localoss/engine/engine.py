@@ -93,6 +93,11 @@ class Engine:
         loaded = self.weights.adapters
         return tuple(name for name in loaded.sets if name) if loaded else ()
 
+    @property
+    def adapter_bytes(self) -> int:
+        """What all adapters take of memory."""
+        return self.weights.adapters.nbytes if self.weights.adapters else 0
+
     def adapter(self, name: str | None = None) -> AdapterSet | None:
         """What a sequence runs with that asks for `name`, or for nothing. Raises: UsageError."""
         if self.weights.adapters:

@@ -139,12 +139,13 @@ def _models(catalogue: Catalogue, contexts: dict[str, int]) -> list[dict[str, An
 
 def _model(catalogue: Catalogue, entry: Entry, contexts: dict[str, int]) -> dict[str, Any]:
     """Raises: LocalossError, OSError."""
-    context_tokens = contexts.get(entry.name)
+    context_tokens = contexts.get(entry.loaded_as)
     return {
         "id": entry.name,
         "object": "model",
         "created": entry.created,
         "owned_by": "localoss",
+        **({"parent": entry.base} if entry.base else {}),
         "context_length": context_tokens or catalogue.context_tokens(entry),
         "status": {"value": "unloaded" if context_tokens is None else "loaded"},  # as llama.cpp's router says
     }

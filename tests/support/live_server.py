@@ -69,6 +69,8 @@ class OneModel:
         self.first = SimpleNamespace(
             name=name, config=engine.config, dtypes=dtypes, size_bytes=1, digest="", created=0
         )
+        self.first.base = self.first.adapter = None
+        self.first.loaded_as = name
         self.first.folder = Path(__file__).parent
         self.aliases, self._context_tokens = tuple(aliases), engine.context_tokens
 

@@ -216,7 +216,9 @@ class _Completion:
 
     def _submit(self, index: int) -> Job:
         service, question = self._service, self._questions[index]
-        answering = Answering(service.engine, service.pool, service.thoughts, question, self._client.key)
+        answering = Answering(
+            service.engine, service.pool, service.thoughts, question, self._client.key, service.adapter
+        )
         echoes, scores = bool(self._body.echo), self._body.logprobs is not None
         return service.submit(_Echoing(answering, echoes, scores), self._client, follows=index > 0)
 

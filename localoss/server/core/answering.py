@@ -145,11 +145,20 @@ class Answering:
     """Makes the pieces of one answer, out of its tokens: the scheduler's Work."""
 
     def __init__(
-        self, engine: Engine, pool: SequencePool, thoughts: Thoughts, question: Question, key: str = ""
+        self,
+        engine: Engine,
+        pool: SequencePool,
+        thoughts: Thoughts,
+        question: Question,
+        key: str = "",
+        adapter: str | None = None,
     ) -> None:
-        """key: the name of the key that it is asked with, which others don't share what it leaves with."""
+        """key: the name of the key that it is asked with, which others don't share what it leaves with.
+
+        adapter: what it runs with.
+        """
         self._engine, self._pool, self._question, self.key = engine, pool, question, key
-        self._thoughts = thoughts.of(key)
+        self._thoughts, self._adapter = thoughts.of(key), adapter
         self._turn = Turn(question.prompt, question.setup, question.params, question.rules)
         # The open part; None in a header and in a call.
         self._part: Part | None = "answer" if question.setup is None else None
@@ -177,7 +186,7 @@ class Answering:
         """What a batch is to run for it. Raises: LocalossError for a prompt that can't be answered."""
         turn = self._turn
         turn.begin(self._engine.config.vocab, self._engine.context_tokens)
-        self._sequence = self._pool.reserve(turn.prompt, self.key)
+        self._sequence = self._pool.reserve(turn.prompt, self.key, self._adapter)
         return Slot(
             self._sequence,
             turn.prompt,

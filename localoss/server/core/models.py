@@ -84,7 +84,7 @@ class Models:
 
     def context_tokens(self, entry: Entry) -> int:
         """The context that `entry` has, or would get. Looks at the disk. Raises: LocalossError."""
-        held = self._held.get(entry.name)
+        held = self._held.get(entry.loaded_as)
         return held.service.engine.context_tokens if held else self.catalogue.context_tokens(entry)
 
     async def find(self, name: str) -> Entry:
@@ -102,12 +102,14 @@ class Models:
             )
         return entry
 
-    async def take(self, name: str, taken: list[Held]) -> Held:
+    async def take(self, name: str, taken: list[Held]) -> tuple[Held, Service]:
         """The model `name`, loaded if need be, which is added to `taken`; `give_back` lets go of it.
 
+        And its service: an adapter's is that of the model which it runs beside, under its own name.
         Raises: ApiError 404, 429 or 503, LocalossError for a model that can't be loaded.
         """
         entry = await self.find(name)
+        base = self.catalogue.first if entry.adapter else entry
         if self._waiting >= self._capacity:
             raise ApiError(
                 f"{self._waiting} requests are waiting for a model already; try again in 5 s",
@@ -121,14 +123,14 @@ class Models:
             async with self._turn:
                 if self._closed:
                     raise going_down()
-                held = self._held.get(entry.name) or await self._load(entry)
+                held = self._held.get(base.name) or await self._load(base)
                 held.uses += 1
                 held.unused.clear()
                 taken.append(held)
         finally:
             self._waiting -= 1
         _stop_timer(held)
-        return held
+        return held, held.service.of(entry.name, entry.adapter) if entry.adapter else held.service
 
     def give_back(self, held: Held) -> None:
         """A request that took `held` is over."""
@@ -141,7 +143,7 @@ class Models:
     async def unload(self, entry: Entry) -> bool:
         """Let go of a model once nobody uses it; whether it was in memory."""
         async with self._turn:
-            held = self._held.get(entry.name)
+            held = self._held.get(entry.loaded_as)
             if held is None:
                 return False
             await self._let_go(held)
@@ -229,7 +231,8 @@ async def acquire(request: Request, name: str) -> Service:
     """
     models: Models = request.app.state.models
     taken = request.scope.setdefault(_SCOPE, [])
-    return (await models.take(name, taken)).service  # cancelled if the client goes away
+    _, service = await models.take(name, taken)  # cancelled if the client goes away
+    return service
 
 
 def keep_for(request: Request, idle_s: float | None) -> None:

@@ -63,6 +63,7 @@ class Job:
     work: Work
     client: Client
     follows: bool = False  # part of a request that was let in already: never refused
+    adapter: str | None = None  # that its sequence runs with
     slot: Slot | None = None  # while it runs
     behind: Slot | None = None  # whose prompt is being read, and begins as this one's does
     submitted_s: float = field(default_factory=time.monotonic)
@@ -72,6 +73,10 @@ class Job:
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     _items: "asyncio.Queue[Any]" = field(default_factory=asyncio.Queue)
     _cancelled: threading.Event = field(default_factory=threading.Event)
+
+    def shares_cache(self, other: "Job") -> bool:
+        """Whether this one's KV cache may be copied for `other`."""
+        return (self.client.key, self.adapter) == (other.client.key, other.adapter)
 
     @property
     def is_cancelled(self) -> bool:
@@ -273,7 +278,7 @@ class Scheduler:
         """Whether another prompt is being read which begins as this one does: its cache is copied then."""
         if job.behind is None or job.behind.is_done or job.behind.is_decoding:
             prompt, job.behind = job.work.prompt, None
-            mine = [other for other in self._running if other.client.key == job.client.key]
+            mine = [other for other in self._running if other.shares_cache(job)]
             for other in [one.slot for one in mine if one.slot]:
                 if not other.is_decoding and not other.is_done:
                     common = common_prefix(other.prompt, prompt)

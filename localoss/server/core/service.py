@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,6 +49,7 @@ class Service:
     thoughts: Thoughts = field(default_factory=Thoughts)
     metrics: Metrics = field(default_factory=Metrics)
     hosted: HostedTools | None = None  # tools that are run here
+    adapter: str | None = None  # that the engine's sequences run with
 
     def __post_init__(self) -> None:
         self.metrics.watch(self.scheduler)
@@ -57,6 +59,12 @@ class Service:
         self.scheduler.stop()
         self.metrics.forget(self.scheduler)
         del self.engine, self.pool, self.scheduler
+
+    def of(self, model: str, adapter: str) -> "Service":
+        """The same engine with one of its adapters, as a model of its own; whoever has it holds this one."""
+        service = copy(self)
+        service.model, service.adapter = model, adapter
+        return service
 
     async def prompt(self, setup: ChatSetup, messages: list[Message], param: str) -> list[int]:
         """The tokens of a conversation, which came as `param`. Raises: ApiError if it doesn't fit."""
@@ -92,11 +100,11 @@ class Service:
 
     def ask(self, question: Question, client: Client, follows: bool = False) -> Job:
         """Queue a question. Raises: ApiError 429 or 503."""
-        answering = Answering(self.engine, self.pool, self.thoughts, question, client.key)
+        answering = Answering(self.engine, self.pool, self.thoughts, question, client.key, self.adapter)
         return self.submit(answering, client, follows)
 
     def submit(self, work: Work, client: Client, follows: bool = False) -> Job:
-        return self.scheduler.submit(Job(work, client, follows))
+        return self.scheduler.submit(Job(work, client, follows, self.adapter))
 
     def ask_all(self, questions: Sequence[Question], client: Client) -> "Choices":
         """Queue the questions of one request, the first now. Raises: ApiError 429 or 503."""

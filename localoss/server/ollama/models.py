@@ -93,6 +93,8 @@ async def delete(body: NamedModel, request: Request) -> Response:
     check_is_host(request, "models are deleted")
     models: Models = request.app.state.models
     entry = await _named(models, body)
+    if entry.base:
+        raise ApiError(f"{entry.name} is an adapter of {entry.base}; start the server without it", status=400)
     await in_thread(store.removable, entry.name if _is_in_store(entry) else str(entry.folder))
     await models.unload(entry)
     await in_thread(store.remove, entry.name)
@@ -124,7 +126,7 @@ def _described(entry: Entry) -> dict[str, Any]:
     known = known_models().get(entry.name)
     made = datetime.datetime.fromtimestamp(entry.created, datetime.UTC).isoformat()
     details = {
-        "parent_model": "",
+        "parent_model": entry.base or "",
         "format": "localoss",
         "family": "gptoss",
         "families": ["gptoss"],

@@ -58,8 +58,7 @@ async def take_turn(body: Turn, request: Request) -> Response:
     taken: list[Held] = []
     session = await in_thread(_open, body)
     try:
-        held = await models.take(models.catalogue.first.name, taken)
-        service = held.service
+        held, service = await models.take(models.catalogue.first.name, taken)
         conversation, other = await in_thread(_changed, session, body)
         prompt = await _prompt(service, conversation, body.trim)
         question = Question(

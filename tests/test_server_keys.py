@@ -77,15 +77,15 @@ def test_nobody_waits_behind_anothers_prompt():
     scheduler = Scheduler(ScriptedEngine(), 8, 3)
     scheduler.stop()
 
-    def job(key, slot):
-        return SimpleNamespace(
-            client=Client(key), slot=slot, behind=None, work=SimpleNamespace(prompt=prompt)
-        )
+    def job(key, slot, adapter=None):
+        work = SimpleNamespace(prompt=prompt)
+        return SimpleNamespace(client=Client(key), slot=slot, behind=None, work=work, adapter=adapter)
 
     reading = Slot(Sequence(None, None), prompt, SamplingParams())
     scheduler._running = [job("anna", reading)]
     assert scheduler._is_behind(job("anna", None))
     assert not scheduler._is_behind(job("bert", None))
+    assert not scheduler._is_behind(job("anna", None, "another"))
 
 
 def test_the_pool_alone():

@@ -74,10 +74,6 @@ class Job:
     _items: "asyncio.Queue[Any]" = field(default_factory=asyncio.Queue)
     _cancelled: threading.Event = field(default_factory=threading.Event)
 
-    def shares_cache(self, other: "Job") -> bool:
-        """Whether this one's KV cache may be copied for `other`."""
-        return (self.client.key, self.adapter) == (other.client.key, other.adapter)
-
     @property
     def is_cancelled(self) -> bool:
         return self._cancelled.is_set()
@@ -278,7 +274,7 @@ class Scheduler:
         """Whether another prompt is being read which begins as this one does: its cache is copied then."""
         if job.behind is None or job.behind.is_done or job.behind.is_decoding:
             prompt, job.behind = job.work.prompt, None
-            mine = [other for other in self._running if other.shares_cache(job)]
+            mine = [other for other in self._running if _share_caches(other, job)]
             for other in [one.slot for one in mine if one.slot]:
                 if not other.is_decoding and not other.is_done:
                     common = common_prefix(other.prompt, prompt)
@@ -343,6 +339,11 @@ class Scheduler:
         with self._changed:
             self._running.remove(job)
             job.slot = None
+
+
+def _share_caches(job: Job, other: Job) -> bool:
+    """Whether the KV cache of one may be copied for the other."""
+    return (job.client.key, job.adapter) == (other.client.key, other.adapter)
 
 
 def going_down() -> ApiError:

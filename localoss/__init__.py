@@ -1,24 +1,43 @@
 """OpenAI's gpt-oss-20b and gpt-oss-120b on an ordinary laptop or desktop."""
 
+# Nothing else is imported before it is asked for: the command line begins here, and Ctrl-C during an import
+# that comes before it can see to that would end in a traceback.
+from __future__ import annotations
+
 import importlib
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from localoss.errors import LocalossError
-from localoss.options import Listener, LoadOptions, SamplingParams, changed
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # as typing's, which takes ten milliseconds
+    from pathlib import Path
+    from typing import Any
 
-if TYPE_CHECKING:
+    from localoss import errors as errors
+    from localoss import options as options
     from localoss.chat.api import Chat as Chat
     from localoss.chat.api import Reply as Reply
-    from localoss.engine.engine import Engine
+    from localoss.engine.engine import Engine as Engine
+    from localoss.errors import LocalossError as LocalossError
+    from localoss.options import Listener as Listener
+    from localoss.options import LoadOptions as LoadOptions
+    from localoss.options import SamplingParams as SamplingParams
 
 __version__ = "0.1.0"
 __all__ = ["Chat", "Engine", "Listener", "LoadOptions", "LocalossError", "Reply", "SamplingParams", "load"]
-_HOMES = {"Chat": "localoss.chat.api", "Reply": "localoss.chat.api", "Engine": "localoss.engine.engine"}
+_HOMES = {
+    "Chat": "localoss.chat.api",
+    "Reply": "localoss.chat.api",
+    "Engine": "localoss.engine.engine",
+    "LocalossError": "localoss.errors",
+    "Listener": "localoss.options",
+    "LoadOptions": "localoss.options",
+    "SamplingParams": "localoss.options",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Chat, Reply and Engine, once they are asked for: their modules bring NumPy and Numba."""
+    """What `__all__` names, and the modules errors and options."""
+    if name in ("errors", "options"):
+        return importlib.import_module(f"localoss.{name}")
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -30,7 +49,7 @@ def load(
     *,
     listener: Listener | None = None,
     **changes: Any,
-) -> "Engine":
+) -> Engine:
     """Load a model: a name in the store, or a model directory that `localoss quantize` made.
 
     KV cache and buffers are taken from `memory_limit` here, and nothing later. The weights stay files in the
@@ -51,7 +70,8 @@ def load(
     >>> engine = localoss.load("gpt-oss-20b")
     >>> for token in engine.generate(tokens, max_tokens=64): ...
     """
-    from localoss.engine.loader import load_engine  # importing Numba takes a second: only to load a model
+    from localoss.engine.loader import load_engine
+    from localoss.options import Listener, LoadOptions, changed
 
     base = LoadOptions(context_tokens=options) if isinstance(options, int) else options or LoadOptions()
     names = [name for name in ("notice", "compiling", "uploading") if name in changes]

@@ -7,6 +7,7 @@ import re
 import shlex
 import sys
 import tomllib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,23 @@ def home() -> Path:
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"LOCALOSS_HOME is {value!r}, which is a file; give a folder")
     return folder
+
+
+def given_home() -> Path | None:
+    """LOCALOSS_HOME, if it is set. Raises: UsageError."""
+    return home() if os.environ.get("LOCALOSS_HOME") else None
+
+
+def close_to_others() -> None:
+    """Where the umask lets all users write to what this process makes, take that leave away, and the group's.
+
+    So it is in some containers (000): sessions and models could be changed by whoever gets in. A umask that
+    lets a group share is the user's wish.
+    """
+    if os.name == "posix":
+        mask = os.umask(0o022)
+        if mask & 0o002:
+            os.umask(mask)
 
 
 def config_folder() -> Path:
@@ -117,20 +135,26 @@ def _user_folder(kind: str) -> Path:
         return _stand_in_home() / kind
     if kind == "data" and not folder.exists():
         above = next((one for one in folder.parents if one.exists()), None)
-        if not folder.is_absolute() or above is None or not os.access(above, os.W_OK):
+        if not (folder.is_absolute() and above and above.is_dir() and os.access(above, os.W_OK)):
             return _stand_in_home() / kind
     return folder
 
 
 @functools.cache
 def _stand_in_home() -> Path:
-    """A folder that is this user's alone among those for temporary files. Raises: UsageError."""
+    """A folder that is this user's alone among those for temporary files.
+
+    Where there is none, one that can't be made: what only reads finds nothing there.
+    """
     import stat
     import tempfile
 
     name = f"localoss-{os.getuid()}" if hasattr(os, "getuid") else "localoss"
-    for root in (os.environ.get("TMPDIR"), "/tmp", "/var/tmp", "/dev/shm", tempfile.gettempdir()):
-        folder = Path(root or "/tmp") / name
+    roots = [os.environ.get("TMPDIR") or "/tmp", "/tmp", "/var/tmp", "/dev/shm"]
+    with suppress(FileNotFoundError):  # none can be written
+        roots.append(tempfile.gettempdir())
+    for root in roots:
+        folder = Path(root) / name
         try:
             folder.mkdir(mode=0o700, exist_ok=True)
             found = folder.lstat()
@@ -143,7 +167,8 @@ def _stand_in_home() -> Path:
                 file=sys.stderr,
             )
             return folder
-    raise UsageError("there is no folder that can be written; set LOCALOSS_HOME to one")
+    print("note: no folder can be written: nothing is kept; LOCALOSS_HOME names one", file=sys.stderr)
+    return Path(roots[0]) / name
 
 
 def debug() -> bool:

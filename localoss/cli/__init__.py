@@ -118,6 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             keeps = stream.isatty() or settings.encoding_is_given()
             stream.reconfigure(errors="replace", **({} if keeps else {"encoding": "utf-8"}))
     debugging = False
+    settings.close_to_others()
     try:
         debugging = settings.debug()
         code = app(arguments, prog_name="localoss", standalone_mode=False)

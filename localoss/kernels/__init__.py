@@ -1,5 +1,6 @@
 """Compiled loops over arrays and addresses. They know no model, no file and no configuration."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -8,6 +9,9 @@ import numba
 from numba.core import event
 
 from localoss.kernels import isa  # noqa: F401 - first: it may tell Numba more about this CPU
+
+# Without a /dev/shm that can be written; it matters to who forks while kernels are compiled, and nobody does.
+warnings.filterwarnings("ignore", "Could not obtain multiprocessing lock")
 
 
 @contextmanager

@@ -9,11 +9,12 @@ from numba import njit
 from localoss import settings
 from localoss.plan import sizes
 from quant.format import weight_formats
-from quant.format.kernel_cache import KernelFolder
+from quant.format.kernel_cache import KernelFolder, keep_else_in
 
 # No nnan and no ninf: with them isnan is compiled away, and the softmax relies on infinities.
 FASTMATH = {"nsz", "arcp", "contract", "afn", "reassoc"}
 _SOURCES = [*Path(__file__).parent.rglob("*.py"), Path(sizes.__file__), Path(weight_formats.__file__)]
+keep_else_in(settings.given_home)
 _FOLDER = KernelFolder(_SOURCES, settings.simd() or "best")
 
 

@@ -33,8 +33,18 @@ _DIGEST_BYTES = 32
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
+_said: set[str] = set()
+_other_root: Callable[[], Path | None] = lambda: None  # noqa: E731
+
+
 def _report(line: str) -> None:
     print(f"note: {line}", file=sys.stderr, flush=True)
+
+
+def keep_else_in(folder: Callable[[], Path | None]) -> None:
+    """Where the user's cache folder can't be had, keep what is compiled in the folder that this gives."""
+    global _other_root
+    _other_root = folder
 
 
 class KernelFolder:
@@ -46,7 +56,6 @@ class KernelFolder:
         for source in sorted(sources):
             digest.update(source.read_bytes())
         self._name = digest.hexdigest()[:16]
-        self._said: set[str] = set()
 
     @cached_property
     def path(self) -> Path | None:
@@ -70,8 +79,8 @@ class KernelFolder:
 
     def say(self, line: str) -> None:
         """Tell the user, once."""
-        if line not in self._said:
-            self._said.add(line)
+        if line not in _said:
+            _said.add(line)
             _report(line)
 
 
@@ -81,10 +90,11 @@ def kernel_root() -> Path | None:
 
     None if neither can be had. The user's is not taken if somebody else could have put code there.
     """
-    with contextlib.suppress(OSError, RuntimeError, KeyError):  # no home, or one that is no folder
-        root = user_cache_path("localoss", appauthor=False) / "kernels"
-        if root.is_absolute() and _is_made(root):
-            return root
+    for find in (lambda: user_cache_path("localoss", appauthor=False), _other_root):
+        with contextlib.suppress(OSError, RuntimeError, KeyError):  # no home, or one that is no folder
+            above = find()
+            if above is not None and above.is_absolute() and _is_made(above / "kernels"):
+                return above / "kernels"
     with contextlib.suppress(OSError):
         private = tempfile.mkdtemp(prefix="localoss-kernels-")
         atexit.register(shutil.rmtree, private, ignore_errors=True)

@@ -1,0 +1,88 @@
+"""Ctrl-C while a command starts: it ends, and nobody sees a traceback.
+
+It comes at the n-th import after the program's own begin, so at the same place however fast the machine is.
+What comes before that is Python's own start, which no program can change.
+"""
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+AT_AN_IMPORT = """
+import os, signal, sys
+from localoss.__main__ import main
+seen, wanted = 0, int(sys.argv.pop(1))
+class Counting:
+    def find_spec(self, name, path=None, target=None):
+        global seen
+        seen += 1
+        if seen == wanted:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Counting())
+code = main()
+if not wanted:
+    print(f"imports {seen}", file=sys.stderr)
+sys.exit(code)
+"""
+COMMANDS = """--version; --help; list; show demo; verify demo; rm none; run demo Hi; chat demo; ps; stop
+serve none --port 0; web none --port 0; batch none.jsonl; plan gpt-oss-20b; launch none; pull none/none
+quantize none; merge none none; export demo out.gguf; bench demo; eval none; config; gpu; sessions list
+docs list; tools list; mcp list"""
+COMMANDS = [command.split() for command in COMMANDS.replace("\n", ";").split(";")]
+
+pytestmark = pytest.mark.skipif(
+    sys.platform == "win32", reason="Windows has no SIGINT to send to one process"
+)
+
+
+@pytest.fixture
+def command(tmp_path):
+    def run(arguments, at):
+        return subprocess.run(
+            [sys.executable, "-c", AT_AN_IMPORT, str(at), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            cwd=tmp_path,
+            stdin=subprocess.DEVNULL,
+            env=os.environ | {"LOCALOSS_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)},
+        )
+
+    return run
+
+
+def check(done, arguments, at):
+    what = f"{arguments} at import {at}: {done.returncode}\n{done.stderr}"
+    assert done.returncode in (-2, 0, 1, 2, 130), what
+    for word in ("Traceback", "KeyboardInterrupt", "Exception ignored", "a bug"):
+        assert word not in done.stderr, what
+
+
+def imports_of(command, arguments):
+    done = command(arguments, 0)
+    return int(done.stderr.split("imports ")[-1])
+
+
+def test_twenty_moments(command):
+    """Of two commands: one that shows something, and one that loads the engine."""
+    for arguments in (["list"], ["run", "demo", "--max-tokens", "1", "Hi"]):
+        count = imports_of(command, arguments)
+        assert count > 300
+        moments = [1, 2, *random.Random(count).sample(range(3, count), 8)]
+        codes = [command(arguments, at) for at in moments]
+        for done, at in zip(codes, moments, strict=True):
+            check(done, arguments, at)
+        assert sum(done.returncode in (-2, 130) for done in codes) >= 5  # some are heard of by nobody
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
+def test_every_command_at_twenty_moments(arguments, command):
+    count = imports_of(command, arguments)
+    for at in [1, *random.Random(7).sample(range(2, count), 19)]:
+        check(command(arguments, at), arguments, at)

@@ -37,6 +37,8 @@ LAYERS = [
 # Libraries that belong to some parts only.
 HOMES = {
     "typer": {"localoss.cli"},
+    "inspect_ai": {"localoss.server.suites", "localoss.cli.eval_suite"},
+    "inspect_evals": {"localoss.server.suites"},
     "rich": {"localoss.cli"},
     "markdown_it": {"localoss.cli"},
     "prompt_toolkit": {"localoss.cli"},
@@ -45,7 +47,7 @@ HOMES = {
     "pydantic_monty": {"localoss.tools"},
     "trafilatura": {"localoss.tools"},
     "lxml": {"localoss.tools"},
-    "httpx2": {"localoss.tools"},
+    "httpx2": {"localoss.server.suites", "localoss.tools"},
     "mcp": {"localoss.tools"},
     "fastapi": {"localoss.server"},
     "starlette": {"localoss.server"},

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from localoss.measure.evaluate import Scores
 
 _INTERRUPTED = 130
+_SUITE_CONTEXT = 32_768
 
 
 def evaluate(
@@ -27,7 +28,10 @@ def evaluate(
     against: Annotated[
         str | None, typer.Option(metavar="MODEL2", help="Compare predictions with this model's.")
     ] = None,
-    context: Annotated[int, typer.Option(metavar="TOKENS", min=2, help="Length of a window.")] = 2048,
+    context: Annotated[
+        int | None,
+        typer.Option(metavar="TOKENS", min=2, help="Length of a window, by default 2,048; of suites 32,768."),
+    ] = None,
     stride: Annotated[
         int | None,
         typer.Option(metavar="TOKENS", min=1, help="From one window to the next; half of it if not given."),
@@ -41,16 +45,58 @@ def evaluate(
     kv_dtype: Annotated[
         KVDtype, typer.Option("--kv-dtype", help="Numbers of MODEL's KV cache; MODEL2's are f16.")
     ] = KVDtype.f16,
+    suite: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="aime2025, gpqa_diamond, healthbench, another one of inspect_evals, or FILE.jsonl; several.",
+        ),
+    ] = None,
+    effort: Annotated[
+        str, typer.Option(metavar="LIST", help="At which efforts suites run.")
+    ] = "low,medium,high",
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="A suite's first N questions.")
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="How often each question is asked.")
+    ] = None,
+    parallel: Annotated[
+        int | None, typer.Option(metavar="N", min=1, max=64, help="Answers of suites side by side.")
+    ] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="Judges answers, as inspect-ai names it, where a suite wants that."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", metavar="FOLDER", help="For logs and results of suites.")
+    ] = None,
     threads: Threads = None,
     adapter: AdapterNames = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure a model's perplexity on a text, and with --against its divergence from another model.
 
+    With --suite it answers published questions at each effort, several side by side; results come with 95 %
+    intervals and OpenAI's own figures, and after Ctrl-C the same command goes on.
+
     A text that is longer than the context is read in windows; each token is scored once. Control tokens such
     as <|start|> count as what they are. `localoss eval demo` without FILE has the demo model answer questions
     that its training left out, in several number formats.
     """
+    if suite:
+        from localoss.cli.eval_suite import evaluate_suites
+
+        if file or against:
+            raise UsageError("--suite brings its own questions; leave out FILE and --against")
+        how = {"limit": limit, "epochs": epochs, "max_tokens": max_tokens, "judge": judge}
+        loading = LoadOptions(
+            context or _SUITE_CONTEXT, threads, kv_dtype.value, slots=parallel, adapters=tuple(adapter or ())
+        )
+        evaluate_suites(model, suite, effort, loading, out, how, as_json)
+        return
     if file is None:
         if adapter:
             raise UsageError("--adapter needs a text: localoss eval MODEL FILE --adapter DIR")
@@ -63,7 +109,7 @@ def evaluate(
     if len(tokens) < 2:
         raise UsageError(f"{file}: too short, {len(tokens)} tokens; predicting one takes another before it")
     names = [model, against] if against else [model]
-    context = min(context, len(tokens), *_longest_contexts(names, max(tokens)))
+    context = min(context or 2048, len(tokens), *_longest_contexts(names, max(tokens)))
     stride = stride or context // 2
     engines = [
         load_model(name, LoadOptions(context, threads, cache.value, adapters=tuple(its or ())))[1]

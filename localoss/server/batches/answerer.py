@@ -30,25 +30,26 @@ class Answering:
 class Answerer:
     """Answers requests on `engine`, whose model lies in `folder`. Used on one event loop.
 
-    at_once: how many it should be asked for at a time.
+    at_once: how many it should be asked for at a time. name: what the model is called. app: the application.
     """
 
     def __init__(self, engine: Engine, folder: Path, how: Answering) -> None:
         side_by_side = min(how.parallel or MOST_SLOTS, engine.slots)
         self.at_once = side_by_side + 1  # one more is ready when another ends
-        self._name = folder.absolute().name.replace("--", "/", 1)  # as the store writes a repository's name
+        self.name = folder.absolute().name.replace("--", "/", 1)  # as the store writes a repository's name
         self._replaces_model = how.replaces_model
         self._scheduler = Scheduler(engine, self.at_once, side_by_side)
         pool = SequencePool(engine, engine.slots)
         self._service = Service(
-            engine, self._name, self._scheduler, pool, default_think_budget=how.think_budget
+            engine, self.name, self._scheduler, pool, default_think_budget=how.think_budget
         )
-        self._ask = asking(build_app(only(self._service, folder), hosts=None))
+        self.app = build_app(only(self._service, folder), hosts=None)
+        self._ask = asking(self.app)
 
     async def ask(self, request: Request) -> tuple[int, dict[str, Any]]:
         """The status and the body of the answer. Raises: Stopped."""
         if self._replaces_model:
-            request = replace(request, body=request.body | {"model": self._name})
+            request = replace(request, body=request.body | {"model": self.name})
         return await self._ask(request)
 
     def close(self) -> None:

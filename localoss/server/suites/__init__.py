@@ -1,0 +1,1 @@
+"""Published evaluations, run by inspect-ai (extra [eval]) on the batched engine."""

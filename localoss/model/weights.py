@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from localoss.errors import ModelError
+from localoss.kernels.bus_error import name_faults
 from localoss.kernels.products import KINDS
 from localoss.model.slab import own_memory
 from quant.format.config import ModelConfig
@@ -169,6 +170,11 @@ def _map_tensors(path: Path, specs: dict[str, TensorSpec]) -> Tensors:
     found = _checked_header(path, specs)
     with open(path, "rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    name_faults(
+        mapped,
+        f"{path} can't be read any more: it was cut short while it is in use, or its disk fails; "
+        "`localoss verify` finds damaged files, quantize or pull the model again",
+    )
     return {name: _array(mapped, 0, found[name]) for name in specs}
 
 

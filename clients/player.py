@@ -1,10 +1,13 @@
 """localoss with an engine that does what the user's message says: `python player.py serve demo --port 0`.
 
-`@say WORDS@` in the newest user's message is answered with those words. `@call NAME {"a": 1}@` makes a call
-of the function NAME, and after its result the answer quotes what the result says. Anything else is greeted.
-Where the rules of an answer allow no such thing, the answer ends as soon as it can.
+`@say WORDS@` in the newest user's message is answered with those words, `@shout words@` with them in
+capitals, which no echo of the prompt has. `@call NAME {"a": 1}@` makes a call of the function NAME, and after
+its result the answer quotes what the result says. Anything else is greeted. Where the rules of an answer
+allow no such thing, the answer ends as soon as it can.
 """
 
+import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -12,14 +15,17 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from support.obedient import ObedientEngine
+from wire import Wire
 
 from localoss.chat import harmony
 
 _USER, _START = "<|start|>user<|message|>", "<|start|>assistant"
 _COMMENT = r"to=assistant<\|channel\|>commentary<\|message\|>(.*?)<\|end\|>"
-_RESULT = re.compile(rf"<\|start\|>functions\.[^<]*{_COMMENT}", re.S)
-_ORDER = re.compile(r"@(say|call) (.*?)@(?!\w)", re.S)
+_OBSERVED = r"<\|start\|>user<\|message\|>Observation:\s*(.*?)<\|end\|>"  # as smolagents gives results
+_RESULT = re.compile(rf"<\|start\|>functions\.[^<]*{_COMMENT}|{_OBSERVED}", re.S)
+_ORDER = re.compile(r"@(say|shout|call) (.*?)@(?!\w)", re.S)
 _QUOTED_CHARS = 300
+_LAST_CALL = "type final_answer = "
 
 
 def answer_to(prompt: str) -> str:
@@ -28,11 +34,19 @@ def answer_to(prompt: str) -> str:
     if not orders:
         return _final("Hello from localoss.")
     kind, words = orders[-1].groups()
-    if kind == "say":
-        return _final(words)
+    if kind != "call":
+        return _final(words.upper() if kind == "shout" else words)
     if results := _RESULT.findall(prompt, orders[-1].end()):
-        return _final(f"The tool said: {results[-1][:_QUOTED_CHARS]}")
+        said = f"The tool said: {''.join(results[-1])[:_QUOTED_CHARS]}"
+        # Where the answer has to be a call, as smolagents has it, one is there for it.
+        return _call("final_answer", json.dumps({"answer": said})) if _LAST_CALL in prompt else _final(said)
     name, _, arguments = words.partition(" ")
+    return _call(
+        name, arguments if '\\"' not in arguments else arguments.replace('\\"', '"')
+    )  # opencode quotes
+
+
+def _call(name: str, arguments: str) -> str:
     thought = "<|channel|>analysis<|message|>I need the tool.<|end|>" + _START
     called = f"<|channel|>commentary to=functions.{name} <|constrain|>json<|message|>{arguments}<|call|>"
     return thought + called
@@ -55,7 +69,16 @@ class Player(ObedientEngine):
 def main() -> int:
     import localoss
     from localoss import cli
+    from localoss.server import run
 
+    build_app, file = run.build_app, os.environ["WIRE"]
+
+    def watched(*arguments, **options):
+        app = build_app(*arguments, **options)
+        app.add_middleware(Wire, file=Path(file))
+        return app
+
+    run.build_app = watched
     localoss.load = lambda folder, options, listener: Player(context_tokens=131_072)
     return cli.main(sys.argv[1:])
 

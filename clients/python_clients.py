@@ -1,14 +1,15 @@
 """Python's clients, each with a plain answer, a stream and a tool: `python python_clients.py NAME URL`.
 
-Each function takes the server's address and gives the texts that it was answered, by what it tried. The
-player answers as it is told to; see player.py.
+Each function takes the server's address and gives what it was answered, by what it tried: a text, a stream's
+pieces, or None where the client has no way to do it. The player answers as it is told to; see player.py.
 """
 
 import asyncio
 import json
 import sys
 
-SAY = "please @say BANANA@"
+SAY = "please @shout banana split, peeled@"
+SHOUTED = "BANANA SPLIT, PEELED"
 CALL = 'please @call weather {"city": "Rome"}@'
 MODEL = "demo"
 SCHEMA = {
@@ -40,7 +41,7 @@ def openai_chat(url):
 
     user = [{"role": "user", "content": SAY}]
     yield "plain", ask(user).choices[0].message.content
-    yield "stream", "".join(part.choices[0].delta.content or "" for part in ask(user, stream=True))
+    yield "stream", [part.choices[0].delta.content or "" for part in ask(user, stream=True)]
     messages = [{"role": "user", "content": CALL}]
     with client.chat.completions.stream(model=MODEL, messages=messages, tools=tools) as stream:
         message = stream.get_final_completion().choices[0].message
@@ -57,7 +58,7 @@ def openai_responses(url):
     tools = [{"type": "function", "name": "weather", "parameters": SCHEMA, "strict": True}]
     yield "plain", client.responses.create(model=MODEL, input=SAY).output_text
     with client.responses.stream(model=MODEL, input=SAY) as stream:
-        yield "stream", "".join(one.delta for one in stream if one.type == "response.output_text.delta")
+        yield "stream", [one.delta for one in stream if one.type == "response.output_text.delta"]
     first = client.responses.create(model=MODEL, input=CALL, tools=tools)
     call = first.output[-1]
     result = weather(**json.loads(call.arguments))
@@ -74,7 +75,7 @@ def anthropic(url):
     user = [{"role": "user", "content": SAY}]
     yield "plain", client.messages.create(messages=user, **options).content[-1].text
     with client.messages.stream(messages=user, **options) as stream:
-        yield "stream", "".join(stream.text_stream)
+        yield "stream", list(stream.text_stream)
     options["tools"] = [{"name": "weather", "input_schema": SCHEMA}]
     messages = [{"role": "user", "content": CALL}]
     with client.messages.stream(messages=messages, **options) as stream:
@@ -92,7 +93,7 @@ def ollama(url):
     user = [{"role": "user", "content": SAY}]
     yield "plain", client.chat(model=MODEL, messages=user).message.content
     parts = client.chat(model=MODEL, messages=user, stream=True)
-    yield "stream", "".join(part.message.content or "" for part in parts)
+    yield "stream", [part.message.content or "" for part in parts]
     messages = [{"role": "user", "content": CALL}]
     message = client.chat(model=MODEL, messages=messages, tools=[weather]).message
     (call,) = message.tool_calls
@@ -108,7 +109,7 @@ def _langchain(model):
         return message.text if isinstance(message.text, str) else message.text()
 
     yield "plain", text(model.invoke(SAY))
-    yield "stream", "".join(text(part) for part in model.stream(SAY))
+    yield "stream", [text(part) for part in model.stream(SAY)]
     bound = model.bind_tools([weather])
     messages = [HumanMessage(CALL)]
     messages.append(bound.invoke(messages))
@@ -145,7 +146,7 @@ def _litellm(**options):
 
     user = [{"role": "user", "content": SAY}]
     yield "plain", ask(user).choices[0].message.content
-    yield "stream", "".join(part.choices[0].delta.content or "" for part in ask(user, stream=True))
+    yield "stream", [part.choices[0].delta.content or "" for part in ask(user, stream=True)]
     messages = [{"role": "user", "content": CALL}]
     message = ask(messages, tools=tools).choices[0].message
     (call,) = message.tool_calls
@@ -175,17 +176,26 @@ def _agents(url, kind):
     model = getattr(agents, kind)(model=MODEL, openai_client=client)
     agent = agents.Agent(name="Guide", model=model, tools=[agents.function_tool(weather)])
 
-    async def streamed():
+    async def tried():
         run = agents.Runner.run_streamed(agent, SAY)
         said = []
         async for event in run.stream_events():
             if event.type == "raw_response_event" and event.data.type == "response.output_text.delta":
                 said.append(event.data.delta)
-        return "".join(said)
+        yield "stream", said
+        yield "plain", (await agents.Runner.run(agent, SAY)).final_output
+        yield "tool", (await agents.Runner.run(agent, CALL)).final_output
 
-    yield "plain", asyncio.run(agents.Runner.run(agent, SAY)).final_output
-    yield "stream", asyncio.run(streamed())
-    yield "tool", asyncio.run(agents.Runner.run(agent, CALL)).final_output
+    yield from _gathered(tried())
+
+
+def _gathered(answers):
+    """What an asynchronous generator gives: the connections of a client belong to one event loop."""
+
+    async def gather():
+        return [answer async for answer in answers]
+
+    return asyncio.run(gather())
 
 
 def openai_agents_chat(url):
@@ -204,13 +214,13 @@ def pydantic_ai(url):
     model = OpenAIChatModel(MODEL, provider=OpenAIProvider(base_url=url + "/v1", api_key="none"))
     agent = Agent(model, tools=[weather])
 
-    async def streamed():
+    async def tried():
         async with agent.run_stream(SAY) as run:
-            return [text async for text in run.stream_text()][-1]
+            yield "stream", [text async for text in run.stream_text(delta=True, debounce_by=None)]
+        yield "plain", (await agent.run(SAY)).output
+        yield "tool", (await agent.run(CALL)).output
 
-    yield "plain", agent.run_sync(SAY).output
-    yield "stream", asyncio.run(streamed())
-    yield "tool", agent.run_sync(CALL).output
+    yield from _gathered(tried())
 
 
 def instructor(url):
@@ -224,12 +234,14 @@ def instructor(url):
     raw = OpenAI(base_url=url + "/v1", api_key="none")
     for what, mode in (("plain", library.Mode.JSON_SCHEMA), ("tool", library.Mode.TOOLS)):
         client = library.from_openai(raw, mode=mode)
-        order = '@say {"name": "BANANA"}@' if what == "plain" else '@call City {"name": "sunny 42"}@'
+        order = (
+            f'@say {{"name": "{SHOUTED}"}}@' if what == "plain" else f'@call City {{"name": "{WEATHER}"}}@'
+        )
         messages = [{"role": "user", "content": order}]
         yield what, client.chat.completions.create(model=MODEL, response_model=City, messages=messages).name
-    messages = [{"role": "user", "content": '@call City {"name": "BANANA"}@'}]
+    messages = [{"role": "user", "content": f'@call PartialCity {{"name": "{SHOUTED}"}}@'}]
     parts = client.chat.completions.create_partial(model=MODEL, response_model=City, messages=messages)
-    yield "stream", [part.name for part in parts][-1]
+    yield "stream", [part.name or "" for part in parts]
 
 
 def smolagents(url):
@@ -238,10 +250,9 @@ def smolagents(url):
     model = OpenAIServerModel(model_id=MODEL, api_base=url + "/v1", api_key="none")
     user = [{"role": "user", "content": [{"type": "text", "text": SAY}]}]
     yield "plain", model.generate(user).content
-    yield "stream", "".join(part.content or "" for part in model.generate_stream(user))
-    agent = ToolCallingAgent(tools=[tool(weather)], model=model, max_steps=1, verbosity_level=0)
-    agent.run(CALL)
-    yield "tool", str(agent.memory.steps[1].observations)
+    yield "stream", [part.content or "" for part in model.generate_stream(user)]
+    agent = ToolCallingAgent(tools=[tool(weather)], model=model, max_steps=3, verbosity_level=0)
+    yield "tool", str(agent.run(CALL))
 
 
 def inspect_ai(url):
@@ -249,19 +260,26 @@ def inspect_ai(url):
     from inspect_ai.tool import ToolInfo, ToolParams
 
     model = library.get_model(f"openai/{MODEL}", base_url=url + "/v1", api_key="none")
-    yield "plain", asyncio.run(model.generate(SAY)).completion
-    yield "stream", None  # it has none
     parameters = ToolParams(properties={"city": {"type": "string"}}, required=["city"])
     tools = [ToolInfo(name="weather", description="Weather.", parameters=parameters)]
     asked = library.ChatMessageUser(content=CALL)
 
-    async def talk():
+    async def tried():
+        yield "plain", (await model.generate(SAY)).completion
+        said = []
+
+        async def heard(event):
+            if event.type == "text":
+                said.append(event.text)
+
+        await model.generate(SAY, on_stream=heard)
+        yield "stream", said
         first = (await model.generate([asked], tools=tools)).message
         (call,) = first.tool_calls
         result = library.ChatMessageTool(content=weather(**call.arguments), tool_call_id=call.id)
-        return (await model.generate([asked, first, result], tools=tools)).completion
+        yield "tool", (await model.generate([asked, first, result], tools=tools)).completion
 
-    yield "tool", asyncio.run(talk())
+    yield from _gathered(tried())
 
 
 CLIENTS = {name: value for name, value in list(globals().items()) if callable(value) and name[0] != "_"}
@@ -269,10 +287,14 @@ CLIENTS.pop("weather")
 
 
 def main(name, url):
-    expected = {"plain": "BANANA", "stream": "BANANA", "tool": WEATHER}
+    expected = {"plain": SHOUTED, "stream": SHOUTED, "tool": WEATHER}
     for what, said in CLIENTS[name](url):
-        passes = None if said is None else expected[what] in said
-        print(json.dumps([what, passes, (said or "")[:200]]), flush=True)
+        text = "".join(said or ())
+        passes = expected[what] in text
+        if what == "stream":  # in one piece it is none
+            passes = passes and isinstance(said, list) and sum(map(bool, said)) > 2
+        word = "has none" if said is None else "yes" if passes else "no"
+        print(json.dumps([what, word, text[:200]]), flush=True)
 
 
 if __name__ == "__main__":

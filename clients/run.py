@@ -1,7 +1,8 @@
-"""Every client against the player: installs them into a scratch folder, runs each, writes what passes.
+"""Every client against the player: installs each, tries it, writes what passes into docs/clients-table.md.
 
-`make clients` runs this; it needs npm, Python's registry and ten minutes. Nothing outside --folder and the
-table is written: programs get a home folder of their own.
+`make clients` runs this; it needs npm, Python's registry and a quarter of an hour. Nothing outside --folder
+and the table is written: programs get a home folder of their own. What came of a client is kept in --folder,
+so that --only tries some and --resume goes on where a run was broken off.
 """
 
 import argparse
@@ -16,154 +17,54 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
+from attempts import Result, try_client
+from catalogue import CLIENTS, KINDS, PROGRAMS
+from install import install
 
-NPM = [
-    "@openai/codex",
-    "@anthropic-ai/claude-code",
-    "opencode-ai",
-    "@qwen-code/qwen-code",
-    "@continuedev/cli",
-    "ai@latest",
-    "@ai-sdk/openai@latest",
-    "@ai-sdk/openai-compatible@latest",
-    "@ai-sdk/anthropic@latest",
-    "openai",
-    "@anthropic-ai/sdk",
-    "ollama",
-    "@openai/agents",
-    "zod",
-]
-PYPI = [
-    "openai",
-    "anthropic",
-    "ollama",
-    "langchain-openai",
-    "langchain-ollama",
-    "langchain-anthropic",
-    "litellm",
-    "openai-agents",
-    "pydantic-ai-slim[openai]",
-    "instructor",
-    "smolagents[openai]",
-    "inspect-ai",
-]
-PYTHON = [
-    "openai_chat",
-    "openai_responses",
-    "anthropic",
-    "ollama",
-    "langchain_openai",
-    "langchain_anthropic",
-    "langchain_ollama",
-    "litellm_openai",
-    "litellm_anthropic",
-    "litellm_ollama_chat",
-    "openai_agents_chat",
-    "openai_agents_responses",
-    "pydantic_ai",
-    "instructor",
-    "smolagents",
-    "inspect_ai",
-]
-JAVASCRIPT = [
-    "openai_chat",
-    "openai_responses",
-    "anthropic",
-    "ollama",
-    "ai_sdk_openai",
-    "ai_sdk_openai_compatible",
-    "ai_sdk_anthropic",
-    "openai_agents",
-]
-SAY = "please @say BANANA@"
-ECHO = '"echo localoss-$((40+2))"'
-# What each is given after what `localoss launch` gives it: to ask, to stream, to call a tool; None where it
-# can't.
-PROGRAMS = {
-    "codex": (
-        ["exec", "--skip-git-repo-check", SAY],
-        ["exec", "--skip-git-repo-check", "--json", SAY],
-        [
-            *("exec", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox"),
-            f'please @call exec_command {{"cmd": {ECHO}}}@',
-        ],
-    ),
-    "claude": (
-        ["-p", SAY],
-        ["-p", "--output-format", "stream-json", "--verbose", "--include-partial-messages", SAY],
-        [
-            "-p",
-            "--allowedTools",
-            "Bash",
-            "--",
-            f'please @call Bash {{"command": {ECHO}, "description": "x"}}@',
-        ],
-    ),
-    "opencode": (
-        ["run", SAY],
-        ["run", "--format", "json", SAY],
-        ["run", f'please @call bash {{"command": {ECHO}, "description": "x"}}@'],
-    ),
-    "qwen": (
-        ["-p", SAY],
-        ["--output-format", "stream-json", "-p", SAY],
-        ["--yolo", "-p", f'please @call run_shell_command {{"command": {ECHO}, "is_background": false}}@'],
-    ),
-    "continue": (
-        ["-p", SAY],
-        None,  # without a terminal it prints whole answers
-        ["-p", "--auto", f'please @call Bash {{"command": {ECHO}}}@'],
-    ),
-}
-KINDS = ("plain", "stream", "tool")
+HERE = Path(__file__).parent
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, required=True, help="where clients are installed")
     parser.add_argument("--table", type=Path, default=HERE.parent / "docs" / "clients-table.md")
-    parser.add_argument("--only", default="", help="part of a client's name")
-    parser.add_argument("--patience", type=int, default=180, help="seconds that a client may take")
+    parser.add_argument("--only", default="", help="a client's name, or part of some")
+    parser.add_argument("--resume", action="store_true", help="leave out what passed in an earlier run")
+    parser.add_argument("--patience", type=int, default=120, help="seconds that one attempt may take")
     chosen = parser.parse_args()
     folder = chosen.folder.absolute()
-    python = install(folder)
+    results = Results(folder / "results")
+    named = [client for client in CLIENTS if client.name == chosen.only]
+    named = named or [client for client in CLIENTS if chosen.only.lower() in client.name.lower()]
     with served(folder) as url:
-        results = dict(tried(folder, python, url, chosen))
-    write_table(chosen.table, results)
-    failed = [
-        name for name, passed in results.items() if any(passed.get(kind, False) is False for kind in KINDS)
-    ]
-    print(f"{len(results) - len(failed)} of {len(results)} pass", *failed, sep="\n  ")
+        for client in named:
+            if chosen.resume and (known := results.get(client.name)) and known.passes:
+                continue
+            version, problem = install(folder, client)
+            result = Result(version, problem=problem)
+            if not problem:
+                result = try_client(folder, client, version, url, chosen.patience)
+            results.put(client.name, result)
+            print(client.name, version, result.text, sep="  ", flush=True)
+            write_table(chosen.table, results)
+    failed = [client.name for client in named if not results.get(client.name).passes]
+    print(f"{len(named) - len(failed)} of {len(named)} pass", *failed, sep="\n  ")
     return bool(failed)
-
-
-def install(folder: Path) -> Path:
-    """The clients, from npm and PyPI, unless they are there; gives their Python."""
-    (folder / "home").mkdir(parents=True, exist_ok=True)
-    python = folder / "py" / "bin" / "python"
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", folder / "py"], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *PYPI], check=True)
-    if not (folder / "js" / "node_modules").exists():
-        (folder / "js").mkdir(exist_ok=True)
-        (folder / "js" / "package.json").write_text('{"private": true, "type": "module"}')
-        subprocess.run(["npm", "install", "--no-audit", "--no-fund", *NPM], check=True, cwd=folder / "js")
-    return python
 
 
 @contextlib.contextmanager
 def served(folder: Path) -> Iterator[str]:
     """The address of a server whose model is the player."""
+    folder.mkdir(parents=True, exist_ok=True)
     log = folder / "server.log"
-    environment = os.environ | {"LOCALOSS_HOME": str(folder / "localoss")}
+    environment = os.environ | {"LOCALOSS_HOME": str(folder / "localoss"), "WIRE": str(folder / "wire.jsonl")}
     command = [sys.executable, HERE / "player.py", "serve", "demo", "--port", "0", "--no-page"]
     with open(log, "w") as file:
         server = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
         try:
             while not (found := re.search(r"(http://\S+)/v1", log.read_text())):
-                assert server.poll() is None, log.read_text()
+                if server.poll() is not None:
+                    sys.exit(f"the server didn't start: {log.read_text()}")
                 time.sleep(0.2)
             yield found[1]
         finally:
@@ -171,90 +72,49 @@ def served(folder: Path) -> Iterator[str]:
             server.wait()
 
 
-def tried(folder, python, url, chosen):
-    """Each client's name, and what of KINDS it was answered well."""
-    script = folder / "js" / "js_clients.mjs"
-    script.write_text((HERE / "js_clients.mjs").read_text(encoding="utf-8"), encoding="utf-8")
-    commands = {f"{name} (Python)": [python, HERE / "python_clients.py", name, url] for name in PYTHON}
-    commands |= {f"{name} (JavaScript)": ["node", script, name, url] for name in JAVASCRIPT}
-    for name, command in commands.items():
-        if chosen.only in name:
-            lines = output(folder, command, {}, chosen.patience).splitlines()
-            told = [json.loads(line) for line in lines if line.startswith("[") and line.endswith("]")]
-            yield report(name, {what: ok for what, ok, _ in told})
-    for name, attempts in PROGRAMS.items():
-        if chosen.only in name:
-            yield report(f"{name} (program)", ask_program(folder, url, name, attempts, chosen.patience))
+class Results:
+    """What came of each client, a file each."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def get(self, name: str) -> Result | None:
+        file = self._file(name)
+        return Result(**json.loads(file.read_text(encoding="utf-8"))) if file.exists() else None
+
+    def put(self, name: str, result: Result) -> None:
+        part = self._file(name).with_suffix(".part")
+        part.write_text(json.dumps(vars(result), indent=1), encoding="utf-8")
+        part.replace(self._file(name))
+
+    def _file(self, name: str) -> Path:
+        return self._folder / (re.sub(r"\W+", "-", name).strip("-") + ".json")
 
 
-def ask_program(folder, url, name, attempts, patience):
-    from localoss.cli.launch import PROGRAMS as KNOWN
-
-    program = KNOWN[name]
-    arguments = program.arguments(url, "demo", "none")
-    if program.config:
-        file = folder / f"{name}.yaml"
-        file.write_text(program.config(url, "demo", "none"))
-        arguments = [str(file) if word == "FILE" else word for word in arguments]
-    passed = {}
-    for kind, asked in zip(KINDS, attempts, strict=True):
-        if asked is None:
-            passed[kind] = None
+def write_table(path: Path, results: Results) -> None:
+    rows = ["| Client | version | a plain answer | a stream | a tool's round trip |", "|---|---|---|---|---|"]
+    notes = []
+    for client in CLIENTS:
+        result = results.get(client.name)
+        if result is None:
+            rows.append(f"| {client.name} | | not tried | not tried | not tried |")
             continue
-        command = [folder / "js" / "node_modules" / ".bin" / program.command, *arguments, *asked]
-        said = output(folder, command, program.environment(url, "demo", "none"), patience)
-        answer = "localoss-42" if kind == "tool" else "BANANA"
-        passed[kind] = answer in said.replace(SAY, "")
-    return passed
+        rows.append(f"| {client.name} | {result.version} | {' | '.join(map(result.word, KINDS))} |")
+        note = PROGRAMS[client.name].note if client.name in PROGRAMS else ""
+        notes += [f"- {client.name}: {one}" for one in (note, *result.notes) if one]
+    text = f"""\
+# Clients that were tried
 
+Written by `make clients` on {datetime.date.today()}: real clients, as npm and PyPI give them, against
+`localoss serve` with an engine that plays the model (clients/player.py). A stream counts where the
+answer came in several pieces, and a tool where it ran and the model was given its result.
 
-def output(folder, command, environment, patience) -> str:
-    """What a command writes, in a home folder and an empty folder of its own."""
-    work = folder / "work"
-    work.mkdir(exist_ok=True)
-    own = {"HOME": str(folder / "home"), "SHELL": "/bin/bash", "NO_COLOR": "1", "DISABLE_TELEMETRY": "1"}
-    own["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else it looks for prices on the web
-    try:
-        done = subprocess.run(
-            [str(word) for word in command],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env=os.environ | own | environment,
-            cwd=work,
-            timeout=patience,
-        )
-        said = done.stdout.decode(errors="replace")
-    except subprocess.TimeoutExpired as error:
-        said = (error.stdout or b"").decode(errors="replace") + f"\n(more than {patience} s)"
-    with open(folder / "output.log", "a", encoding="utf-8") as log:
-        log.write(f"$ {command}\n{said}\n")
-    return said
-
-
-def word_for(passes: bool | None) -> str:
-    """None stands for what a client has no way to do."""
-    return "has none" if passes is None else "yes" if passes else "no"
-
-
-def report(name, passed):
-    told = (f"{kind}: {word_for(passed.get(kind, False))}" for kind in KINDS)
-    print(name, *told, sep="  ", flush=True)
-    return name, passed
-
-
-def write_table(path: Path, results) -> None:
-    if not results:
-        return
-    rows = ["| Client | a plain answer | a stream | a tool's round trip |", "|---|---|---|---|"]
-    for name, passed in results.items():
-        cells = (word_for(passed.get(kind, False)) for kind in KINDS)
-        rows.append(f"| {name} | {' | '.join(cells)} |")
-    told = (
-        f"# What passes\n\nWritten by `make clients` on {datetime.date.today()}: real clients against "
-        "`localoss serve` with an engine that plays the model (clients/player.py).\n\n"
-    )
-    path.write_text(told + "\n".join(rows) + "\n", encoding="utf-8")
+"""
+    text += "\n".join(rows) + "\n"
+    part = path.with_suffix(".part")
+    part.write_text(text + ("\n" + "\n".join(notes) + "\n" if notes else ""), encoding="utf-8")
+    part.replace(path)
 
 
 if __name__ == "__main__":

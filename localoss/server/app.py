@@ -67,6 +67,8 @@ def build_app(
         app.include_router(part)
     if page is not None:
         add_page(app, page, models)
+    else:
+        app.add_api_route("/", _is_running, methods=["GET"], response_class=PlainTextResponse)
     _name_the_models(app, models.catalogue)
     errors.install(app)
     app.add_middleware(HoldsModels, models=models)
@@ -78,6 +80,11 @@ def build_app(
             CORSMiddleware, allow_origins=list(cors_origins), allow_methods=["*"], allow_headers=["*"]
         )
     return app
+
+
+async def _is_running() -> str:
+    """What is at / without a page: Ollama's clients and Claude Code look there whether a server answers."""
+    return "localoss is running"
 
 
 def _name_the_models(app: FastAPI, catalogue: Catalogue) -> None:

@@ -27,6 +27,11 @@ MAX_HELD_BYTES = 4 * MAX_BODY_BYTES  # of all bodies that are being read and par
 # The JSON of a body: an empty object takes two bytes on the wire and 64 in memory.
 MAX_CONTAINERS, MAX_VALUES, MAX_DEPTH = 100_000, 2_000_000, 100
 _SMALL_BYTES = 64 * 1024  # parsed where it is, and not counted: the bound on connections bounds these, too
+_FROM_A_PAGE = (
+    "origin",
+    "sec-fetch-site",
+    "referer",
+)  # headers that browsers send, and pages can't leave out
 
 Model = TypeVar("Model", bound=BaseModel)
 T = TypeVar("T")
@@ -138,9 +143,11 @@ def _check_headers(request: Request) -> None:
     kind = email.message.Message()
     kind["content-type"] = request.headers.get("content-type", "")
     subtype = kind.get_content_subtype()
-    if kind.get_content_maintype() != "application" or not f"+{subtype}".endswith("+json"):
-        # A web page could send another kind without being asked for leave.
-        raise ApiError("the body must be a JSON object, sent as application/json", code="invalid_json")
+    is_json = kind.get_content_maintype() == "application" and f"+{subtype}".endswith("+json")
+    if not is_json and any(name in request.headers for name in _FROM_A_PAGE):
+        # A browser sends other kinds to other sites without asking them first. Programs may leave the kind
+        # out, as LiteLLM does with Ollama's API, or call JSON a form, as `curl -d` does.
+        raise ApiError("a web page must send its body as application/json", code="invalid_json")
     if int(request.headers.get("content-length", "0")) > MAX_BODY_BYTES:
         raise _too_large()
 

@@ -1,7 +1,7 @@
 """The clients that `make clients` tries: where each comes from, and how it is asked."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 SHOUT = "please @shout banana split, peeled@"
@@ -18,7 +18,8 @@ class Client:
     """name: for --only and in the table. registry: npm or PyPI. packages: what is installed, the first one's
     version is shown. place: the folder that they are installed in.
 
-    script: the function of python_clients.py or js_clients.mjs that tries it; None for a program.
+    script: the function of python_clients.py or js_clients.mjs that tries it; None for a program. note: what
+    the table says below it.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Client:
     packages: tuple[str, ...]
     script: str | None = None
     place: str = "js"
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Program:
     launch: its name in `localoss launch`, which says what it has to know of the server. Otherwise these do,
     in which URL stands for the server and HOME for the program's home: `environment`, `arguments`, `files` in
     its home, and `before`, a command that is run before each attempt, whose folder HOME/fresh is new each
-    time. writes: the file that the third attempt leaves behind. note: what the table says below.
+    time. writes: the file that the third attempt leaves behind.
     """
 
     command: str
@@ -46,7 +48,6 @@ class Program:
     before: tuple[str, ...] = ()
     files: tuple[tuple[str, str], ...] = ()
     writes: str | None = None
-    note: str = ""
 
 
 _CODEX = ("exec", "--skip-git-repo-check")
@@ -144,7 +145,6 @@ PROGRAMS = {
         ),
         launch="aider",
         writes="hello.txt",
-        note="it calls no tools: the third column is a file that it writes as the answer says",
     ),
     "llm": Program(
         "llm",
@@ -170,6 +170,8 @@ def _package(name: str, *packages: str, script: str) -> Client:
     return Client(f"{name} (JavaScript)", "npm", packages or (name,), script)
 
 
+_AIDER_NOTE = "it calls no tools: the third column is a file that it writes as the answer says"
+
 CLIENTS = [
     Client("codex", "npm", ("@openai/codex",)),
     Client("codex --oss (ollama)", "npm", ("@openai/codex",)),
@@ -179,7 +181,7 @@ CLIENTS = [
     Client("continue", "npm", ("@continuedev/cli",)),
     Client("qwen", "npm", ("@qwen-code/qwen-code",)),
     Client("cline", "npm", ("cline",)),
-    Client("aider", "PyPI", ("aider-chat",), place="aider"),
+    Client("aider", "PyPI", ("aider-chat",), place="aider", note=_AIDER_NOTE),
     Client("llm", "PyPI", ("llm",), place="llm"),
     _library("openai, chat", "openai", script="openai_chat"),
     _library("openai, responses", "openai", script="openai_responses"),
@@ -194,7 +196,7 @@ CLIENTS = [
     _library("openai-agents, chat", "openai-agents", script="openai_agents_chat"),
     _library("openai-agents, responses", "openai-agents", script="openai_agents_responses"),
     _library("pydantic-ai", "pydantic-ai-slim[openai]"),
-    _library("instructor"),
+    replace(_library("instructor"), note="a call's arguments are its answer: no result goes back"),
     _library("smolagents", "smolagents[openai]"),
     _library("inspect-ai", "inspect-ai", "openai"),
     _package("openai, chat", "openai", script="openai_chat"),

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from attempts import Result, try_client
-from catalogue import CLIENTS, KINDS, PROGRAMS
+from catalogue import CLIENTS, KINDS
 from install import install
 
 HERE = Path(__file__).parent
@@ -101,8 +101,7 @@ def write_table(path: Path, results: Results) -> None:
             rows.append(f"| {client.name} | | not tried | not tried | not tried |")
             continue
         rows.append(f"| {client.name} | {result.version} | {' | '.join(map(result.word, KINDS))} |")
-        note = PROGRAMS[client.name].note if client.name in PROGRAMS else ""
-        notes += [f"- {client.name}: {one}" for one in (note, *result.notes) if one]
+        notes += [f"- {client.name}: {one}" for one in (client.note, *result.notes) if one]
     text = f"""\
 # Clients that were tried
 

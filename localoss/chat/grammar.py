@@ -79,6 +79,11 @@ class Grammar:
         if refusal:
             raise UsageError(refusal)
 
+    @property
+    def sent(self) -> dict[str, Any]:
+        """What makes the same grammar elsewhere: schema and strict."""
+        return {"schema": json.loads(self._text), "strict": self._strict}
+
     def begin(self, vocab_tokens: int) -> "Body":
         """Masks for a new message."""
         return Body(self._text, self._strict, vocab_tokens)

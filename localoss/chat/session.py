@@ -132,6 +132,10 @@ class Session:
             )
         return None
 
+    def detach(self) -> None:
+        """Follow no sequence: a server keeps what its model has read."""
+        self._cache = None
+
     def save_cache(self, prompt: "Seq[int]", sequence: "Sequence") -> str | None:
         """Save what `sequence` has of `prompt`, as the next one begins; gives a line if that failed."""
         if self._cache is None:

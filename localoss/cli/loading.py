@@ -2,7 +2,7 @@
 
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from localoss.cli.terminal import StatusLine, say
 
 if TYPE_CHECKING:
+    from localoss.chat.remote import RemoteModel
     from localoss.engine.engine import Engine
     from localoss.options import LoadOptions
 
@@ -105,3 +106,30 @@ def load_model(
             return folder, localoss.load(folder, options, listener=listener)
     finally:
         line.clear()
+
+
+def find_or_load(
+    name: str,
+    options: "LoadOptions",
+    given: Sequence[str] | None,
+    progress: Callable[[str], None] | None = None,
+    notice: Callable[[str], None] = say,
+    least_context: int = 0,
+) -> "tuple[Path, Engine | RemoteModel]":
+    """The folder that `name` stands for, and its model: in a running server, or else loaded here.
+
+    given: options of the command that a server's model doesn't have, as --threads; None: no server is asked.
+    progress, notice: see load_model. least_context: tokens; a server with less isn't asked.
+    """
+    from localoss.chat.remote import find_remote
+    from localoss.hub.registry import find_model
+
+    folder = find_model(name, progress or say)
+    if given is not None and (remote := find_remote(folder)):
+        missing = given[0] if given else None
+        if remote.context_tokens < min(least_context, remote.config.context):
+            missing = f"a context of {least_context:,} tokens"
+        if missing is None:
+            return folder, remote
+        notice(f"({remote.server.url} has {folder.name} without {missing}: it is loaded here)")
+    return load_model(name, options, progress, notice)

@@ -10,6 +10,7 @@ from localoss.chat.agent import Agent, CallDone, CallEvent
 from localoss.chat.conversation import Conversation
 from localoss.chat.generate import generate
 from localoss.chat.harmony import Message
+from localoss.chat.remote import RemoteModel
 from localoss.chat.rules import AnswerRules
 from localoss.chat.turn import Turn
 from localoss.cli.terminal import AnswerPrinter, PrefillProgress, interrupts, say
@@ -28,7 +29,7 @@ class OneAnswer:
 
     def __init__(
         self,
-        engine: "Engine",
+        engine: "Engine | RemoteModel",
         asked: Conversation | list[int],
         sampling: SamplingParams,
         think_budget: int | None,
@@ -93,6 +94,7 @@ class OneAnswer:
             "decode_s": round(decode_s, 3),
             "prefill_tokens_per_s": round(prefilled / prefill_s, 2) if prefill_s else 0.0,
             "decode_tokens_per_s": round((generated - len(turns)) / decode_s, 2) if decode_s else 0.0,
+            "server": self._engine.server.url if isinstance(self._engine, RemoteModel) else None,
             "gpu": self._engine.device_figures(),
             "experts": self._engine.expert_figures(),
         }

@@ -292,6 +292,9 @@ _TOOLS: dict[str, tuple[Any, Any]] = {
     "write": (Write, False),
     "mcp": (McpFile, None),
 }
+NoServer = Annotated[
+    bool, typer.Option("--no-server", help="Load the model here, even if a running server has it.")
+]
 _Command = Callable[..., Any]
 
 
@@ -316,6 +319,17 @@ def takes_load_options(command: _Command) -> _Command:
         return LoadOptions(context_tokens=context, kv_dtype=kv_dtype.value, adapters=adapters, **others)
 
     return _taking(command, "loading", _LOADING, loading)
+
+
+def given_load_options(context: typer.Context) -> list[str]:
+    """Those that stand on the command line, as --threads: what is configured holds for servers, too."""
+    return [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name in _LOADING
+        and (source := context.get_parameter_source(parameter.name))
+        and source.name == "COMMANDLINE"
+    ]
 
 
 def takes_sampling_params(command: _Command) -> _Command:

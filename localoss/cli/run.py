@@ -36,6 +36,7 @@ ShowProbabilities = Annotated[
 ]
 
 ANSWER_TOKENS = 4_096  # room that a context chosen for a long prompt leaves
+LEAST_ANSWER_TOKENS = 512  # of it, if a server is asked that is there already
 TOOL_TOKENS = 12_288  # more of it, where there are calls and their results
 
 
@@ -43,6 +44,7 @@ TOOL_TOKENS = 12_288  # more of it, where there are calls and their results
 @options.takes_sampling_params
 @options.takes_tool_options
 def run(
+    invocation: typer.Context,
     model: options.OptionalModelName = None,
     prompt: Prompt = None,
     preset: options.Preset = None,
@@ -54,6 +56,7 @@ def run(
     raw: Raw = False,
     show_probabilities: ShowProbabilities = False,
     think_budget: options.ThinkBudget = None,
+    no_server: options.NoServer = False,
     *,
     sampling: SamplingParams,
     loading: LoadOptions,
@@ -62,11 +65,12 @@ def run(
     """Answer one prompt.
 
     Without MODEL: localoss run "your question" asks the one that is installed, or the demo model.
-    The answer alone goes to stdout; thinking is shown on stderr when that is a terminal.
+    A running server that has the model answers; otherwise it is loaded. The answer alone goes to
+    stdout; thinking is shown on stderr when that is a terminal.
     """
     from localoss.chat import harmony
     from localoss.chat.conversation import Conversation
-    from localoss.cli.loading import load_model
+    from localoss.cli.loading import find_or_load
     from localoss.cli.one_answer import OneAnswer
     from localoss.cli.tool_calls import opened_tools
     from localoss.hub.registry import default_model, model_and_text
@@ -86,7 +90,9 @@ def run(
         tokens = asked if isinstance(asked, list) else asked.tokens()
         room = ANSWER_TOKENS + (TOOL_TOKENS if tools else 0)
         started = time.perf_counter()
-        folder, engine = load_model(model, replace(loading, prompt_tokens=len(tokens) + room))
+        loading = replace(loading, prompt_tokens=len(tokens) + room)
+        given = None if no_server else options.given_load_options(invocation)
+        folder, engine = find_or_load(model, loading, given, least_context=len(tokens) + LEAST_ANSWER_TOKENS)
         load_s = time.perf_counter() - started
 
         answer = OneAnswer(engine, asked, sampling, think_budget, tools)

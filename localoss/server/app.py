@@ -27,6 +27,7 @@ from localoss.server.ollama import api as ollama_api
 from localoss.server.ollama import models as ollama_models
 from localoss.server.page import Page, add_page
 from localoss.server.responses import api as responses_api
+from localoss.server.tokens import api as tokens_api
 
 router = APIRouter()
 
@@ -63,6 +64,7 @@ def build_app(
         ollama_api.router,
         batches_api.router,
         ollama_models.router,
+        tokens_api.router,
     ):
         app.include_router(part)
     if page is not None:

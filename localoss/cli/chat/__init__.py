@@ -14,6 +14,7 @@ from localoss.tools.choice import ToolOptions
 
 if TYPE_CHECKING:
     from localoss.chat.conversation import Conversation
+    from localoss.chat.remote import RemoteModel
     from localoss.chat.session import Session
     from localoss.cli.chat.messages import Input
     from localoss.cli.chat.repl import Chat
@@ -57,6 +58,7 @@ PrivateOption = Annotated[bool, typer.Option("--private", help="Keep nothing of 
 @options.takes_sampling_params
 @options.takes_tool_options
 def chat(
+    invocation: typer.Context,
     model: options.OptionalModelName = None,
     question: Annotated[
         str | None, typer.Argument(metavar="QUESTION", help="The first message; then you are asked.")
@@ -72,6 +74,7 @@ def chat(
     continued: ContinueOption = False,
     private: PrivateOption = False,
     notify: NotifyOption = False,
+    no_server: options.NoServer = False,
     *,
     sampling: SamplingParams,
     loading: LoadOptions,
@@ -80,18 +83,21 @@ def chat(
     """Talk with a model; /help lists what can be typed besides text.
 
     Without MODEL, the session's, the one that is installed, or the demo model that comes with localoss.
+    A running server that has the model answers; otherwise it is loaded.
     Every chat is kept as a session, written as it goes; `localoss sessions` lists them.
     """
     from localoss.cli.chat.repl import Chat
     from localoss.cli.chat.start import Start
-    from localoss.cli.loading import introduction, load_model
+    from localoss.cli.loading import find_or_load, introduction
     from localoss.cli.tool_calls import opened_tools
     from localoss.hub.registry import DEMO, default_model, find_model, model_and_text
 
-    def load(name: str, **tells: Any) -> "tuple[Path, Engine]":
+    given = None if no_server else options.given_load_options(invocation)
+
+    def load(name: str, **tells: Any) -> "tuple[Path, Engine | RemoteModel]":
         from localoss.chat.harmony import check_vocabulary
 
-        folder, engine = load_model(name, loading, **tells)
+        folder, engine = find_or_load(name, loading, given, **tells)
         check_vocabulary(engine.config.vocab)
         return folder, engine
 

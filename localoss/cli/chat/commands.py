@@ -145,6 +145,8 @@ def _context(chat: Chat, _: str) -> None:
 
 
 def _experts(chat: Chat, _: str) -> None:
+    if chat.server:
+        raise UsageError("a server doesn't say which experts answered; localoss chat --no-server does")
     if chat.expert_counts is None:
         raise UsageError("there is no answer yet, whose experts could be shown")
     for line in heat_map(chat.expert_counts, shutil.get_terminal_size().columns):

@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # what brings NumPy or openai_harmony: the prompt doesn't wai
     from localoss.chat.agent import Agent, CallDone, CallEvent
     from localoss.chat.harmony import ChatSetup, File
     from localoss.chat.parser import Event
+    from localoss.chat.remote import RemoteModel, RemoteSequence
     from localoss.chat.session import Session
     from localoss.chat.turn import Turn
     from localoss.cli.chat.attachments import Attachment
@@ -60,7 +61,7 @@ class Chat:
     name: str
     conversation: Conversation
     sampling: SamplingParams
-    load: Callable[[str], tuple[Path, "Engine"]]
+    load: Callable[[str], tuple[Path, "Engine | RemoteModel"]]
     start: "Start"
     think_budget: int | None = None
     show_thinking: bool = True
@@ -75,8 +76,9 @@ class Chat:
 
     def __post_init__(self) -> None:
         self.at_terminal = sys.stdin.isatty() and sys.stdout.isatty()
-        self.folder, self.engine = Path(self.name), cast("Engine", None)
-        self.sequence = cast("EngineSequence", None)
+        self.folder, self.engine = Path(self.name), cast("Engine | RemoteModel", None)
+        self.sequence = cast("EngineSequence | RemoteSequence", None)
+        self.server = ""  # the address of the one that has the model
         self.agent: Agent | None = None
         self.last_calls: list[CallDone] = []  # of the last answer
         if self.toolset:
@@ -88,7 +90,7 @@ class Chat:
         self._attempts = 0  # answers to the last message so far
         self._warned = False
 
-    def use(self, folder: Path, engine: "Engine", note: Callable[[str], None] = say) -> None:
+    def use(self, folder: Path, engine: "Engine | RemoteModel", note: Callable[[str], None] = say) -> None:
         """Go on with a model that is loaded; `note` is told what became of the session's cache."""
         self.folder, self.engine = folder, engine
         self.follow(note)
@@ -97,15 +99,35 @@ class Chat:
         """Go on with the session's cache, if there is one."""
         if self.engine is None:
             return
+        from localoss.chat.remote import RemoteModel
+
         self.sequence = self.engine.sequence(seed=self.sampling.seed)
-        problem = self.session and self.session.attach(self.folder, self.engine, self.sequence)
+        self.server = self.engine.server.url if isinstance(self.engine, RemoteModel) else ""
+        problem = self._attach()
         self.count()
         if problem:
             note(f"({problem})")
         if self.session and self.conversation.messages:
-            said, held = len(self.conversation.messages), len(self.sequence.tokens)
-            size = f"{said} messages, {self.used_tokens:,} tokens"
-            note(f"(session: {size}, of which {held:,} need no reading)")
+            size = f"{len(self.conversation.messages)} messages, {self.used_tokens:,} tokens"
+            held = "" if self.server else f", of which {len(self.sequence.tokens):,} need no reading"
+            note(f"(session: {size}{held})")
+
+    def _attach(self) -> str | None:
+        """Have the session follow the sequence, if that is here; gives a line about what can't be used."""
+        from localoss.chat.remote import RemoteModel, RemoteSequence
+
+        if self.session is None:
+            return None
+        if isinstance(self.engine, RemoteModel) or isinstance(self.sequence, RemoteSequence):
+            self.session.detach()
+            return None
+        return self.session.attach(self.folder, self.engine, self.sequence)
+
+    def _save_cache(self) -> str | None:
+        """Save what the model has read with the session, if it is here; gives a line if that failed."""
+        if self.session is None or self.server:
+            return None
+        return self.session.save_cache(self.conversation.tokens(), cast("EngineSequence", self.sequence))
 
     def ready(self) -> None:
         """Wait until there is a model. Raises: what loading it raised."""
@@ -205,8 +227,7 @@ class Chat:
         self.last_thinking = turn.thinking
         self.count()
         self.keep()
-        problem = self.session and self.session.save_cache(self.conversation.tokens(), self.sequence)
-        if problem:
+        if problem := self._save_cache():
             say(f"({problem})")
         self._explain(turn)
         if self.notifies and self.at_terminal and turn.prefill_s + turn.decode_s >= _LONG_ANSWER_S:
@@ -262,8 +283,9 @@ class Chat:
 
     @property
     def title(self) -> str:
-        """Model and effort."""
-        return f"{self.folder.resolve().name} · effort {self.conversation.setup.effort}"
+        """Model and effort, and the server that has it."""
+        where = f" · at {self.server}" if self.server else ""
+        return f"{self.folder.resolve().name} · effort {self.conversation.setup.effort}{where}"
 
     def status(self, turn: "Turn | None" = None) -> str:
         """Model, effort, context in use and speed, in one line."""

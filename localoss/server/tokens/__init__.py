@@ -1,0 +1,1 @@
+"""/localoss/tokens: what `localoss run` and `chat` ask a running server."""

@@ -1,0 +1,123 @@
+"""/localoss/tokens: a prompt's tokens in, the answer's tokens out.
+
+`localoss run` and `chat` ask so where a server has their model (chat/remote.py): prompts, tools and sessions
+stay theirs, and the engine is the server's. It may change with any version, so it is in no document.
+"""
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from pydantic import Field
+
+from localoss.chat import harmony
+from localoss.chat.grammar import Budget, Grammar
+from localoss.chat.harmony import ChatSetup, Function
+from localoss.chat.rules import AnswerRules
+from localoss.engine.sampler import Token
+from localoss.options import SamplingParams
+from localoss.server.core.answering import Answering, Done, Question
+from localoss.server.core.bodies import BodyRoute
+from localoss.server.core.models import hold
+from localoss.server.core.schemas import MAX_TOOLS, MAX_TOP_LOGPROBS, Known, Name, Pairs, Schema, Seed
+from localoss.server.core.service import Service, event_stream, pieces_of
+from localoss.server.core.threads import compiling
+
+router = APIRouter(prefix="/localoss", route_class=BodyRoute, include_in_schema=False)
+
+_LOOK_S = 0.5  # how often a client is told how far its prompt is read
+TokenId = Annotated[int, Field(ge=0, lt=harmony.VOCABULARY_TOKENS)]
+
+
+class Arguments(Known):
+    """What the arguments of a function are held to; strict: to every keyword."""
+
+    schema_: Annotated[Schema, Field(alias="schema")]
+    strict: bool
+
+
+class Rules(Known):
+    """What a chat's answer may be: see AnswerRules and ChatSetup."""
+
+    functions: Annotated[tuple[Name, ...], Field(max_length=MAX_TOOLS)] = ()
+    builtin_tools: Annotated[tuple[Literal["python", "browser"], ...], Field(max_length=2)] = ()
+    must_call: bool = False
+    preambles: bool = True
+    arguments: Pairs[Arguments] | None = None
+    think_budget: Annotated[int | None, Field(ge=0)] = None
+
+
+class TokensRequest(Known):
+    """rules: of a chat's answer; None for raw text that goes on. The others are those of SamplingParams."""
+
+    model: Name
+    prompt: Annotated[list[TokenId], Field(max_length=1_000_000, fail_fast=True)]
+    rules: Rules | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: Seed = None
+    max_tokens: Annotated[int | None, Field(ge=0)] = None
+    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] = 0
+
+
+@router.post("/tokens")
+async def create_tokens(body: TokensRequest, request: Request) -> Response:
+    service = await hold(request, body.model)
+    service.check_length(len(body.prompt), "prompt")
+    names = ("temperature", "top_p", "top_k", "min_p", "seed", "max_tokens", "logprobs")
+    params = SamplingParams(**{name: getattr(body, name) for name in names})
+    setup, rules = await compiling(_rules, body.rules) if body.rules else (None, AnswerRules())
+    question = Question(body.prompt, setup, rules, params)
+    # Each program waits in a line of its own, and not in that of all clients on this machine.
+    client = f"localoss {request.client.port}" if request.client else ""
+    return event_stream(_events(service, question, client), named=False, last="[DONE]")
+
+
+def _rules(wanted: Rules, budget: Budget) -> tuple[ChatSetup, AnswerRules]:
+    """Raises: UsageError for a name or a schema that can't be followed."""
+    setup = ChatSetup(
+        functions=tuple(Function(name) for name in wanted.functions),
+        builtin_tools=wanted.builtin_tools,
+    )
+    given = wanted.arguments or {}
+    arguments = {name: Grammar(one.schema_, one.strict, budget) for name, one in given.items()}
+    return setup, AnswerRules(
+        must_call=wanted.must_call,
+        preambles=wanted.preambles,
+        arguments=arguments,
+        think_budget=wanted.think_budget,
+    )
+
+
+async def _events(service: Service, question: Question, client: str) -> AsyncIterator[dict[str, Any] | None]:
+    reading, told = question.reading, False
+    answering = Answering(service.engine, service.pool, service.thoughts, question)
+    async for piece in pieces_of(service.submit(_Drawn(answering), client), _LOOK_S):
+        if reading.total and not told:
+            told = reading.done == reading.total
+            yield {"read": reading.done, "cached": reading.cached, "of": reading.total}
+        if isinstance(piece, Done):
+            service.note(piece)
+        elif piece or told or not reading.total:
+            yield piece
+
+
+class _Drawn:
+    """An answer of which the tokens are wanted, and no more: the scheduler's Work."""
+
+    def __init__(self, answering: Answering) -> None:
+        self._answering = answering
+        self.prompt, self.begin, self.close = answering.prompt, answering.begin, answering.close
+
+    is_over = False
+
+    def push(self, token: Token) -> Iterator[Any]:
+        for _ in self._answering.push(token):
+            pass
+        yield {"id": token.id, "logprob": token.logprob, "top": token.top}
+
+    def finish(self, error: Exception | None) -> Iterator[Any]:
+        yield from (piece for piece in self._answering.finish(error) if isinstance(piece, Done))

@@ -19,7 +19,8 @@ from localoss.engine.sampler import Token
 from localoss.options import SamplingParams
 from localoss.server.core.answering import Answering, Done, Question
 from localoss.server.core.bodies import BodyRoute
-from localoss.server.core.models import hold
+from localoss.server.core.keys import Client, client_of
+from localoss.server.core.models import acquire
 from localoss.server.core.schemas import MAX_TOOLS, MAX_TOP_LOGPROBS, Known, Name, Pairs, Schema, Seed
 from localoss.server.core.service import Service, event_stream, pieces_of
 from localoss.server.core.threads import compiling
@@ -65,15 +66,13 @@ class TokensRequest(Known):
 
 @router.post("/tokens")
 async def create_tokens(body: TokensRequest, request: Request) -> Response:
-    service = await hold(request, body.model)
+    service = await acquire(request, body.model)
     service.check_length(len(body.prompt), "prompt")
     names = ("temperature", "top_p", "top_k", "min_p", "seed", "max_tokens", "logprobs")
     params = SamplingParams(**{name: getattr(body, name) for name in names})
     setup, rules = await compiling(_rules, body.rules) if body.rules else (None, AnswerRules())
     question = Question(body.prompt, setup, rules, params)
-    # Each program waits in a line of its own, and not in that of all clients on this machine.
-    client = f"localoss {request.client.port}" if request.client else ""
-    return event_stream(_events(service, question, client), named=False, last="[DONE]")
+    return event_stream(_events(service, question, client_of(request)), named=False, last="[DONE]")
 
 
 def _rules(wanted: Rules, budget: Budget) -> tuple[ChatSetup, AnswerRules]:
@@ -92,9 +91,12 @@ def _rules(wanted: Rules, budget: Budget) -> tuple[ChatSetup, AnswerRules]:
     )
 
 
-async def _events(service: Service, question: Question, client: str) -> AsyncIterator[dict[str, Any] | None]:
+async def _events(
+    service: Service, question: Question, client: Client
+) -> AsyncIterator[dict[str, Any] | None]:
     reading, told = question.reading, False
     answering = Answering(service.engine, service.pool, service.thoughts, question)
+    piece: Any
     async for piece in pieces_of(service.submit(_Drawn(answering), client), _LOOK_S):
         if reading.total and not told:
             told = reading.done == reading.total

@@ -21,7 +21,7 @@ from localoss.chat.turn import Turn
 from localoss.errors import LocalossError
 from localoss.hub.bundled import install
 from localoss.hub.running import Running, registered
-from localoss.options import SamplingParams
+from localoss.options import LoadOptions, SamplingParams
 from localoss.server.core.models import only
 from localoss.server.core.pool import SequencePool
 from localoss.server.core.scheduler import Scheduler
@@ -145,6 +145,13 @@ def test_another_model_of_that_name_is_not_asked(server, folder, tmp_path):
     manifest = other / "localoss.json"
     manifest.write_text(manifest.read_text() + " ")
     assert find_remote(other) is None
+
+
+def test_a_server_with_an_adapter_says_other_things(server, folder, monkeypatch):
+    monkeypatch.setattr(server.models.catalogue, "options", LoadOptions(adapters=("some/adapter",)))
+    assert find_remote(folder) is None
+    monkeypatch.setattr(server.models.catalogue, "options", LoadOptions(adapters=("mine=some/adapter",)))
+    assert find_remote(folder).name == "demo"
 
 
 def test_a_server_that_is_stopped_is_not_asked(home, folder):

@@ -113,10 +113,7 @@ def find_remote(folder: Path) -> RemoteModel | None:
         return None
     for server in running_servers():
         with suppress(LocalossError, KeyError, TypeError, ValueError, OSError):
-            loaded = server.get("/api/ps", _FIND_S)["models"]
-            own = server.get("/api/tags", _FIND_S)["models"][:1]
-            names = [one["name"] for one in (*loaded, *own) if one["digest"] == digest]
-            if names:
-                about = server.get(f"/v1/models/{names[0]}", _FIND_S)
-                return RemoteModel(server, names[0], folder, int(about["context_length"]))
+            for one in server.get("/localoss/models", _FIND_S)["models"]:
+                if one["digest"] == digest and not one["adapters"]:
+                    return RemoteModel(server, one["name"], folder, int(one["context_tokens"]))
     return None

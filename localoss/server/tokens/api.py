@@ -19,11 +19,13 @@ from localoss.engine.sampler import Token
 from localoss.options import SamplingParams
 from localoss.server.core.answering import Answering, Done, Question
 from localoss.server.core.bodies import BodyRoute
+from localoss.server.core.catalogue import Entry
 from localoss.server.core.keys import Client, client_of
-from localoss.server.core.models import acquire
+from localoss.server.core.models import Models, acquire
 from localoss.server.core.schemas import MAX_TOOLS, MAX_TOP_LOGPROBS, Known, Name, Pairs, Schema, Seed
 from localoss.server.core.service import Service, event_stream, pieces_of
-from localoss.server.core.threads import compiling
+from localoss.server.core.threads import compiling, in_thread
+from quant.sources.adapter import split_name
 
 router = APIRouter(prefix="/localoss", route_class=BodyRoute, include_in_schema=False)
 
@@ -64,6 +66,31 @@ class TokensRequest(Known):
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] = 0
 
 
+@router.get("/models")
+async def list_models(request: Request) -> dict[str, Any]:
+    """The models that are asked here without being loaded for it: those in memory, and the first one.
+
+    adapters: those that every answer has.
+    """
+    models: Models = request.app.state.models
+    entries = {one.name: one for one in (models.catalogue.first, *(held.entry for held in models.held()))}
+    return {"models": await in_thread(_described, models, list(entries.values()))}
+
+
+def _described(models: Models, entries: list[Entry]) -> list[dict[str, Any]]:
+    """Raises: LocalossError, OSError."""
+    adapters = [text for text in models.catalogue.options.adapters if not split_name(text)[0]]
+    return [
+        {
+            "name": entry.name,
+            "digest": entry.digest,
+            "context_tokens": models.context_tokens(entry),
+            "adapters": adapters if entry.name == models.catalogue.first.name else [],
+        }
+        for entry in entries
+    ]
+
+
 @router.post("/tokens")
 async def create_tokens(body: TokensRequest, request: Request) -> Response:
     service = await acquire(request, body.model)
@@ -95,7 +122,9 @@ async def _events(
     service: Service, question: Question, client: Client
 ) -> AsyncIterator[dict[str, Any] | None]:
     reading, told = question.reading, False
-    answering = Answering(service.engine, service.pool, service.thoughts, question)
+    answering = Answering(
+        service.engine, service.pool, service.thoughts, question, client.key, service.adapter
+    )
     piece: Any
     async for piece in pieces_of(service.submit(_Drawn(answering), client), _LOOK_S):
         if reading.total and not told:

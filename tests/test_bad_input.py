@@ -194,6 +194,8 @@ def test_damaged_weights(tmp_path, out, refused):
         ({"layer_types": 3}, ["config.json"]),
         ({"quantization_config": {"quant_method": "bitsandbytes"}}, ["bitsandbytes", "MXFP4"]),
         ({"rope_theta": 0}, ["theta"]),
+        ({"rope_theta": 1e300}, ["rope_theta"]),
+        ({"max_position_embeddings": 2**31 - 1}, ["max_position_embeddings"]),
         ({"intermediate_size": 160}, ["model.layers.0"]),
     ],
 )

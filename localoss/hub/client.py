@@ -7,18 +7,20 @@ keeps nothing of a transfer that was cut off.
 import hashlib
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Event, Lock
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_url
+from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
 from huggingface_hub.utils import build_hf_headers, get_session  # type: ignore[attr-defined]
 
 from localoss.hub import retry
 from localoss.hub.errors import DownloadError, GoneError, WrongFileError
+from localoss.hub.listing import RemoteFile, read_listing
 from localoss.hub.retry import CutOffError, ExpiredError, OtherFileError, Patience, StatusError
 from quant.errors import QuantError
 from quant.format.json_file import MOST_BYTES
@@ -27,16 +29,6 @@ from quant.format.safetensors import TensorInfo, parse_header
 Result = TypeVar("Result")
 HEADER_BYTES = 128 << 10  # asked for at once: gpt-oss-20b's headers have less
 CHECK_ENDPOINT = "check HF_ENDPOINT"
-
-
-@dataclass(frozen=True)
-class RemoteFile:
-    """A file as the hub lists it: size in bytes; sha256 of large files, git's sha1 of small ones."""
-
-    name: str
-    size: int
-    sha256: str | None
-    git_sha1: str | None
 
 
 @dataclass
@@ -79,23 +71,24 @@ class Hub:
         self._locations: dict[str, str] = {}
         if urlsplit(self.endpoint).scheme not in ("http", "https") or not self.host:
             raise DownloadError(f"HF_ENDPOINT is {self.endpoint!r}; give one like https://huggingface.co")
-        info = self._patiently(lambda: self._info(revision))
-        self.commit: str = info.sha
-        self.files = {entry.rfilename: _remote_file(entry) for entry in info.siblings or []}
+        self.commit, self.files = self._patiently(lambda: self._listing(revision))
 
-    def _info(self, revision: str | None) -> Any:
-        api = HfApi(endpoint=self.endpoint, library_name="localoss")
+    def _listing(self, revision: str | None) -> tuple[str, dict[str, RemoteFile]]:
+        with self._as_the_hub_answers():
+            return read_listing(self.endpoint, self.repository, revision, self._timeout_s)
+
+    @contextmanager
+    def _as_the_hub_answers(self) -> Iterator[None]:
+        """What has another shape than the hub's answers is told as that. Raises: DownloadError."""
         try:
-            info = api.model_info(
-                self.repository, revision=revision, files_metadata=True, timeout=self._timeout_s
-            )
+            yield
         except retry.FAILURES:
             raise
-        except (KeyError, TypeError, AttributeError, ValueError):  # JSON of another shape, or none
-            raise DownloadError(f"{self.host} does not answer as the hub does; {CHECK_ENDPOINT}") from None
-        if not re.fullmatch(r"[0-9a-f]{40}", info.sha or ""):
-            raise DownloadError(f"{self.host} tells no commit of {self.repository}; {CHECK_ENDPOINT}")
-        return info
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+            why = " ".join(str(error).split())[:100]
+            raise DownloadError(
+                f"{self.host} does not answer as the hub does ({why}); {CHECK_ENDPOINT}"
+            ) from None
 
     @property
     def _timeout_s(self) -> float:
@@ -200,9 +193,11 @@ class Hub:
         if response.status_code == 200:
             if first:
                 raise DownloadError(f"{self.host} ignores ranges, which pull needs; {CHECK_ENDPOINT}")
-            size = response.headers.get("content-length")
+            told = response.headers.get("content-length")
+            size = told if told and re.fullmatch(r"\d{1,18}", told, re.ASCII) else None
         else:
-            span = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("content-range", ""))
+            told = response.headers.get("content-range", "")
+            span = re.fullmatch(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18})", told, re.ASCII)
             if not span or int(span[1]) != first:
                 raise CutOffError
             size = span[2]
@@ -220,12 +215,13 @@ class Hub:
         return known
 
     def _metadata(self, name: str) -> Any:
-        return get_hf_file_metadata(
-            hf_hub_url(self.repository, name, revision=self.commit, endpoint=self.endpoint),
-            timeout=self._timeout_s,
-            library_name="localoss",
-            endpoint=self.endpoint,
-        )
+        with self._as_the_hub_answers():
+            return get_hf_file_metadata(
+                hf_hub_url(self.repository, name, revision=self.commit, endpoint=self.endpoint),
+                timeout=self._timeout_s,
+                library_name="localoss",
+                endpoint=self.endpoint,
+            )
 
     # Trying again
 
@@ -258,10 +254,3 @@ class Hub:
                 return
             self._quiet_until = now_s + wait_s
         self._say(text)
-
-
-def _remote_file(entry: Any) -> RemoteFile:
-    size = entry.size if entry.size is not None else -1
-    if entry.lfs:
-        return RemoteFile(entry.rfilename, size, entry.lfs.sha256, None)
-    return RemoteFile(entry.rfilename, size, None, entry.blob_id)

@@ -10,8 +10,8 @@ from huggingface_hub import constants
 from localoss import settings
 from localoss.errors import UsageError
 from localoss.hub import transfer
-from localoss.hub.client import RemoteFile
 from localoss.hub.errors import WrongFileError
+from localoss.hub.listing import RemoteFile
 from localoss.hub.registry import KnownModel
 from quant.errors import QuantError
 from quant.format.json_file import read_json

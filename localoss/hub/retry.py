@@ -76,7 +76,7 @@ class Patience:
         if failures > most or not _is_transient(error, status):
             return None
         asked: str = headers.get("retry-after", "")
-        if not asked.isdigit():
+        if not (asked.isascii() and asked.isdecimal()):
             return wait_s
         longest: float = 5 * self.longest_wait_s
         return max(wait_s, min(float(asked), longest))

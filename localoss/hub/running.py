@@ -19,6 +19,7 @@ import psutil
 
 from localoss import settings
 from localoss.errors import LocalossError
+from quant.format.json_file import MOST_BYTES, parse_json
 
 _SILENCE_S = 60.0  # a stream shows a sign of life much sooner
 _PATIENCE_S = 600.0  # a model may have to be let go first
@@ -52,11 +53,17 @@ class Running:
 
     def get(self, path: str, timeout_s: float = _PATIENCE_S) -> Any:
         """What it answers. Raises: LocalossError."""
-        return json.load(self.open(path, timeout_s=timeout_s))
+        return self._parsed(self.open(path, timeout_s=timeout_s))
 
     def post(self, path: str, body: Any) -> Any:
         """What it answers. Raises: LocalossError."""
-        return json.load(self.open(path, body))
+        return self._parsed(self.open(path, body))
+
+    def _parsed(self, answer: Any) -> Any:
+        try:
+            return parse_json(answer.read(MOST_BYTES + 1))
+        except (ValueError, OSError) as error:
+            raise LocalossError(f"{self.url} does not answer as localoss does ({error})") from None
 
     def open(self, path: str, body: Any = None, timeout_s: float = _PATIENCE_S) -> Any:
         """The answer to be read, as it comes. Raises: LocalossError that says what the server does."""
@@ -152,7 +159,7 @@ def _told(error: urllib.error.HTTPError) -> str:
     if error.code == 401:
         return "it asks for a key; set LOCALOSS_API_KEY to the one that it was started with"
     try:
-        said = json.load(error)["error"]
+        said = parse_json(error.read(MOST_BYTES + 1))["error"]
         return str(said["message"] if isinstance(said, dict) else said)
     except (ValueError, KeyError, TypeError, OSError):
         return str(error)

@@ -13,8 +13,9 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-from localoss.hub.client import Hub, Piece, RemoteFile
+from localoss.hub.client import Hub, Piece
 from localoss.hub.errors import WrongFileError
+from localoss.hub.listing import RemoteFile
 from localoss.hub.retry import TIMES
 from localoss.hub.store import HASH_BYTES, sha256_of
 from quant.format import disk

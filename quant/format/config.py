@@ -1,6 +1,5 @@
 """The architecture of a gpt-oss model, read from a Hugging Face config.json."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from quant.errors import QuantError
 from quant.format.json_file import read_json
 
 MOST_LAYERS = 512  # so that a damaged number can't ask for more memory than there is
+MOST_CONTEXT = 1 << 22  # tokens; tables have a row for each sixteen
 DEFAULT_HEAD_DIM = 64  # transformers' own, whatever hidden_size and heads are
 OTHER_FORMS = "get the model with MXFP4 experts, in bfloat16, or as GGUF"
 SWIGLU_ALPHA = 1.702  # fixed by the architecture; not in config.json
@@ -130,7 +130,7 @@ def _config_from(raw: dict[str, Any]) -> ModelConfig:
         experts=_integer(raw, "num_local_experts", "num_experts"),
         active_experts=_integer(raw, "num_experts_per_tok", "experts_per_token", "num_experts_per_token"),
         vocab=_integer(raw, "vocab_size"),
-        context=_integer(raw, "max_position_embeddings"),
+        context=_integer(raw, "max_position_embeddings", most=MOST_CONTEXT),
         sliding_window=_integer(raw, "sliding_window"),
         is_sliding=tuple(kind == "sliding_attention" for kind in types),
         rms_norm_eps=float(raw.get("rms_norm_eps", 1e-5)),
@@ -182,13 +182,17 @@ def _check(config: ModelConfig, where: str) -> None:
         raise QuantError(f"{where}: {config.heads} heads cannot share {config.kv_heads} key/value heads")
     if config.active_experts > config.experts:
         raise QuantError(f"{where}: {config.active_experts} active experts of {config.experts}")
-    numbers = {
-        "rope_theta": config.rope.theta - 1,
-        "rope factor": config.rope.factor,
-        "original_max_position_embeddings": config.rope.original_context,
-        "rms_norm_eps": config.rms_norm_eps,
-        "swiglu_limit": config.swiglu_limit,
+    rope = config.rope
+    numbers = {  # with what none is above in any model, and what float32 still takes
+        "rope_theta": (rope.theta - 1, 1e12),
+        "rope factor": (rope.factor, 1e6),
+        "original_max_position_embeddings": (rope.original_context, MOST_CONTEXT),
+        "beta_fast": (rope.beta_fast, 1e6),
+        "beta_slow": (rope.beta_slow, 1e6),
+        "attention_factor": (1.0 if rope.concentration is None else rope.concentration, 1e3),
+        "rms_norm_eps": (config.rms_norm_eps, 1.0),
+        "swiglu_limit": (config.swiglu_limit, 1e30),
     }
-    for name, value in numbers.items():
-        if not 0 < value < math.inf:  # NaN fails both
+    for name, (value, most) in numbers.items():
+        if not 0 < value <= most:  # NaN fails both
             raise QuantError(f"{where}: {name} is out of range; download the file again")

@@ -98,9 +98,9 @@ def test_axe_finds_nothing_serious_and_nothing_is_too_wide(serve, open_tab, sche
     tab.send("word " * 9000)
     tab.page.wait_for_selector("[role=alert]")
     check("an error")
+    if width == 360:
+        tab.click("Conversations")
     for button in ("Settings", "Keyboard"):
-        if width == 360:
-            tab.click("Conversations")
         tab.click(button)
         check(button)
         tab.page.keyboard.press("Escape")

@@ -91,6 +91,7 @@ def test_edits_and_other_answers_stay(serve, open_tab):
     assert (tab.questions(), tab.answers()) == (["First", "Second"], ["One.", "Two."])
     tab.click("Edit the question", nth=1)
     tab.page.keyboard.press("Escape")
+    tab.page.wait_for_selector(".editor", state="detached")
     assert tab.questions() == ["First", "Second"]
 
 

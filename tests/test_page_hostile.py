@@ -43,6 +43,11 @@ LARGE = {
     "a table": "| a | b |\n|-|-|\n" + "| 1 | 2 |\n" * 20_000,
     "one word": "x" * 200_000,
     "dollars": "$" * 200_000,
+    "formulas in a line": "$x^2$ " * 33_000,
+    "tags": "<b>" * 66_000,
+    "marks on a letter": "a" + "\u0301" * 100_000,
+    "lists in lists": "".join("  " * depth + "- a\n" for depth in range(440)),
+    "quotes in few quotes": "> " * 90 + "a",
 }
 
 
@@ -104,6 +109,7 @@ def test_200_kb_leave_the_page_alive(serve, open_tab, kind):
     tab = open_tab(serve(), at="/#large")
     tab.page.wait_for_selector(".answer .markdown > *", state="attached")
     tab.write("still here")
+    assert tab.overflow() <= 0
     tab.click("New conversation")
     assert tab.page.locator(".welcome").is_visible()
 
@@ -117,6 +123,7 @@ def test_200_kb_stream(serve, open_tab):
     assert tab.page.input_value("#message") == "written meanwhile"
     tab.page.wait_for_selector(".figures", timeout=240_000)
     tab.wait_for_answer()
+    blocks = LARGE["prose and code"].count("```p")
     tab.page.wait_for_function(
-        "() => document.querySelectorAll('.answer pre').length > 3300", timeout=120_000
+        "count => document.querySelectorAll('.answer pre').length === count", arg=blocks, timeout=120_000
     )

@@ -62,7 +62,7 @@ def open_tab(browser):
     faults = [fault for tab in tabs for fault in tab.faults]
     for tab in tabs:
         tab.context.close()
-    assert not faults
+    assert not faults, [fault[:300] for fault in faults]
 
 
 @pytest.fixture

@@ -44,7 +44,8 @@ function onKey(event) {
   if (event.key === "Escape" && live() && !event.defaultPrevented) {
     event.preventDefault();
     stop();
-  } else if (event.key === "Escape" && state.hasSidebar) change({ hasSidebar: false });
+  } else if (event.key === "Escape" && state.editing !== null && !event.defaultPrevented) change({ editing: null });
+  else if (event.key === "Escape" && state.hasSidebar) change({ hasSidebar: false });
   else if (isCommand && event.shiftKey && event.key.toLowerCase() === "o") {
     event.preventDefault();
     navigate(null);

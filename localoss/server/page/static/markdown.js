@@ -4,6 +4,11 @@ import { html, useEffect, useRef } from "./view.js";
 import { copyText } from "./clipboard.js";
 import "./vendor/purify.js";
 
+const LEAST_SLICE_MS = 25; // of drawing at a time, and the pause after it
+const MOST_SLICE_MS = 100;
+const PAUSE_MS = 16;
+const MOST_LAID_OUT = 200; // blocks: of more, those out of sight aren't laid out
+const MOST_FORMULAS = 1000; // of a block: others stay as they are written
 const PATIENCE_MS = 6000; // a text that takes longer is shown as it stands
 const ALLOWED = {
   ALLOWED_TAGS: [
@@ -79,12 +84,27 @@ async function drawAll(place, mine) {
     const blocks = mine.isPlain ? null : await blocksOf(drawn.text, drawn.isLive);
     mine.shown = drawn;
     if (blocks === null) mine.isPlain = true;
-    const began = performance.now();
+    worked = performance.now(); // the page wasn't kept waiting by the worker
     if (place.current) await draw(place.current, mine, blocks, drawn.text);
-    const took = performance.now() - began;
-    await new Promise((resolve) => setTimeout(resolve, Math.max(16, 3 * took))); // the page has time for others
+    await rest();
   }
   mine.isBusy = false;
+}
+
+let worked = 0; // since when the page has no time for others
+let slice = LEAST_SLICE_MS;
+
+/** Let the page draw and hear what is typed; a tab that isn't shown has nothing to draw. */
+async function rest() {
+  const began = performance.now();
+  const late = Math.max(began - worked - slice, 0); // a block that is long is drawn in one go
+  if (!document.hidden) await new Promise((resolve) => setTimeout(resolve, PAUSE_MS + 2 * late));
+  worked = performance.now();
+  slice = Math.min(Math.max(worked - began - 2 * late, LEAST_SLICE_MS), MOST_SLICE_MS); // as long as a frame takes
+}
+
+async function restAtTimes() {
+  if (performance.now() - worked > slice) await rest();
 }
 
 async function draw(place, mine, blocks, text) {
@@ -97,15 +117,18 @@ async function draw(place, mine, blocks, text) {
     return;
   }
   if (!mine.blocks.length) place.replaceChildren();
+  place.classList.toggle("is-long", blocks.length > MOST_LAID_OUT);
   for (let i = 0; i < blocks.length; i++) {
     if (mine.blocks[i] === blocks[i]) continue;
     const block = document.createElement("div");
     block.className = "block";
     block.innerHTML = DOMPurify.sanitize(blocks[i], ALLOWED);
     finished(block);
-    await setMath(block);
+    const now = setMath(block); // at once, unless there is too much of it
     if (place.children[i]) place.replaceChild(block, place.children[i]);
     else place.append(block);
+    await now;
+    await restAtTimes();
   }
   while (place.children.length > blocks.length) place.lastChild.remove();
   mine.blocks = blocks;
@@ -150,18 +173,20 @@ function element(name, className, text = "") {
 }
 
 async function setMath(block) {
-  const places = block.querySelectorAll(".math[data-tex]");
+  const places = [...block.querySelectorAll(".math[data-tex]")].slice(0, MOST_FORMULAS);
   if (!places.length) return;
-  await import("./vendor/katex.js");
+  if (!window.katex) await import("./vendor/katex.js"); // which waits for a frame, even if it is there
   for (const place of places) {
     const { tex, display } = place.dataset;
-    const options = { displayMode: display === "true", throwOnError: false, strict: "ignore", trust: false };
+    const options = { displayMode: display === "true", strict: "ignore", trust: false };
+    const source = place.textContent;
     try {
       window.katex.render(tex, place, { ...options, maxSize: 20, maxExpand: 300 });
+      if (display === "true") scrollable(place, "Formula");
     } catch {
-      place.textContent = tex;
+      place.textContent = source; // no formula: as it was written
     }
-    if (display === "true") scrollable(place, "Formula");
+    await restAtTimes();
   }
 }
 

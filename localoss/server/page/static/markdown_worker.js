@@ -1,9 +1,11 @@
 // Markdown to HTML, off the page's thread: a text that takes for ever holds up this worker alone.
 // Raw HTML stays text, images become links, and what is made here is sanitized by the page all the same.
 
+import { calm } from "./calm.js";
 import { Marked } from "./vendor/marked.mjs";
 import highlighter from "./vendor/highlight.mjs";
 
+const MOST_TAGS = 20_000; // of a block
 const MOST_HIGHLIGHTED = 50_000; // characters of a block of code
 
 function escaped(text) {
@@ -55,7 +57,15 @@ const inlineMath = {
 
 function colored(code, language) {
   if (code.length > MOST_HIGHLIGHTED || !highlighter.getLanguage(language)) return escaped(code);
-  return highlighter.highlight(code, { language, ignoreIllegals: true }).value;
+  const html = highlighter.highlight(code, { language, ignoreIllegals: true }).value;
+  return hasMany(html) ? escaped(code) : html;
+}
+
+/** Whether there are so many tags that the page would stand still. */
+function hasMany(html) {
+  let tags = 0;
+  for (let at = html.indexOf("<"); at >= 0; at = html.indexOf("<", at + 1)) tags++;
+  return tags > MOST_TAGS;
 }
 
 // The few tags that models use where Markdown has no mark; anything else stays as it was written.
@@ -112,7 +122,7 @@ function lexed(text, start) {
     end += token.raw.length;
     if (token.type === "space") continue;
     const key = `${links} ${token.raw}`;
-    const html = now.get(key) ?? rendered.get(key) ?? marked.parser(Object.assign([token], { links: tokens.links }));
+    const html = now.get(key) ?? rendered.get(key) ?? bounded(token, tokens.links);
     now.set(key, html);
     made.push({ html, end });
   }
@@ -120,9 +130,15 @@ function lexed(text, start) {
   return made;
 }
 
+/** A block's HTML, or its source if that is too much. */
+function bounded(token, links) {
+  const html = marked.parser(Object.assign([token], { links }));
+  return hasMany(html) ? `<pre class="plain">${escaped(token.raw)}</pre>` : html;
+}
+
 addEventListener("message", ({ data: { text, isLive } }) => {
   try {
-    postMessage({ blocks: blocks(text.replaceAll("\r\n", "\n").replaceAll("\r", "\n"), isLive) });
+    postMessage({ blocks: blocks(calm(text.replaceAll("\r\n", "\n").replaceAll("\r", "\n")), isLive) });
   } catch {
     postMessage({ blocks: null }); // nested too deep, for one: shown as it stands
   }

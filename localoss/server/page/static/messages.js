@@ -1,6 +1,7 @@
 // A question with its files and versions, and an answer with its thinking.
 
-import { html, useEffect, useRef, useState } from "./view.js";
+import { html, useEffect, useLayoutEffect, useRef, useState } from "./view.js";
+import { calm } from "./calm.js";
 import { copyText } from "./clipboard.js";
 import { Icon } from "./icons.js";
 import { Markdown } from "./markdown.js";
@@ -15,7 +16,7 @@ export function Question({ number, question, isLive }) {
       html`<ul class="files" aria-label="Files">
         ${question.files.map((file) => html`<li><${Icon} name="file" /> ${file.name}</li>`)}
       </ul>`}
-      ${question.text && html`<div class="bubble">${question.text}</div>`}
+      ${question.text && html`<div class="bubble">${calm(question.text)}</div>`}
       <div class="actions">
         <${Ways} number=${number} versions=${question} isAnswer=${false} />
         ${!isLive &&
@@ -32,7 +33,7 @@ function Editor({ number, question }) {
   const [text, setText] = useState(question.text);
   const [kept, setKept] = useState(question.files.map((_, index) => index));
   const place = useRef(null);
-  useEffect(() => {
+  useLayoutEffect(() => {
     place.current.focus();
     place.current.setSelectionRange(text.length, text.length);
   }, []);
@@ -135,7 +136,7 @@ function Thinking({ part, mine, isOpen, thought }) {
       <button type="button" class="fold" aria-expanded=${isShown} onClick=${() => choose(!isShown)}>
         <${Icon} name="fold" /> ${isOpen ? "Thinking" : "Thought"}${duration}
       </button>
-      ${isShown && html`<div class="thoughts" ref=${place} tabindex="0" role="region" aria-label="Thinking">${part.text}</div>`}
+      ${isShown && html`<div class="thoughts" ref=${place} tabindex="0" role="region" aria-label="Thinking">${calm(part.text)}</div>`}
     </div>
   `;
 }

@@ -167,9 +167,9 @@ async function refused(error, mine, asked) {
   asked.onRefused?.();
   const retry = asked.trim ? null : () => say({ ...asked, trim: true });
   delete state.lives[mine.name ?? ""];
+  if (error.code === "conversation_changed") await attempt(() => load(mine.name)); // what is sent next builds on it
   if (error.code === "invalid_api_key") change({ dialog: { kind: "key" } });
   else change({ error: { message: error.message, code: error.code, retry } });
-  if (error.code === "conversation_changed") await attempt(() => load(mine.name));
 }
 
 async function listen(told, mine, onStart = () => {}) {

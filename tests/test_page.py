@@ -101,8 +101,9 @@ def test_no_file_of_the_page_names_another_host():
 
 def test_no_page(tmp_path):
     with live(ScriptedEngine()) as server:
-        for path in ("/", "/localoss/sessions", "/localoss/about", "/localoss/page/app.js"):
+        for path in ("/localoss/sessions", "/localoss/about", "/localoss/page/app.js"):
             assert server.get(path).status_code == 404
+        assert server.get("/").headers["content-type"].startswith("text/plain"), "what clients look for"
 
 
 def test_a_conversation_is_a_session_of_the_terminal(server):

@@ -296,7 +296,7 @@ def test_conversations_are_told_to_the_page_alone():
                 refused = http.get(f"/localoss/{path}", headers=own | headers)
                 assert (refused.status_code, refused.json()["error"]["code"]) == (403, "forbidden_origin")
             assert http.post("/localoss/turns", json={"text": "Hi"}, headers=own | headers).status_code == 403
-        simple = http.post("/localoss/turns", content=b'{"text": "Hi"}', headers=own)
+        simple = http.post("/localoss/turns", content=b'{"text": "Hi"}', headers=own | {"Origin": server.url})
         assert simple.status_code == 400, "what a foreign form could send"
         assert not sessions()
 

@@ -14,6 +14,7 @@ from quant.calibration import Moments
 from quant.errors import QuantError
 from quant.format import jit_loops as fast
 from quant.format.finite import require_finite, require_finite_blocks
+from quant.format.fold import factor_of, shift_of
 from quant.format.hf_names import (
     EMBEDDING,
     EXPERT_MATRICES,
@@ -29,6 +30,7 @@ from quant.format.tiles import scales_to_tiles
 from quant.format.weight_formats import MXFP4, ROUTER, TILE_ROWS, WEIGHT_FORMATS, Coded
 from quant.pipeline import in_order
 from quant.sources import Blocks, Source
+from quant.sources.base import as_f32
 
 SLICE_BYTES = 16 << 20  # of a source tensor, read at once
 Part = tuple[str, NDArray[Any]]  # tensor of the model directory, its next entries
@@ -39,6 +41,8 @@ NO_MOMENTS = Moments(None)
 def layer_parts(source: Source, layer: int, dtypes: Dtypes, moments: Moments = NO_MOMENTS) -> Iterator[Part]:
     """The tensors of one layer's file, in the order of layout.layer_specs."""
     weighed = f"layer-{layer:03d}."
+    gain = _vector(source, f"{layer_prefix(layer)}input_layernorm.weight")
+    shift = shift_of(gain)
     prefix = layer_prefix(layer)
     attention = prefix + "self_attn."
     for run in in_order(_expert_runs(source, layer, dtypes.experts, moments)):
@@ -48,7 +52,7 @@ def layer_parts(source: Source, layer: int, dtypes: Dtypes, moments: Moments = N
         {
             "qkv": (
                 [f"{attention}{name}_proj.weight" for name in "qkv"],
-                _tiler(dtypes.attention, moments.of(weighed + "qkv")),
+                _tiler(dtypes.attention, moments.of(weighed + "qkv"), factor_of(shift)),
             ),
             "output": (
                 [f"{attention}o_proj.weight"],
@@ -57,8 +61,9 @@ def layer_parts(source: Source, layer: int, dtypes: Dtypes, moments: Moments = N
             "router": ([f"{prefix}mlp.router.weight"], _tiler(ROUTER, None)),
         },
     )
+    yield "attention_norm", np.ldexp(gain, -shift.astype(np.int32))
+    yield "attention_norm.shift", shift
     for name, names in {
-        "attention_norm": [prefix + "input_layernorm.weight"],
         "qkv.bias": [f"{attention}{name}_proj.bias" for name in "qkv"],
         "sinks": [attention + "sinks"],
         "output.bias": [attention + "o_proj.bias"],
@@ -73,7 +78,9 @@ def vocabulary_parts(source: Source, dtypes: Dtypes, moments: Moments = NO_MOMEN
     """The tensors of the vocabulary file, in the order of layout.vocabulary_specs."""
     unembedding_scales: list[Part] = []
     embedding_scales: list[Part] = []
-    tiler = _tiler(dtypes.unembedding, moments.of("unembedding"))
+    gain = _vector(source, FINAL_NORM)
+    shift = shift_of(gain)
+    tiler = _tiler(dtypes.unembedding, moments.of("unembedding"), factor_of(shift))
     for part in _matrices(source, {"unembedding": ([UNEMBEDDING], tiler)}):
         if part[0].endswith(".scales"):
             unembedding_scales.append(part)
@@ -88,7 +95,8 @@ def vocabulary_parts(source: Source, dtypes: Dtypes, moments: Moments = NO_MOMEN
         yield "embedding.codes", codes
         if scales is not None:
             embedding_scales.append(("embedding.scales", scales))
-    yield "final_norm", _vector(source, FINAL_NORM)
+    yield "final_norm", np.ldexp(gain, -shift.astype(np.int32))
+    yield "final_norm.shift", shift
     yield from unembedding_scales
     yield from embedding_scales
 
@@ -126,10 +134,14 @@ def _vector(source: Source, name: str) -> F32:
     return vector
 
 
-def _tiler(dtype: str, moments: F32 | None) -> Encode:
-    """What makes tiles of `dtype`; `moments` weigh the columns where it is calibrated."""
+def _tiler(dtype: str, moments: F32 | None, factor: F32 | None = None) -> Encode:
+    """What makes tiles of `dtype`, of columns times `factor` (see fold.py); `moments` weigh these where it is
+    calibrated.
+    """
     form = WEIGHT_FORMATS[dtype]
-    return lambda weights: form.tile(weights, moments)
+    if factor is None:
+        return lambda weights: form.tile(weights, moments)
+    return lambda weights: form.tile(as_f32(weights) * factor, moments)
 
 
 def _slices(source: Source, name: str, pad: bool = True) -> Iterator[tuple[int, Weights]]:

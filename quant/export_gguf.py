@@ -43,7 +43,7 @@ def export_gguf(
     if out.exists():
         raise QuantError(f"{out}: is there already; name a new file")
     part = out.with_name(out.name + PART)
-    with ModelSource(model) as source:
+    with ModelSource(model, as_stored=True) as source:
         source.require_tensors()
         try:
             _write(gguf, source, part, progress, vocabulary)

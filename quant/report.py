@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quant.format.config import ModelConfig
+from quant.format.fold import factor_of
 from quant.format.hf_names import EMBEDDING, UNEMBEDDING, experts_prefix, layer_prefix
 from quant.format.layout import (
     VOCABULARY_FILE,
@@ -218,4 +219,9 @@ class _Model(TensorFiles):
             return form.decode_f32(codes.view(np.int8), self.read(file, "embedding.scales", start, stop))
         groups = start // TILE_ROWS, -(-stop // TILE_ROWS)
         scales = self.read(file, f"{matrix}.scales", *groups) if form.has_scales else None
-        return _decode(self.read(file, f"{matrix}.codes", *groups), scales, dtype)[: stop - start]
+        decoded = _decode(self.read(file, f"{matrix}.codes", *groups), scales, dtype)[: stop - start]
+        norm = {"qkv": "attention_norm", "unembedding": "final_norm"}.get(matrix)
+        if norm is None or f"{file}:{norm}.shift" not in self.tensors:
+            return decoded
+        factor = factor_of(self.read(file, f"{norm}.shift", 0, self._config.hidden).view(np.int8))
+        return decoded if factor is None else decoded / factor

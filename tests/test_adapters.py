@@ -23,6 +23,7 @@ from quant.errors import QuantError
 from quant.format.config import read_config
 from quant.format.manifest import Dtypes
 from quant.sources import open_source
+from quant.sources.adapter import open_adapter
 
 FOLDER = Path(__file__).parent / "golden" / "adapters"
 NAMES = ["attention", "router", "experts", "unembedding"]
@@ -154,7 +155,7 @@ def test_a_session_is_one_adapters(exact, golden, plain, tmp_path, monkeypatch):
 def test_the_plan_counts_them(plain):
     config = read_config(plain / "config.json")
     given = [str(FOLDER / "experts"), f"x={FOLDER / 'attention'}"]
-    adapters = open_adapters(given, config, 512)
+    adapters = open_adapters(given, plain, 512)
     assert adapters.nbytes > 250_000
     options = LoadOptions(context_tokens=64, adapters=tuple(given))
     plan = Plan.of(config, Dtypes("bf16", "bf16", "bf16", "mxfp4"), options)
@@ -190,13 +191,13 @@ def test_incomplete_and_of_another_base(plain, tmp_path):
     shutil.copytree(FOLDER / "router", tmp_path / "adapter")
     (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
     with pytest.raises(QuantError, match=r"adapter_model.safetensors: not found; the adapter is incomplete"):
-        open_adapters([str(tmp_path / "adapter")], config, 8)
+        open_adapters([str(tmp_path / "adapter")], plain, 8)
     path = tmp_path / "adapter" / "adapter_config.json"
     settings = json.loads(path.read_text()) | {"base_model_name_or_path": "openai/gpt-oss-20b"}
     path.write_text(json.dumps(settings))
     large = localoss.options.replace(config, layers=36, is_sliding=config.is_sliding[:1] * 36)
     with pytest.raises(QuantError, match="which has 24 layers; this model has 36"):
-        open_adapters([str(tmp_path / "adapter")], large, 8)
+        open_adapter(str(tmp_path / "adapter"), large)
 
 
 def test_an_unembedding_of_another_vocabulary(plain, tmp_path):
@@ -207,7 +208,7 @@ def test_an_unembedding_of_another_vocabulary(plain, tmp_path):
     name = "base_model.model.lm_head.base_layer.weight"
     save_file(tensors | {name: np.zeros((8, 96), np.float32)}, path)
     with pytest.raises(QuantError, match=r"base_layer.weight is no part of a LoRA"):
-        open_adapters([str(tmp_path / "adapter")], read_config(plain / "config.json"), 8)
+        open_adapters([str(tmp_path / "adapter")], plain, 8)
 
 
 def test_commands(tmp_path, monkeypatch):
@@ -292,7 +293,7 @@ def test_gguf(name, alpha, dtype, exact, golden, tmp_path):
 def test_other_gguf(change, said, plain, tmp_path):
     path = write_gguf(tmp_path / "adapter.gguf", ["router"], **change)
     with pytest.raises(QuantError, match=said):
-        open_adapters([path], read_config(plain / "config.json"), 8)
+        open_adapters([path], plain, 8)
 
 
 def test_gguf_of_another_model(checkpoint, tmp_path):
@@ -300,4 +301,4 @@ def test_gguf_of_another_model(checkpoint, tmp_path):
     for name in ("attention", "experts"):
         path = write_gguf(tmp_path / f"{name}.gguf", [name])
         with pytest.raises(QuantError, match=r"blk.0.* has lora.* of another"):
-            open_adapters([path], config, 8)
+            open_adapter(path, config)

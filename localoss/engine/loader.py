@@ -62,7 +62,7 @@ def load_engine(model: str | Path, options: LoadOptions, listener: Listener) -> 
     limits = machine.limit_bytes, machine.cache_limit_bytes
     if options.memory_limit is not None:
         limits = options.memory_limit, options.memory_limit
-    adapters = _adapters(config, options) if options.adapters else None
+    adapters = _adapters(folder, options) if options.adapters else None
     loading = _Loading(folder, config, dtypes, limits, options, listener, adapters)
     engine = loading.on_gpu(gpu_layers) if options.gpu_layers else None
     plan = Plan.of(config, dtypes, options)
@@ -74,10 +74,10 @@ def load_engine(model: str | Path, options: LoadOptions, listener: Listener) -> 
     return engine
 
 
-def _adapters(config: ModelConfig, options: LoadOptions) -> "Adapters":
+def _adapters(folder: Path, options: LoadOptions) -> "Adapters":
     from localoss.model.adapters import open_adapters
 
-    return open_adapters(options.adapters, config, options.chunk_tokens)
+    return open_adapters(options.adapters, folder, options.chunk_tokens)
 
 
 @dataclass(frozen=True)

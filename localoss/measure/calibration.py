@@ -21,6 +21,7 @@ from localoss.model.weights import Weights, blank_weights
 from quant.calibration import Calibration, Measured
 from quant.encode_tensors import Part, layer_parts
 from quant.format.config import ModelConfig
+from quant.format.fold import shift_of
 from quant.format.hf_names import EMBEDDING, FINAL_NORM
 from quant.format.manifest import Dtypes, Text
 from quant.sources import Source
@@ -62,7 +63,9 @@ def _measure(source: Source, names: list[str], tokens: list[int], threads: int) 
         for name in [name for name in names if name.startswith(prefix)]:
             yield name, model.moments(name.removeprefix(prefix))
     if "unembedding" in names:
-        normed = _norm(residual, source.vector(FINAL_NORM), config.rms_norm_eps)
+        gain = source.vector(FINAL_NORM)
+        gain = np.ldexp(gain, -shift_of(gain).astype(np.int32))  # the columns are weighed as they are stored
+        normed = _norm(residual, gain, config.rms_norm_eps)
         yield "unembedding", np.square(normed).mean(axis=0)
 
 

@@ -4,15 +4,16 @@ A set is what a sequence runs with: one adapter, or more at once, whose ranks th
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from localoss.errors import UsageError
-from quant.format.config import ModelConfig
+from quant.format.config import ModelConfig, read_config
 from quant.format.hf_names import (
     EXPERT_MATRICES,
     UNEMBEDDING,
@@ -23,6 +24,7 @@ from quant.format.hf_names import (
 )
 from quant.format.layout import round_up
 from quant.sources.adapter import Pair, open_adapter, split_name
+from quant.sources.model import ModelSource
 
 F32Array = NDArray[np.float32]
 _PANEL = 8  # rows
@@ -73,16 +75,19 @@ class Adapting(Protocol):
     def sha256(self) -> str: ...
 
 
-def open_adapters(given: Sequence[str], config: ModelConfig, tokens: int) -> "Adapters":
-    """given: DIR, DIR:SCALE or NAME=DIR; those of one name are one set, and so are those without.
+def open_adapters(given: Sequence[str], folder: Path, tokens: int) -> "Adapters":
+    """Those of the model in `folder`. Raises: QuantError.
 
-    tokens: as for Adapters. Raises: QuantError.
+    given: DIR, DIR:SCALE or NAME=DIR; those of one name are one set, and so are those without. tokens: as for
+    Adapters.
     """
+    config = read_config(folder / "config.json")
     by_name: dict[str, list[Adapting]] = {}
     for text in given:
         name, rest = split_name(text)
         by_name.setdefault(name, []).append(open_adapter(rest, config))
-    return Adapters(by_name, config, tokens)
+    with ModelSource(folder) as model:
+        return Adapters(by_name, config, tokens, model.column_factor)
 
 
 class _Blank:
@@ -106,9 +111,15 @@ def blank_adapters(config: ModelConfig) -> "Adapters":
 class Adapters:
     """All sets of a model by name, and what their products write on their way. Immutable once made."""
 
-    def __init__(self, by_name: Mapping[str, Sequence[Adapting]], config: ModelConfig, tokens: int) -> None:
-        """tokens: of a chunk at most."""
-        self._config = config
+    def __init__(
+        self,
+        by_name: Mapping[str, Sequence[Adapting]],
+        config: ModelConfig,
+        tokens: int,
+        column_factor: Callable[[str], F32Array | None] = lambda name: None,
+    ) -> None:
+        """tokens: of a chunk at most. column_factor: of a matrix in the model: see ModelSource."""
+        self._config, self._column_factor = config, column_factor
         self._kept: list[NDArray[Any]] = []  # what addresses point into
         self.sets: dict[str, AdapterSet] = {}
         experts = [ExpertTables(*_tables(len(by_name), config)) for _ in range(config.layers)]
@@ -174,6 +185,8 @@ class Adapters:
             pairs = [pair for adapter in adapters for pair in adapter.pairs(name)]
             if pairs:
                 a, b = _stacked(pairs)
+                factor = self._column_factor(name)
+                a = a if factor is None else a * factor
                 count = len(b) // _PANEL  # of panels
                 lines = np.zeros((count, 4), np.int64)
                 lines[:, 0] = first_row // _PANEL + np.arange(count)

@@ -175,13 +175,13 @@ def _map_tensors(path: Path, specs: dict[str, TensorSpec]) -> Tensors:
         f"{path} can't be read any more: it was cut short while it is in use, or its disk fails; "
         "`localoss verify` finds damaged files, quantize or pull the model again",
     )
-    return {name: _array(mapped, 0, found[name]) for name in specs}
+    return {name: _array(mapped, 0, found[name]) for name in specs if name in found}
 
 
 def _read_tensors(path: Path, specs: dict[str, TensorSpec], without: str) -> Tensors:
     """The tensors that `specs` names but one, in memory of our own."""
     found = _checked_header(path, specs)
-    wanted = sorted((found[name].offset, name) for name in specs if name != without)
+    wanted = sorted((found[name].offset, name) for name in specs if name != without and name in found)
     ranges: list[tuple[int, int, list[str]]] = []  # begin, end, what lies there
     for offset, name in wanted:
         end = offset + found[name].size
@@ -225,6 +225,8 @@ def _checked_header(path: Path, specs: dict[str, TensorSpec]) -> dict[str, Tenso
     found, _ = read_header(path)
     for name, spec in specs.items():
         info = found.get(name)
+        if info is None and spec.is_newer:
+            continue
         if info is None or (info.dtype, tuple(info.shape)) != (spec.dtype, spec.shape):
             what = "missing" if info is None else f"{info.dtype} {list(info.shape)}"
             raise ModelError(

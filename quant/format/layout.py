@@ -30,10 +30,14 @@ def layer_file(layer: int) -> str:
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A tensor of the model directory: safetensors dtype name and shape."""
+    """A tensor of the model directory: safetensors dtype name and shape.
+
+    is_newer: models of earlier versions lack it, and mean zeros.
+    """
 
     dtype: str
     shape: tuple[int, ...]
+    is_newer: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,7 @@ def layer_specs(config: ModelConfig, attention: str, experts: str) -> dict[str, 
     specs |= dict(sorted(matrices.items(), key=lambda item: item[0].endswith(".scales")))
     specs |= {
         "attention_norm": TensorSpec("F32", (d,)),
+        "attention_norm.shift": TensorSpec("I8", (d,), is_newer=True),
         "qkv.bias": TensorSpec("F32", (config.qkv_rows,)),
         "sinks": TensorSpec("F32", (config.heads,)),
         "output.bias": TensorSpec("F32", (d,)),
@@ -130,6 +135,7 @@ def vocabulary_specs(config: ModelConfig, embedding: str, unembedding: str) -> d
     specs = {"unembedding.codes": unembedding_specs.pop("unembedding.codes")}
     specs["embedding.codes"] = TensorSpec("I8" if form.has_scales else "BF16", (v, d))
     specs["final_norm"] = TensorSpec("F32", (d,))  # before the float16 scales, which could leave it unaligned
+    specs["final_norm.shift"] = TensorSpec("I8", (d,), is_newer=True)
     specs |= unembedding_specs
     if form.scale_dtype:
         specs["embedding.scales"] = TensorSpec(form.scale_dtype, (v, d // TILE_COLUMNS))

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from quant.format import jit_loops as fast
 from quant.format.config import read_config
+from quant.format.fold import factor_of
 from quant.format.hf_names import (
     EMBEDDING,
     EXPERT_MATRICES,
@@ -32,7 +33,7 @@ from quant.format.numbers import F32, Weights, unpack_blocks
 from quant.format.safetensors import TensorFiles, read_header
 from quant.format.tiles import from_tiles, scales_from_tiles
 from quant.format.weight_formats import MXFP4, ROUTER, TILE_COLUMNS, TILE_ROWS, WEIGHT_FORMATS
-from quant.sources.base import Blocks, Source
+from quant.sources.base import Blocks, Source, as_f32
 
 _VECTORS = {
     "input_layernorm.weight": "attention_norm",
@@ -52,9 +53,13 @@ class Coded(NamedTuple):
 
 
 class ModelSource(Source):
-    """Model directory `folder`. Raises: QuantError if it is damaged or something else."""
+    """Model directory `folder`. Raises: QuantError if it is damaged or something else.
 
-    def __init__(self, folder: Path):
+    Its gains and columns are as published; as_stored: as fold.py has them, which is the same model, too.
+    `coded` is always as stored.
+    """
+
+    def __init__(self, folder: Path, as_stored: bool = False):
         self.manifest = read_manifest(folder)
         config = read_config(folder / "config.json")
         paths = [folder / name for name in CONFIG_FILES]
@@ -66,6 +71,7 @@ class ModelSource(Source):
                 self.files.tensors[prefix + tensor] = (folder / name, info)
         self._run = expert_run(config, self.manifest.dtypes.experts)
         self._places = self._placed()
+        self._factors: dict[str, F32] = {} if as_stored else self._stored_factors()
 
     @property
     def has_mxfp4_experts(self) -> bool:
@@ -79,6 +85,8 @@ class ModelSource(Source):
             for name, spec in layer_specs(self.config, dtypes.attention, dtypes.experts).items():
                 specs[prefix + name] = spec
         for name, spec in specs.items():
+            if spec.is_newer and name not in self.files.tensors:
+                continue
             self.files.require(name, (spec.dtype,), spec.shape)
 
     def locate(self, name: str) -> tuple[str, int]:
@@ -87,9 +95,16 @@ class ModelSource(Source):
 
     def rows(self, name: str, start: int, stop: int) -> Weights:
         stored, first, dtype = self._places[name]
+        factor = self._factors.get(stored)
         if dtype == "vector":
-            return self.files.read_rows(stored, first + start, first + stop).view(np.float32)
-        return _decoded(self.coded(name, start, stop))
+            vector: F32 = self.files.read_rows(stored, first + start, first + stop).view(np.float32)
+            return vector if factor is None else vector * factor[start:stop]
+        weights = _decoded(self.coded(name, start, stop))
+        return weights if factor is None else as_f32(weights) / factor
+
+    def column_factor(self, name: str) -> F32 | None:
+        """What the columns of matrix `name` were multiplied with, where they were; its inputs are smaller."""
+        return self._factors.get(self._places[name][0])
 
     def coded(self, name: str, start: int, stop: int) -> Coded:
         """Rows start:stop of matrix `name` as they are coded."""
@@ -137,6 +152,20 @@ class ModelSource(Source):
         tiles = run[codes_at:][: tile_bytes(rows * columns, dtype)].reshape(*shape, -1)
         scales = run[scales_at:][: scale_bytes(rows * columns, dtype)].view(WEIGHT_FORMATS[dtype].scale_numpy)
         return tiles, scales.reshape(*shape, -1), run[bias_at:][: 4 * rows].view(np.float32)
+
+    def _stored_factors(self) -> dict[str, F32]:
+        """What stored gains are to be multiplied with, and the columns after them divided by, by tensor."""
+        found = {}
+        pairs = {"final_norm": "unembedding"}
+        for layer in range(self.config.layers):
+            prefix = layer_file(layer).removesuffix("safetensors")
+            pairs[f"{prefix}attention_norm"] = f"{prefix}qkv"
+        for norm, matrix in pairs.items():
+            if f"{norm}.shift" in self.files.tensors:
+                shift = self.files.read_rows(f"{norm}.shift", 0, self.config.hidden).view(np.int8)
+                if (factor := factor_of(shift)) is not None:
+                    found[norm] = found[matrix] = factor
+        return found
 
     def _placed(self) -> dict[str, tuple[str, int, str]]:
         """Published name -> (stored tensor, its first row there, number format or "vector")."""

@@ -40,9 +40,10 @@ class TooManyTokensError(ContextFullError):
 
 
 class DeviceLost(LocalossError):
-    """What ran some of the layers can't be used any more; the CPU can do what it did."""
+    """What ran some of the layers can't be used any more; something else can do what it did."""
 
     device = "a device"
+    goes_on = "it goes on on the CPU"
 
 
 class GpuError(DeviceLost):

@@ -25,6 +25,7 @@ _GROUPS = {
     "Sampling": ("max_tokens", "think_budget", "temperature", "top_p", "top_k", "min_p", "seed"),
     "Loading": (
         "context", "kv_dtype", "memory_limit", "must_fit", "lookup", "threads", "gpu_layers", "gpu_memory",
+        "ray", "spread",
     ),
 }  # fmt: skip
 

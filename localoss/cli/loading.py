@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from localoss.cli.terminal import StatusLine, say
+from localoss.errors import UsageError
 
 if TYPE_CHECKING:
     from localoss.chat.remote import RemoteModel
@@ -102,6 +103,14 @@ def load_model(
         uploading=lambda done, total: show(f"copying layers to the GPU: {done} of {total}"),
     )
     try:
+        if options.ray and not options.spread:
+            raise UsageError(
+                "--ray alone is for batch and serve; --spread shares a model out for this command"
+            )
+        if options.spread:
+            from localoss.cluster.spread import load_spread
+
+            return load_spread(name, options, listener)
         with _nothing_collected():
             return folder, localoss.load(folder, options, listener=listener)
     finally:

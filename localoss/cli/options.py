@@ -212,6 +212,10 @@ Ray = Annotated[
         help="Use the machines of the Ray cluster at ADDRESS, or auto: the one that this machine is in.",
     ),
 ]
+Spread = Annotated[
+    bool,
+    typer.Option("--spread", help="With --ray: share the model's layers out among the machines."),
+]
 
 
 def instructions(text: str | None, path: Path | None) -> str | None:
@@ -238,6 +242,8 @@ _LOADING: dict[str, tuple[Any, Any]] = {
     "gpu_memory": (GpuMemory, None),
     "expert_memory": (ExpertMemory, None),
     "adapter": (AdapterNames, None),
+    "ray": (Ray, None),
+    "spread": (Spread, False),
 }
 _SAMPLING: dict[str, tuple[Any, Any]] = {
     "max_tokens": (MaxTokens, None),

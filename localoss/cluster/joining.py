@@ -2,6 +2,7 @@
 
 import ipaddress
 import logging
+import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -39,23 +40,45 @@ def ray_module() -> Any:
 
 @contextmanager
 def joined(address: str, notice: Callable[[str], None]) -> Iterator[Any]:
-    """Ray, connected to the cluster at `address`, which auto finds on this machine.
+    """As join, until the context ends."""
+    ray = join(address, notice)
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def join(address: str, notice: Callable[[str], None]) -> Any:
+    """Ray, connected to the cluster at `address`, which auto finds on this machine; once for a process.
 
     notice: told if other people's machines may reach it. Raises: UsageError in one line.
     """
     ray = ray_module()
+    if ray.is_initialized():
+        return ray
     _check_reachable(address)
     settings.set_variable("RAY_USAGE_STATS_ENABLED", "0")
-    settings.set_variable("RAY_DEDUP_LOGS", "0")
+    settings.set_variable("RAY_BACKEND_LOG_LEVEL", "fatal")  # else lost machines are pages on stderr
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
+        with _nothing_on_stderr():
+            ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
     except Exception as error:  # Ray has many kinds, none of which are told apart by type
         raise ClusterError(_told(address, error)) from None
+    warn_if_public([machine.name for machine in machines(ray)], notice)
+    return ray
+
+
+@contextmanager
+def _nothing_on_stderr() -> Iterator[None]:
+    """Ray's C++ writes there past Python, that a setting was read, say; errors are raised anyhow."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
-        warn_if_public([machine.name for machine in machines(ray)], notice)
-        yield ray
+        os.dup2(nowhere, 2)
+        yield
     finally:
-        ray.shutdown()
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def machines(ray: Any) -> list[Machine]:

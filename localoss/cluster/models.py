@@ -11,9 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from localoss import settings
 from localoss.errors import LocalossError, ModelError
 from localoss.hub.registry import canonical_name, find_model, store_folder
-from quant.format.layout import MANIFEST
+from quant.format.layout import MANIFEST, layer_file
 from quant.format.manifest import FileEntry, parse_manifest, read_manifest
 
 BLOCK_BYTES = 8 << 20  # of a file at a time: Ray's object store may be small
@@ -159,3 +160,27 @@ def _copy_file(path: Path, entry: FileEntry, fetch: Fetch) -> None:
         part.unlink()
         raise ModelError(f"{path.name} came damaged from the head; `localoss verify` there says more")
     os.replace(part, path)
+
+
+def located_part(source: Source, fetch: Fetch | None, first: int, count: int) -> Path:
+    """A folder of this machine with the files of those layers, of which a copy needs no others.
+
+    Raises: ModelError.
+    """
+    own = _own(source)
+    if own:
+        return own
+    if source.folder and _is_same(Path(source.folder), source):
+        return Path(source.folder)
+    if source.manifest is None or fetch is None:
+        return located(source, fetch)  # which says what is missing
+    folder = settings.home() / "parts" / f"{Path(source.name).name}-{source.digest}"
+    files, wanted = _files(source.manifest), [layer_file(layer) for layer in range(first, first + count)]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in wanted:
+            if not _is_whole(folder / name, files[name]):
+                _copy_file(folder / name, files[name], fetch)
+    except OSError as error:
+        raise ModelError(f"{folder}: can't be written ({error.strerror or error})") from None
+    return folder

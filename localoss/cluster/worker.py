@@ -46,7 +46,7 @@ class BatchMachine:
     def __init__(self, source: Source, how: Answering, loading: LoadOptions, files: str | None) -> None:
         """files: the name of the actor with the head's files; None if the head has no such model."""
         self._source, self._how, self._files = source, how, files
-        self._loading = replace(loading, slots=how.parallel)
+        self._loading = replace(loading, slots=how.parallel, ray=None)
         self._answerer: Answerer | None = None
         self._turn = asyncio.Lock()
         self._notes: list[str] = []

@@ -137,7 +137,7 @@ class Passes:
 
     def _replace(self, error: DeviceLost) -> None:
         self.model.replace_lost(error)
-        self._notice(f"{error.device} is left: {error}; it goes on on the CPU")
+        self._notice(f"{error.device} is left: {error}; {error.goes_on}")
 
     def _is_stranded(self, sequence: Sequence) -> bool:
         """Whether a part of its cache lies where nothing runs any more."""

@@ -145,6 +145,9 @@ class GpuLayers:
     def _caches(self, rows: Rows) -> Sequence[Any]:
         return rows.cache.layers[self.first : self.first + self.count]
 
+    def replacement(self) -> None:
+        """The CPU can do it."""
+
     def close(self) -> None:
         with contextlib.suppress(GpuError):
             self.device.destroy()

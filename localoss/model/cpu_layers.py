@@ -98,6 +98,9 @@ class CpuLayers:
     def figures(self) -> dict[str, Any] | None:
         return None
 
+    def replacement(self) -> None:
+        """It is never lost."""
+
     def close(self) -> None:
         """Nothing to give back: the weights are mapped files, and the buffers are the model's."""
 

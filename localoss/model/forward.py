@@ -222,12 +222,16 @@ class Model:
         return [self, *(stack for stack in self.stacks if isinstance(stack, CpuLayers))]
 
     def replace_lost(self, error: DeviceLost) -> None:
-        """Have the CPU run the layers of a device that was lost. Raises: `error` if none was in use."""
+        """Have what stands in for it, or the CPU, run the layers of a device that was lost.
+
+        Raises: `error` if none was in use.
+        """
         lost = [stack for stack in self.stacks if not isinstance(stack, CpuLayers)]
         if not lost:
             raise error
         self.stacks = tuple(
-            self._cpu_layers(stack.first, stack.count) if stack in lost else stack for stack in self.stacks
+            stack.replacement() or self._cpu_layers(stack.first, stack.count) if stack in lost else stack
+            for stack in self.stacks
         )
         for stack in lost:
             stack.close()

@@ -106,10 +106,10 @@ class KVCache:
     def copy(self, other: "KVCache", end: int) -> None:
         """Hold what `other`, a cache of the same kind, holds of the positions before `end`; of rings all."""
         for mine, theirs, is_ring in zip(self.layers, other.layers, self._config.is_sliding, strict=True):
-            if isinstance(mine, LayerCache) and isinstance(theirs, LayerCache):
-                mine.copy(theirs, mine.slots if is_ring else end)
-                continue
             last = mine.slots if is_ring else end
+            if hasattr(mine, "copy") and type(mine) is type(theirs):
+                mine.copy(theirs, last)
+                continue
             for first in range(0, last, _COPIED_AT_ONCE):  # by way of this machine's memory
                 here = min(first + _COPIED_AT_ONCE, last)
                 mine.write(first, theirs.read(first, here))

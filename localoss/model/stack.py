@@ -73,5 +73,8 @@ class LayerStack(Protocol):
     def figures(self) -> dict[str, Any] | None:
         """For reports: the device, its layers and memory; None for the cores that run everything else."""
 
+    def replacement(self) -> "LayerStack | None":
+        """What runs these layers once this raised DeviceLost; None for the CPU. Never raises."""
+
     def close(self) -> None:
         """Give the device's memory back. Never raises."""

@@ -34,9 +34,9 @@ class StreamedExperts(NamedTuple):
 class ExpertFiles:
     """The experts' records in a model's files. is_direct: whether they are read past the page cache."""
 
-    def __init__(self, folder: Path, layers: int, direct: bool = True) -> None:
-        """Raises: QuantError."""
-        paths = [folder / layer_file(i) for i in range(layers)]
+    def __init__(self, folder: Path, layers: int, direct: bool = True, first: int = 0) -> None:
+        """first: the model's layer that is number 0 here. Raises: QuantError."""
+        paths = [folder / layer_file(first + i) for i in range(layers)]
         self._places = [read_header(path)[0]["experts"] for path in paths]
         self._files = [DirectFile(path, direct) for path in paths]
         self.is_direct = all(file.is_direct for file in self._files)

@@ -114,49 +114,61 @@ class Weights:
         return self.left_bytes + sum(array.nbytes for tensors in self.tensors for array in tensors.values())
 
 
-def load_weights(folder: Path, config: ModelConfig, dtypes: Dtypes) -> Weights:
-    """Map the files of model directory `folder`. Raises: ModelError, QuantError for damaged files."""
+def load_weights(folder: Path, config: ModelConfig, dtypes: Dtypes, first: int | None = None) -> Weights:
+    """Map the files of model directory `folder`.
+
+    first: where the layers begin that `config` is of, which are a part of the model's; such a part has no
+    vocabulary. Raises: ModelError, QuantError for damaged files.
+    """
     specs = layer_specs(config, dtypes.attention, dtypes.experts)
-    layers = [_map_tensors(folder / layer_file(i), specs) for i in range(config.layers)]
-    vocabulary = _map_tensors(
-        folder / VOCABULARY_FILE, vocabulary_specs(config, dtypes.embedding, dtypes.unembedding)
-    )
+    layers = [_map_tensors(folder / layer_file((first or 0) + i), specs) for i in range(config.layers)]
+    named = vocabulary_specs(config, dtypes.embedding, dtypes.unembedding)
+    vocabulary = _map_tensors(folder / VOCABULARY_FILE, named) if first is None else _zeros(named)
     return _weights(
         layers, vocabulary, config, dtypes, [_addresses(tensors["experts"]) for tensors in layers]
     )
 
 
 def read_dense_weights(
-    folder: Path, config: ModelConfig, dtypes: Dtypes, expert_table: NDArray[np.int64]
+    folder: Path,
+    config: ModelConfig,
+    dtypes: Dtypes,
+    expert_table: NDArray[np.int64],
+    first: int | None = None,
 ) -> Weights:
     """Read all weights but the experts into memory that the system can't take away again.
 
     The rows of expert_table (layers, E) stand for the experts' addresses, and whoever has it has to write
-    them. The embedding stays mapped: a token reads one row of it. Raises: as load_weights; MemoryError.
+    them. The embedding stays mapped: a token reads one row of it. first: as for load_weights.
+    Raises: as load_weights; MemoryError.
     """
     specs = layer_specs(config, dtypes.attention, dtypes.experts)
-    layers = [_read_tensors(folder / layer_file(i), specs, "experts") for i in range(config.layers)]
+    files = [folder / layer_file((first or 0) + i) for i in range(config.layers)]
+    layers = [_read_tensors(path, specs, "experts") for path in files]
     path, specs = folder / VOCABULARY_FILE, vocabulary_specs(config, dtypes.embedding, dtypes.unembedding)
-    vocabulary = _read_tensors(path, specs, "embedding.codes")
-    vocabulary["embedding.codes"] = _map_tensors(path, specs)["embedding.codes"]
+    if first is None:
+        vocabulary = _read_tensors(path, specs, "embedding.codes")
+        vocabulary["embedding.codes"] = _map_tensors(path, specs)["embedding.codes"]
+    else:
+        vocabulary = _zeros(specs)
     weights = _weights(layers, vocabulary, config, dtypes, list(expert_table))
     return replace(weights, left_bytes=config.layers * config.experts * weights.expert_bytes)
 
 
 def blank_weights(config: ModelConfig, dtypes: Dtypes) -> Weights:
     """Weights of zeros, for trying kernels out."""
-
-    def zeros(specs: dict[str, TensorSpec]) -> Tensors:
-        tensors = {name: np.zeros(spec.shape, _NUMPY_DTYPES[spec.dtype]) for name, spec in specs.items()}
-        for array in tensors.values():
-            array.flags.writeable = False  # as mapped ones are: kernels are compiled for that
-        return tensors
-
-    layers = [zeros(layer_specs(config, dtypes.attention, dtypes.experts)) for _ in range(config.layers)]
-    vocabulary = zeros(vocabulary_specs(config, dtypes.embedding, dtypes.unembedding))
+    layers = [_zeros(layer_specs(config, dtypes.attention, dtypes.experts)) for _ in range(config.layers)]
+    vocabulary = _zeros(vocabulary_specs(config, dtypes.embedding, dtypes.unembedding))
     return _weights(
         layers, vocabulary, config, dtypes, [_addresses(tensors["experts"]) for tensors in layers]
     )
+
+
+def _zeros(specs: dict[str, TensorSpec]) -> Tensors:
+    tensors = {name: np.zeros(spec.shape, _NUMPY_DTYPES[spec.dtype]) for name, spec in specs.items()}
+    for array in tensors.values():
+        array.flags.writeable = False  # as mapped ones are: kernels are compiled for that
+    return tensors
 
 
 def _addresses(experts: NDArray[Any]) -> NDArray[np.int64]:

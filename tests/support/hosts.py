@@ -19,6 +19,7 @@ REPOSITORY = Path(__file__).parent.parent.parent
 BRIDGE, NETWORK = "lhbr", "10.77.13"
 RATE, DELAY = "1gbit", "1ms"
 OBJECT_STORE_BYTES = 100_000_000
+TOKEN = "5f" * 32
 
 
 def available() -> str | None:
@@ -52,6 +53,8 @@ class Host:
             "LOCALOSS_HOME": str(self.home),
             "PYTHONPATH": str(REPOSITORY),
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": TOKEN,
             "RAY_DISABLE_IMPORT_WARNING": "1",
         }
         link, inside = f"{self.name}o", f"{self.name}i"

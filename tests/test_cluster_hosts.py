@@ -1,0 +1,90 @@
+"""Three hosts in network namespaces, with Ray: what is promised of batches there. See support/hosts.py."""
+
+import json
+import shutil
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from support import hosts
+
+pytestmark = [pytest.mark.soak]
+if why := hosts.available():
+    pytestmark.append(pytest.mark.skip(reason=why))
+
+
+@pytest.fixture
+def three(tmp_path):
+    shutil.rmtree("/tmp/lh", ignore_errors=True)
+    with hosts.Hosts(Path("/tmp/lh")) as made:  # sockets' paths must be short
+        made.start_ray()
+        yield made
+    shutil.rmtree("/tmp/lh", ignore_errors=True)
+
+
+def requests(count):
+    return "\n".join(
+        json.dumps(
+            {
+                "custom_id": f"r{number}",
+                "url": "/v1/chat/completions",
+                "body": {
+                    "model": "demo",
+                    "temperature": 0,
+                    "max_tokens": 16,
+                    "reasoning_effort": "low",
+                    "messages": [{"role": "user", "content": f"What is {number % 90} plus {number // 9}?"}],
+                },
+            }
+        )
+        for number in range(count)
+    )
+
+
+def answered(folder):
+    path = folder / "out.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def wait_for(condition, seconds, what):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, what
+        time.sleep(0.2)
+
+
+def written(folder):
+    path = folder / "out.jsonl.partial"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def start_batch(host):
+    command = host.localoss(
+        "batch", "in.jsonl", "-o", "out.jsonl", "--ray", "auto", "--json", "--threads", "1"
+    )
+    log = open(host.folder / "batch.err", "a")  # noqa: SIM115 - the process has it
+    return host.popen(*command, cwd=host.folder, stdout=log, stderr=log)
+
+
+def test_a_batch_outlives_a_host_and_its_driver(three, capfd):
+    """500 requests: a host is killed, another joins, the driver is killed and started again."""
+    head, _, doomed = three.all
+    (head.folder / "in.jsonl").write_text(requests(500))
+    driver = start_batch(head)
+    wait_for(lambda: written(head.folder) >= 60, 900, "nothing is answered")
+    doomed.kill()
+    fourth = three.add()
+    fourth.start_ray(head)
+    wait_for(lambda: written(head.folder) >= 200, 900, "the others don't go on")
+    driver.kill()
+    driver.wait()
+    kept = written(head.folder)
+    driver = start_batch(head)
+    assert driver.wait(timeout=1800) == 0, (head.folder / "batch.err").read_text()[-3000:]
+    times = Counter(one["custom_id"] for one in answered(head.folder))
+    assert times == Counter(f"r{number}" for number in range(500))
+    assert kept >= 200
+    log = (head.folder / "batch.err").read_text()
+    print(log[-2500:])
+    assert fourth.ip in log and "is lost, others take its lines" in log

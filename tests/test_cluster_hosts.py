@@ -1,7 +1,9 @@
 """Three hosts in network namespaces, with Ray: what is promised of batches there. See support/hosts.py."""
 
 import json
+import os
 import shutil
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -88,3 +90,30 @@ def test_a_batch_outlives_a_host_and_its_driver(three, capfd):
     log = (head.folder / "batch.err").read_text()
     print(log[-2500:])
     assert fourth.ip in log and "is lost, others take its lines" in log
+
+
+def start_spread(host, model, tokens, turns):
+    (host.folder / "spread.progress").write_text("0")
+    log = open(host.folder / "spread.err", "w")  # noqa: SIM115 - the process has it
+    child = str(Path(__file__).parent / "support" / "spread_child.py")
+    command = [sys.executable, child, model, str(tokens), str(turns)]
+    return host.popen(*command, cwd=host.folder, stdout=log, stderr=log)
+
+
+def test_a_spread_model_is_the_same_and_outlives_a_host(three):
+    """Logits of one machine; an answer goes on, the same at temperature 0, when a host is killed in it."""
+    head, _, doomed = three.all
+    child = start_spread(head, os.environ.get("LOCALOSS_SPREAD_MODEL", "demo"), 150, 2)
+    wait_for(
+        lambda: int((head.folder / "spread.progress").read_text() or 0) >= 200 or child.poll() is not None,
+        900,
+        "no answer",
+    )
+    doomed.kill()
+    assert child.wait(timeout=900) == 0, (head.folder / "spread.err").read_text()[-3000:]
+    found = json.loads((head.folder / "spread.json").read_text())
+    print(found)
+    assert found["same_logits"] and found["same_text"] and found["tokens"] == 300
+    assert len(found["layers"]) == 3 and doomed.ip not in found["machines_after"]
+    lost = [line for line in found["notices"] if "placed anew" in line]
+    assert len(lost) == 1 and doomed.ip in lost[0]

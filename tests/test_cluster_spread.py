@@ -42,6 +42,8 @@ class HereLink:
         failed = [one.error for one in arguments if isinstance(one, Promise) and one.error]
         if failed or self.lost:
             return Promise(error=failed[0] if failed else MachineLost("power", [self.name]))
+        for row in given[1] if method == "run" else ():
+            row.cos.flags.writeable = row.sin.flags.writeable = False  # as Ray gives them
         return Promise(getattr(self.machine, method)(*given))
 
     def is_ready(self, promise, within_s):
@@ -111,6 +113,21 @@ def test_logits_are_those_of_one_machine(folder, machines, options):
     tokens = prompt(290)
     assert np.array_equal(engine.logits(tokens), whole.logits(tokens))
     assert answer(engine, tokens) == answer(whole, tokens)
+
+
+def test_kernels_get_arrays_that_they_are_compiled_for(folder, monkeypatch):
+    links = links_of(folder, 2)
+    engine, _, _ = spread(folder, links)
+    seen, stack = [], links[0].machine._stack
+    forward = stack.forward
+
+    def looked(x, rows, cancelled):
+        seen.extend(array.flags.writeable for row in rows for array in (x, row.cos, row.sin))
+        forward(x, rows, cancelled)
+
+    monkeypatch.setattr(stack, "forward", looked)
+    engine.logits(prompt(5))
+    assert seen == [True] * 3
 
 
 def test_sequences_side_by_side_and_earlier_ones_that_go_on(folder):

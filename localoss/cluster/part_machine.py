@@ -109,7 +109,9 @@ class PartMachine:
         first, parts = 0, []
         for row in rows:
             cache = cast(Any, self._caches[row.key])
-            parts.append(Rows(first, row.tokens, row.position, row.cos, row.sin, cache))
+            # Ray's arrays can't be written, for which kernels would be compiled anew.
+            angles = np.array(row.cos), np.array(row.sin)
+            parts.append(Rows(first, row.tokens, row.position, *angles, cache))
             first += row.tokens
         self._stack.forward(mine, parts, lambda: False)
         return mine.copy()
@@ -125,6 +127,10 @@ class PartMachine:
 
     def ping(self) -> bool:
         return True
+
+    def echo(self, x: F32Array) -> F32Array:
+        """What a call costs by itself: docs/cluster.md's measurement."""
+        return np.array(x)
 
 
 def _memory_speed() -> float:

@@ -1,0 +1,70 @@
+"""On a host of support/hosts.py: a model over all of them beside the same on this one alone.
+
+python spread_child.py MODEL TOKENS TURNS: writes what came to spread.json, and each token's number to
+spread.progress, so that a host can be killed in the middle of an answer.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+import localoss
+from localoss.cluster.spread import load_spread
+from localoss.options import Listener, LoadOptions, SamplingParams
+
+
+def main(model: str, tokens: int, turns: int) -> None:
+    notices: list[str] = []
+    options = LoadOptions(context_tokens=1024, threads=1, slots=1)
+    began = time.perf_counter()
+    folder, engine = load_spread(model, LoadOptions(**vars(options) | {"ray": "auto", "spread": True}),
+                                 Listener(notice=notices.append))  # fmt: skip
+    load_s = time.perf_counter() - began
+    (stack,) = engine.model.stacks
+    whole = localoss.load(folder, options)
+    random = np.random.default_rng(7)
+    prompt = random.integers(1000, engine.config.vocab // 2, 300).tolist()
+    found: dict = {"load_s": load_s, "layers": stack.figures()["machines"]}
+    found["same_logits"] = bool(np.array_equal(engine.logits(prompt), whole.logits(prompt)))
+    text: list[list[int]] = [[], []]
+    times: list[list[float]] = [[], []]
+    for number, one in enumerate((engine, whole)):
+        conversation, sequence = prompt[:40], one.sequence()
+        for turn in range(turns):
+            conversation = [*conversation, *prompt[50 * (turn + 1) : 50 * (turn + 1) + 20]]
+            params = SamplingParams(temperature=0, stop_ids=(), max_tokens=tokens)
+            last = time.perf_counter()
+            for token in one.generate(conversation, params, sequence=sequence):
+                text[number].append(token.id)
+                times[number].append(time.perf_counter() - last)
+                last = time.perf_counter()
+                conversation = [*conversation, token.id]
+                if not number:
+                    Path("spread.progress").write_text(str(len(text[0])))
+    found |= {"same_text": text[0] == text[1], "tokens": len(text[0]), "notices": notices}
+    found["token_s"], found["alone_s"] = (float(np.median(one)) for one in times)
+    found["longest_s"] = max(times[0])
+    found["machines_after"] = list((engine.device_figures() or {"machines": {}})["machines"])
+    found["hop_s"] = _hops(engine.model.stacks[0]) if engine.device_figures() else {}
+    Path("spread.json").write_text(json.dumps(found))
+
+
+def _hops(stack) -> dict[str, float]:
+    """What a call with a token's residual stream takes by machine, when nothing is computed."""
+    found = {}
+    for part in stack.parts:
+        x = np.zeros((1, stack.config.hidden), np.float32)
+        times = []
+        for _ in range(200):
+            began = time.perf_counter()
+            part.link.result(part.link.call("echo", x))
+            times.append(time.perf_counter() - began)
+        found[part.link.name] = float(np.median(times))
+    return found
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

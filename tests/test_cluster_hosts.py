@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import sys
 import time
 from collections import Counter
@@ -117,3 +118,40 @@ def test_a_spread_model_is_the_same_and_outlives_a_host(three):
     assert len(found["layers"]) == 3 and doomed.ip not in found["machines_after"]
     lost = [line for line in found["notices"] if "placed anew" in line]
     assert len(lost) == 1 and doomed.ip in lost[0]
+
+
+def test_replicas_restart_and_nothing_is_lost(three):
+    """200 requests of eight clients while each replica in turn is restarted; second turns find their cache."""
+    head = three.all[0]
+    head.environment["LOCALOSS_API_KEY"] = "a-key-of-the-test"
+    log = head.folder / "serve.err"
+    command = ["serve", "demo", "--host", head.ip, "--ray", "auto", "--threads", "1", "--parallel", "4"]
+    with open(log, "w") as opened:
+        server = head.popen(*head.localoss(*command), cwd=head.folder, stdout=opened, stderr=opened)
+    said = log.read_text
+    wait_for(lambda: said().count("answers, ") == 3 or server.poll() is not None, 900, said)
+    assert server.poll() is None, said()
+    child = str(Path(__file__).parent / "support" / "fleet_clients.py")
+    clients = head.popen(
+        sys.executable, child, f"http://{head.ip}:11435/v1", "a-key-of-the-test", cwd=head.folder
+    )
+    progress = head.folder / "clients.progress"
+    wait_for(lambda: progress.exists() and int(progress.read_text() or 0) >= 30, 600, said)
+    serving = next(
+        pid for pid in head.pids() if b"\0serve\0demo" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    )
+    os.kill(serving, signal.SIGHUP)
+    assert clients.wait(timeout=1500) == 0, said()[-2000:]
+    wait_for(lambda: said().count("is restarted") == 3, 900, said)
+    result = json.loads((head.folder / "clients.json").read_text())
+    found = result["found"]
+    print([one["error"] for one in found if "error" in one][:5], said()[-1500:])
+    assert len(found) == 200 and not any("error" in one for one in found)
+    second = [one for one in found if one["turn"] == 1]
+    hits = sum(one["cached"] > one["prompt"] // 3 for one in second)
+    print(f"{hits} of {len(second)} second turns found their cache")
+    counted = [line for line in result["metrics"].splitlines() if "chat/completions" in line]
+    print(counted)
+    os.kill(serving, signal.SIGTERM)
+    assert server.wait(timeout=120) == 0
+    assert hits >= 0.9 * len(second)

@@ -50,7 +50,7 @@ HOMES = {
     "httpx2": {"localoss.server.suites", "localoss.tools"},
     "mcp": {"localoss.tools"},
     "fastapi": {"localoss.server"},
-    "starlette": {"localoss.server"},
+    "starlette": {"localoss.server", "localoss.cluster"},
     "uvicorn": {"localoss.server"},
     "pydantic": {"localoss.server"},
     "prometheus_client": {"localoss.server"},

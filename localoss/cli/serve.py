@@ -128,13 +128,16 @@ def serve(
 
     MODEL is in memory from the start; without it, the one that is installed, or the demo model that comes
     with localoss. A request may name any installed model: it is loaded then, in another one's place unless
-    there is room for both. Ctrl-C or SIGTERM lets what runs finish, and ends.
+    there is room for both. Ctrl-C or SIGTERM lets what runs finish, and ends. With --ray each machine of a
+    cluster has a replica of MODEL, and SIGHUP restarts them in turn.
     """
     from localoss import settings
 
     key = _key(api_key, host, api_key_file)
     _check_origins(cors_origin or (), key is not None or api_key_file is not None)
-    no_page = no_page or (key is None and api_key_file is not None)  # its sessions are this machine's user's
+    no_page = (
+        no_page or bool(loading.ray) or (key is None and api_key_file is not None)
+    )  # its sessions are this machine's user's
 
     def listening(name: str, url: str) -> None:
         page = "" if no_page else f" · page {url}/"
@@ -259,8 +262,26 @@ def listen(
             page=Page(name_of(folder), introduction(model), folder) if has_page else None,
             **server_options,
         )
+        if loading.ray and not loading.spread:
+            _serve_on_cluster(model, loading, (name, aliases), (bound, chosen, registered))
+            return
         catalogue = Catalogue(Entry(name, folder), loading, _load, aliases)
         run_server(catalogue, bound, chosen, registered)
+
+
+def _serve_on_cluster(
+    model: str, loading: LoadOptions, names: tuple[str, Sequence[str]], where: tuple[Any, Any, Any]
+) -> None:
+    """Serve with a replica on each machine. Raises: UsageError."""
+    from localoss.cluster.serving import Endpoint, serve_on_cluster
+    from localoss.server.balancing.replica import ReplicaOptions
+
+    _, options, _ = where
+    if options.hosted:
+        raise UsageError("tools run on the server alone: leave out --tools, or --ray")
+    replica = ReplicaOptions(*names, options.strict, options.parallel, options.queue, options.think_budget)
+    assert loading.ray
+    serve_on_cluster(loading.ray, model, loading, replica, Endpoint(*where), say)
 
 
 def _load(folder: Path, loading: LoadOptions) -> "Engine":

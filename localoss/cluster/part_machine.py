@@ -37,6 +37,9 @@ class PartMachine:
         """files: the name of the actor with the head's files. memory_limit: bytes; None for what is free."""
         self._source, self._fetch, self._limit = source, fetching(files), memory_limit
         self._caches: dict[int, Any] = {}
+        self._stack: Any = None
+        self._weights: Any = None
+        self._buffers: Any = None
 
     def offer(self, name: str) -> Offer:
         from localoss.plan.machine import this_machine
@@ -64,6 +67,8 @@ class PartMachine:
         from localoss.kernels.products import BF16
         from localoss.model.buffers import Buffers
 
+        self._caches.clear()
+        self._stack = self._weights = self._buffers = None  # those of an earlier share
         folder = located_part(self._source, self._fetch, first, plan.config.layers)
         self._threads = usable_threads(threads, plan.config)
         stack, weights = self._layers(folder, first, plan), self._weights
@@ -114,7 +119,7 @@ class PartMachine:
             parts.append(Rows(first, row.tokens, row.position, *angles, cache))
             first += row.tokens
         self._stack.forward(mine, parts, lambda: False)
-        return mine.copy()
+        return np.array(mine)
 
     def read(self, key: int, layer: int, first: int, end: int) -> list[Array]:
         return list(self._caches[key].layers[layer].read(first, end))

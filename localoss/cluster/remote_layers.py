@@ -105,8 +105,8 @@ class RemoteCache:
 class RemoteLayers:
     """All layers of a model, in parts on several machines: a LayerStack.
 
-    again: makes another one of the machines that are left, without those of the names it is given; None if it
-    can't.
+    again: makes another one of the machines that are left, which keep their links, without those of the names
+    it is given; None if it can't.
     """
 
     unembeds = False
@@ -167,7 +167,9 @@ class RemoteLayers:
         return {"layers": self.count, "machines": layers, "summary": f"{self.count} layers: {told}"}
 
     def replacement(self) -> LayerStack | None:
-        return self._again([part.link.name for part in self.parts if not part.link.is_alive()])
+        lost = [part.link.name for part in self.parts if not part.link.is_alive()]
+        self.parts = []  # the machines that are left go on for the one that comes
+        return self._again(lost)
 
     def close(self) -> None:
         for part in self.parts:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from localoss.cluster.batch import serve_files
 from localoss.cluster.joining import ClusterError, Machine, check_version, first_line, join, machines, on
 from localoss.cluster.models import Source, source_of
-from localoss.cluster.part_machine import Offer, PartMachine
+from localoss.cluster.part_machine import PartMachine
 from localoss.cluster.placement import Room, Share, place
 from localoss.cluster.predict import vocabulary_bytes
 from localoss.cluster.remote_layers import MachineLost, Part, RemoteLayers
@@ -92,6 +92,7 @@ class Spread:
         self.folder = Path(source.folder)
         self.config = read_config(self.folder / "config.json")
         self.dtypes = read_manifest(self.folder).dtypes
+        self._links: dict[str, RayLink] = {}  # by name, of the machines that are there
         self._lost: set[str] = set()  # by name: what was lost once isn't counted on again
         self._files = serve_files(ray, source)
         self.plan, self._is_sized = Plan.of(self.config, self.dtypes, options), False
@@ -108,14 +109,12 @@ class Spread:
                 break
             for number in sorted(faults, reverse=True):
                 self._notice(f"left out: {links[number].name}: {faults[number]}")
-                links.pop(number).close()
+                self._lost.add(links[number].name)
+                self._links.pop(links[number].name).close()
+                links.pop(number)
                 rooms.pop(number)
             if not links:
                 raise ClusterError(next(iter(faults.values())))
-        used = {share.room for share in shares}
-        for number, link in enumerate(links):
-            if number not in used:
-                link.close()
         parts = [Part(links[share.room], share.first, share.count) for share in shares]
         self._notice(_placed(parts, shares))
         return RemoteLayers(self.config, parts, self.again)
@@ -131,34 +130,45 @@ class Spread:
 
     def _offers(self) -> tuple[list[RayLink], list[Room]]:
         """An actor on each machine, and what it has. Raises: ClusterError."""
-        from ray.exceptions import RayError
-
-        found = [machine for machine in machines(self._ray) if machine.name not in self._lost]
-        files = self._files[0] if self._files else None
-        links, rooms = [], []
+        for name in self._lost & self._links.keys():
+            self._links.pop(name).close()
         asked = []
-        for machine in found:
-            actor = on(self._ray, PartMachine, machine, num_cpus=1).remote(
-                self._source, files, self._options.memory_limit
-            )
-            link = RayLink(self._ray, actor, machine)
-            asked.append((link, link.call("offer", machine.name)))
+        for machine in machines(self._ray):
+            if machine.name not in self._lost:
+                link = self._links.get(machine.name) or self._link(machine)
+                asked.append((link, link.call("offer", machine.name)))
         here = self._ray.get_runtime_context().get_node_id()
+        links, rooms = [], []
         for link, promise in asked:
-            try:
-                offer: Offer = self._ray.get(promise, timeout=_OFFERS_S)
-                fault = check_version(link.name, offer.version)
-            except RayError as error:
-                fault = f"{link.name}: {first_line(error)}"
+            fault = self._fault(link, promise)
             if fault:
                 self._notice(f"left out: {fault}")
+                self._lost.add(link.name)
                 link.close()
                 continue
+            self._links[link.name] = link
             links.append(link)
-            rooms.append(self._beside(offer.room) if link.machine.id == here else offer.room)
+            room = link.result(promise).room
+            rooms.append(self._beside(room) if link.machine.id == here else room)
         if not links:
             raise ClusterError("no machine of the cluster can take layers")
         return links, rooms
+
+    def _link(self, machine: Machine) -> RayLink:
+        files = self._files[0] if self._files else None
+        actor = on(self._ray, PartMachine, machine, num_cpus=1).remote(
+            self._source, files, self._options.memory_limit
+        )
+        return RayLink(self._ray, actor, machine)
+
+    def _fault(self, link: RayLink, promise: Any) -> str | None:
+        """Why a machine can't be used, that was asked for its offer; None if it can."""
+        if not link.is_ready(promise, _OFFERS_S):
+            return f"{link.name}: it has no CPU free: `ray status` says who has them"
+        try:
+            return check_version(link.name, link.result(promise).version)
+        except (MachineLost, RuntimeError) as error:
+            return f"{link.name}: {error}"
 
     def _beside(self, room: Room) -> Room:
         """What is left on the machine that has the vocabulary and the conversations, too."""

@@ -8,9 +8,10 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from localoss.chat import harmony
 from localoss.chat.tools import Thoughts
@@ -113,19 +114,50 @@ def serve(
         strict=options.strict,
         page=options.page,
     )
-    config = configuration(app, Connections())
-    name = f"[{options.host}]" if ":" in options.host else options.host
-    url = f"http://{name}:{bound[0].getsockname()[1]}/v1"
-    # uvicorn raises the signal again once it is done, which would end the process by it.
-    before = {number: signal.signal(number, lambda *_: None) for number in _signals()}
     try:
-        with ExitStack() as held:
-            _Server(config, models, lambda: held.enter_context(listening(url))).run(sockets=list(bound))
+        run_server(app, models, bound, options.host, listening)
     finally:
         models.stop()
         store.close()
         if options.hosted:
             options.hosted.close()
+
+
+class Serving(Protocol):
+    """What answers behind a server. batches: files of requests that go on when it starts."""
+
+    batches: Batches | None
+
+    async def begin(self) -> None:
+        """Called on the server's loop before it listens. What it raises ends the server."""
+
+    async def end(self) -> None:
+        """Called there once all is answered."""
+
+    def refuse_waiting(self) -> None:
+        """Begin to go down: what runs goes on, what waits is refused."""
+
+    def cut_short(self) -> None:
+        """Go down at once."""
+
+
+def run_server(
+    app: ASGIApp,
+    serving: Serving,
+    bound: Sequence[socket.socket],
+    host: str,
+    listening: Callable[[str], AbstractContextManager[None]],
+) -> None:
+    """Serve `app` until SIGTERM or Ctrl-C; see serve."""
+    config = configuration(app, Connections())
+    name = f"[{host}]" if ":" in host else host
+    url = f"http://{name}:{bound[0].getsockname()[1]}/v1"
+    # uvicorn raises the signal again once it is done, which would end the process by it.
+    before = {number: signal.signal(number, lambda *_: None) for number in _signals()}
+    try:
+        with ExitStack() as held:
+            _Server(config, serving, lambda: held.enter_context(listening(url))).run(sockets=list(bound))
+    finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -158,29 +190,31 @@ def _signals() -> list[int]:
 class _Server(uvicorn.Server):
     """uvicorn's server, which says when it listens and when it goes down."""
 
-    def __init__(self, config: uvicorn.Config, models: Models, listening: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, serving: Serving, listening: Callable[[], None]) -> None:
         super().__init__(config)
-        self._models, self._listening = models, listening
+        self._serving, self._listening = serving, listening
         self._is_cut_short = False
 
     async def startup(self, *arguments: Any, **options: Any) -> None:
+        await self._serving.begin()
         await super().startup(*arguments, **options)
         self._loop = asyncio.get_running_loop()
         report_errors_once(self._loop)
         self._upkeep = self._loop.create_task(give_memory_back(self.server_state))
-        if self._models.batches:  # those that the last server left open go on
-            self._models.batches.start(self.config.loaded_app)
+        if self._serving.batches:  # those that the last server left open go on
+            self._serving.batches.start(self.config.loaded_app)
         self._listening()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A first signal lets what runs finish, a second one ends it; with a third uvicorn just leaves."""
         if self.should_exit and not self._is_cut_short:
             self._is_cut_short = True
-            self._loop.call_soon_threadsafe(self._models.cut_short)
+            self._loop.call_soon_threadsafe(self._serving.cut_short)
         else:
             super().handle_exit(sig, frame)
 
     async def shutdown(self, *arguments: Any, **options: Any) -> None:
-        self._models.refuse_waiting()
+        self._serving.refuse_waiting()
         stop_compiling()
         await super().shutdown(*arguments, **options)
+        await self._serving.end()

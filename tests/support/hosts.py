@@ -58,6 +58,7 @@ class Host:
             "RAY_DISABLE_IMPORT_WARNING": "1",
         }
         link, inside = f"{self.name}o", f"{self.name}i"
+        self.close()  # of a run that was cut
         _must("ip", "netns", "add", self.name)
         _must("ip", "link", "add", link, "type", "veth", "peer", "name", inside)
         _must("ip", "link", "set", inside, "netns", self.name)
@@ -119,6 +120,7 @@ class Host:
     def close(self) -> None:
         self.kill()
         _call("ip", "netns", "del", self.name)
+        _call("ip", "link", "del", f"{self.name}o")  # which would live as long as a process did there
 
 
 class Hosts:

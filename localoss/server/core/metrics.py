@@ -1,8 +1,10 @@
 """What /metrics tells Prometheus."""
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
 
 if TYPE_CHECKING:
     from localoss.server.core.answering import Usage
@@ -86,3 +88,40 @@ class Metrics:
 
     def text(self) -> bytes:
         return generate_latest(self._registry)
+
+
+_Key = tuple[str, tuple[tuple[str, str], ...]]
+
+
+def summed(texts: Iterable[bytes], gone: Iterable[bytes] = ()) -> bytes:
+    """What several servers tell Prometheus, as one: samples of the same name and labels added up.
+
+    gone: the last that servers told which are no more: their counts stay, what they had running doesn't.
+    """
+    values: dict[_Key, float] = {}
+    families: dict[str, tuple[str, str, dict[_Key, None]]] = {}
+    for text, is_gone in [*((text, False) for text in texts), *((text, True) for text in gone)]:
+        for family in text_string_to_metric_families(text.decode()):
+            if family.name.endswith("_created"):  # when it began, which adds up to nothing
+                continue
+            _, _, keys = families.setdefault(family.name, (family.documentation, family.type, {}))
+            for sample in family.samples:
+                key = sample.name, tuple(sorted(sample.labels.items()))
+                keys[key] = None
+                if not (is_gone and family.type == "gauge"):
+                    values[key] = values.get(key, 0.0) + sample.value
+    return "".join(_family(name, *found, values) for name, found in families.items()).encode()
+
+
+def _family(name: str, told: str, kind: str, keys: dict[_Key, None], values: dict[_Key, float]) -> str:
+    named = f"{name}_total" if kind == "counter" else name
+    lines = [f"# HELP {named} {told}", f"# TYPE {named} {kind}"]
+    for sample, labels in keys:
+        given = ",".join(f'{label}="{_escaped(value)}"' for label, value in labels)
+        value = values.get((sample, labels), 0.0)
+        lines.append(f"{sample}{{{given}}} {value}" if given else f"{sample} {value}")
+    return "\n".join(lines) + "\n"
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')

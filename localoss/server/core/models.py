@@ -8,7 +8,7 @@ turn in order, so that no model waits for ever behind another.
 import asyncio
 import gc
 import time
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -149,6 +149,12 @@ class Models:
             await self._let_go(held)
         return True
 
+    async def begin(self) -> None:
+        """The first model is in memory already."""
+
+    async def end(self) -> None:
+        """`stop` lets go of the models, once the server is gone."""
+
     def refuse_waiting(self) -> None:
         """Begin to go down: what runs goes on, what waits is refused."""
         self._closed = True
@@ -208,13 +214,13 @@ class Models:
         self._letting_go = asyncio.create_task(let_go())  # a task that nobody holds may be lost
 
 
-def only(service: Service, folder: Path) -> Models:
+def only(service: Service, folder: Path, aliases: Sequence[str] = ()) -> Models:
     """The models of an application that has one, in `folder`, which stays in memory."""
 
     def never(*_: Any) -> NoReturn:
         raise AssertionError("it stays in memory")
 
-    catalogue = Catalogue(Entry(service.model, folder), LoadOptions(), never, has_others=False)
+    catalogue = Catalogue(Entry(service.model, folder), LoadOptions(), never, aliases, has_others=False)
     return Models(service, catalogue, never)
 
 

@@ -121,7 +121,7 @@ def test_a_spread_model_is_the_same_and_outlives_a_host(three):
 
 
 def test_replicas_restart_and_nothing_is_lost(three):
-    """200 requests of eight clients while each replica in turn is restarted; second turns find their cache."""
+    """200 requests of eight clients while each replica is restarted; second turns find their cache."""
     head = three.all[0]
     head.environment["LOCALOSS_API_KEY"] = "a-key-of-the-test"
     log = head.folder / "serve.err"

@@ -53,6 +53,7 @@ class Host:
             "LOCALOSS_HOME": str(self.home),
             "PYTHONPATH": str(REPOSITORY),
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_worker_niceness": "0",  # else whatever else runs here leaves them nothing
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": TOKEN,
             "RAY_DISABLE_IMPORT_WARNING": "1",

@@ -1,6 +1,5 @@
 """What a machine does for a model that is spread: it has some of the layers, and their KV caches."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +16,6 @@ from localoss.cluster.worker import Loaded, fetching
 from localoss.errors import LocalossError
 from localoss.model.stack import Array, F32Array, Rows
 from localoss.plan.memory import Plan
-
-_PROBE_BYTES = 64 << 20
-_SPEED_STEP = 1.5  # machines whose memory differs by less are taken as alike, for a measurement has noise
 
 
 @dataclass(frozen=True)
@@ -43,12 +39,13 @@ class PartMachine:
 
     def offer(self, name: str) -> Offer:
         from localoss.plan.machine import this_machine
+        from localoss.plan.speed import known_bandwidth
 
         machine = this_machine()
         limits = machine.limit_bytes, machine.cache_limit_bytes
         if self._limit is not None:
             limits = self._limit, self._limit
-        return Offer(__version__, Room(name, *limits, _memory_speed()))
+        return Offer(__version__, Room(name, *limits, known_bandwidth()))
 
     def load(self, first: int, plan: Plan, threads: int | None) -> Loaded:
         """Load the layers from `first` on that `plan` is of."""
@@ -136,17 +133,3 @@ class PartMachine:
     def echo(self, x: F32Array) -> F32Array:
         """What a call costs by itself: docs/cluster.md's measurement."""
         return np.array(x)
-
-
-def _memory_speed() -> float:
-    """How fast this machine's memory is read, beside 1 for 1 GB/s, in steps."""
-    probe = np.ones(_PROBE_BYTES // 8)
-    best = min(_timed(probe) for _ in range(3))
-    steps = round(np.log(max(_PROBE_BYTES / best / 1e9, 0.1)) / np.log(_SPEED_STEP))
-    return float(_SPEED_STEP**steps)
-
-
-def _timed(probe: Any) -> float:
-    began = time.perf_counter()
-    probe.sum()
-    return time.perf_counter() - began

@@ -8,6 +8,7 @@ import asyncio
 import secrets
 import signal
 import socket
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
@@ -155,19 +156,20 @@ class Fleet:
 
     def _run(self, machine: Machine, app: str) -> Any:
         """Ray Serve's handle of a new replica, which may still be loading."""
-        from ray import serve
-
-        made = serve.deployment(ServedMachine).options(
-            name="replica",
-            num_replicas=1,
-            max_ongoing_requests=_MOST_AT_ONCE,
-            graceful_shutdown_timeout_s=60,
-            health_check_period_s=5,
-            ray_actor_options={"num_cpus": 1, "resources": {f"node:{machine.name}": 0.001}},
-        )
         files = self._files[0] if self._files else None
-        bound = made.bind(self._source, self._loading, self._options, files, self._store_name)
-        return serve.run(bound, name=app, route_prefix=None)
+        with _one_at_a_time:
+            from ray import serve
+
+            made = serve.deployment(ServedMachine).options(
+                name="replica",
+                num_replicas=1,
+                max_ongoing_requests=_MOST_AT_ONCE,
+                graceful_shutdown_timeout_s=60,
+                health_check_period_s=5,
+                ray_actor_options={"num_cpus": 1, "resources": {f"node:{machine.name}": 0.001}},
+            )
+            bound = made.bind(self._source, self._loading, self._options, files, self._store_name)
+            return serve.run(bound, name=app, route_prefix=None)
 
     async def _loaded(self, handle: Any) -> Loaded:
         found: Loaded = await asyncio.wait_for(handle.info.remote(), _LOAD_S)
@@ -225,16 +227,20 @@ class Fleet:
             served.text = b""
 
 
-def _start_serve() -> None:
-    from ray import serve
+_one_at_a_time = threading.Lock()  # Ray Serve's calls may not come from several threads at once
 
-    serve.start(proxy_location="Disabled")
+
+def _start_serve() -> None:
+    with _one_at_a_time:
+        from ray import serve
+
+        serve.start(proxy_location="Disabled")
 
 
 def _delete(app: str) -> None:
-    from ray import serve
+    with suppress(Exception), _one_at_a_time:
+        from ray import serve
 
-    with suppress(Exception):
         serve.delete(app)
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 PASS_TOKENS = 1024  # of a prompt in a pass: eight chunks, which follow one another through the machines
 _OFFERS_S = 120.0  # for a machine to say what it has
 _ALIVE_S = 5.0
+_GONE = "it doesn't answer any more"
 
 
 class RayLink:
@@ -52,9 +53,9 @@ class RayLink:
             cause = error.cause
             if cause is not None and not isinstance(cause, RayError):
                 raise RuntimeError(f"{self.name}: {type(cause).__name__}: {cause}") from None
-            raise MachineLost(first_line(error), [self.name]) from None
-        except RayActorError as error:
-            raise MachineLost(_reason(error), [self.name]) from None
+            raise MachineLost(_GONE, [self.name]) from None
+        except RayActorError:
+            raise MachineLost(_GONE, [self.name]) from None
         except RayError as error:
             raise MachineLost(first_line(error), [self.name]) from None
 
@@ -75,12 +76,6 @@ class RayLink:
             self._ray.kill(self._actor)
         except Exception:  # it is gone already, and Ray with it, perhaps
             return
-
-
-def _reason(error: BaseException) -> str:
-    """Why an actor is gone; Ray's own words are a page."""
-    text = str(error)
-    return "its machine is gone" if "node" in text.lower() else "its process ended"
 
 
 class Spread:

@@ -74,6 +74,12 @@ def token_s(plan: Plan) -> tuple[float, float, str]:
     return seconds or size / (_SHARE * bandwidth) + _CALLS_S, bandwidth, source
 
 
+def known_bandwidth() -> float:
+    """Bytes per second of this machine's memory: what the last bench saw, or a typical laptop's."""
+    there = _read()
+    return there[0].bandwidth_bytes_per_s if there else TYPICAL_BYTES_PER_S
+
+
 def keep(measured: Measured) -> None:
     """Remember what a bench saw, for plans; that it can't be is no reason to fail."""
     others = [one for one in _read() if one.bytes_per_token != measured.bytes_per_token]

@@ -35,12 +35,9 @@ class LoadOptions:
     chunk_tokens: tokens of a forward pass at most.
     expert_memory: bytes of experts to keep in memory while the others stay on the disk; None for what is
         free if the model is larger, 0 to leave all to the system's page cache.
-<<<<<<< HEAD
     adapters: LoRA adapters beside the weights, DIR or DIR:SCALE each: all sequences run with all of these.
         Of NAME=DIR those of one NAME are a set, which a sequence has to ask for.
-=======
     ray: the address of a Ray cluster, or auto. spread: share the layers out among its machines.
->>>>>>> 867df14 (run|chat|serve --spread: a model's layers shared out among the machines of a Ray cluster)
     """
 
     context_tokens: int | None = 8192
@@ -56,12 +53,9 @@ class LoadOptions:
     lookup: bool = False
     chunk_tokens: int = 512
     expert_memory: int | None = None
-<<<<<<< HEAD
     adapters: tuple[str, ...] = ()
-=======
     ray: str | None = None
     spread: bool = False
->>>>>>> 867df14 (run|chat|serve --spread: a model's layers shared out among the machines of a Ray cluster)
 
     def __post_init__(self) -> None:
         """Raises: UsageError for a value out of range; what depends on the model, the loader checks."""
@@ -84,6 +78,8 @@ class LoadOptions:
             raise UsageError("with --gpu-layers experts are mapped; leave out one of it and --expert-memory")
         if self.spread and not self.ray:
             raise UsageError("--spread shares a model out among machines; --ray ADDRESS says which")
+        if self.spread and self.adapters:
+            raise UsageError("adapters run on one machine; leave out --spread, or `localoss merge` them")
         if self.spread and (self.gpu_layers or self.expert_memory is not None):
             raise UsageError(
                 "--spread decides itself where layers go; leave out --gpu-layers, --expert-memory"

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from localoss.cli.terminal import StatusLine, say
-from localoss.errors import UsageError
 
 if TYPE_CHECKING:
     from localoss.chat.remote import RemoteModel
@@ -104,9 +103,7 @@ def load_model(
     )
     try:
         if options.ray and not options.spread:
-            raise UsageError(
-                "--ray alone is for batch and serve; --spread shares a model out for this command"
-            )
+            raise UsageError("--ray alone is for batch and serve; --spread shares a model out")
         if options.spread:
             from localoss.cluster.spread import load_spread
 

@@ -6,6 +6,7 @@ go on in the next.
 """
 
 import atexit
+import contextlib
 import hashlib
 import json
 import threading
@@ -163,6 +164,12 @@ class Remembered(Generic[T]):
 
 
 _refusals: Remembered[str] = Remembered(4096)  # why a schema can't be followed, or nothing
+
+
+def warm_up() -> None:
+    """Start what follows schemas before the first one comes; where it can't be, the first one says so."""
+    with contextlib.suppress(UsageError, Cancelled):
+        Grammar(ANY_OBJECT, strict=False)
 
 
 def interrupt() -> None:

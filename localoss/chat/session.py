@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from localoss.chat import session_store, transcript
 from localoss.chat.conversation import Conversation
+from localoss.chat.remote import RemoteModel, RemoteSequence
 from localoss.chat.session_store import BUSY, CACHE, MESSAGES, SET_ASIDE, folder_of
 from localoss.errors import DeviceLost, LocalossError, UsageError
 from quant.format import disk
@@ -92,9 +93,13 @@ class Session:
         self._saved = content
 
     def attach(
-        self, folder: Path, engine: "Engine", sequence: "Sequence", prompt: "Seq[int] | None" = None
+        self,
+        folder: Path,
+        engine: "Engine | RemoteModel",
+        sequence: "Sequence | RemoteSequence",
+        prompt: "Seq[int] | None" = None,
     ) -> str | None:
-        """Follow `sequence` of the model in `folder`, after filling it with what was saved.
+        """Follow `sequence` of the model in `folder`, after filling it with what was saved; a server's isn't.
 
         prompt: what comes next; a sequence that has as much of it as was saved stays as it is. Gives a line
         about a cache that cannot be used: it is set aside, and nothing but time is lost.
@@ -106,6 +111,9 @@ class Session:
         )
         from localoss.engine.sequence import common_prefix
 
+        if isinstance(engine, RemoteModel) or isinstance(sequence, RemoteSequence):
+            self._cache = None
+            return None
         try:
             digest = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
         except OSError:  # nothing tells this model from others: its cache would be of no use
@@ -132,13 +140,9 @@ class Session:
             )
         return None
 
-    def detach(self) -> None:
-        """Follow no sequence: a server keeps what its model has read."""
-        self._cache = None
-
-    def save_cache(self, prompt: "Seq[int]", sequence: "Sequence") -> str | None:
+    def save_cache(self, prompt: "Seq[int]", sequence: "Sequence | RemoteSequence") -> str | None:
         """Save what `sequence` has of `prompt`, as the next one begins; gives a line if that failed."""
-        if self._cache is None:
+        if self._cache is None or isinstance(sequence, RemoteSequence):
             return None
         from localoss.engine.sequence import common_prefix
 

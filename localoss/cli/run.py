@@ -73,7 +73,7 @@ def run(
     from localoss.cli.loading import find_or_load
     from localoss.cli.one_answer import OneAnswer
     from localoss.cli.tool_calls import opened_tools
-    from localoss.hub.registry import default_model, model_and_text
+    from localoss.hub.registry import default_model, model_and_text, name_of, usual_think_budget
 
     model, prompt = model_and_text([model, prompt])
     text = _prompt_text(prompt)
@@ -95,6 +95,8 @@ def run(
         folder, engine = find_or_load(model, loading, given, least_context=len(tokens) + LEAST_ANSWER_TOKENS)
         load_s = time.perf_counter() - started
 
+        if think_budget is None and not raw:
+            think_budget = usual_think_budget(name_of(folder))
         answer = OneAnswer(engine, asked, sampling, think_budget, tools)
         if as_json:
             answer.generate(None, None)

@@ -46,6 +46,7 @@ _FORMER_KEYS = {"licence": "license"}  # models.toml of users may still have the
 class KnownModel:
     """An entry of models.toml. `repository` is on the hub; None for what comes with localoss.
 
+    think_budget: of answers for which nobody gives one.
     `dimensions` are those of _DIMENSIONS that the entry gives; an entry of the user's may give none.
     """
 
@@ -56,6 +57,7 @@ class KnownModel:
     parameters: int | None = None
     temperature: float = 1.0
     top_p: float = 1.0
+    think_budget: int | None = None
     dimensions: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -81,6 +83,12 @@ def known_models() -> dict[str, KnownModel]:
     return known | _read(own) if own.exists() else known
 
 
+def usual_think_budget(name: str) -> int | None:
+    """The thinking budget of a model's answers where nobody gives one; None for none."""
+    known = known_models().get(name)
+    return known.think_budget if known else None
+
+
 def _read(path: Path) -> dict[str, KnownModel]:
     try:
         entries = tomllib.loads(path.read_text(encoding="utf-8-sig"))
@@ -98,7 +106,7 @@ def _entry(path: Path, name: str, entry: Any) -> KnownModel:
     if not isinstance(entry, dict):
         raise UsageError(f"{where}: expected a table with a repository")
     words: dict[str, type | tuple[type, ...]] = {
-        "repository": str, "description": str, "license": str, "parameters": int,
+        "repository": str, "description": str, "license": str, "parameters": int, "think_budget": int,
         "temperature": (int, float), "top_p": (int, float), **dict.fromkeys(_DIMENSIONS, int),
     }  # fmt: skip
     entry = _with_today_s_keys(where, entry)

@@ -13,7 +13,7 @@ from localoss.cli.chat.figures import TurnFigures
 from localoss.cli.chat.messages import Input, as_command, unquoted
 from localoss.cli.terminal import AnswerPrinter, interrupts, notify, printable, say, typing_waits
 from localoss.errors import ContextFullError, LocalossError
-from localoss.hub.registry import name_of
+from localoss.hub.registry import name_of, usual_think_budget
 from localoss.options import SamplingParams
 from quant.errors import QuantError
 
@@ -89,10 +89,15 @@ class Chat:
         self.expert_counts: NDArray[np.int64] | None = None  # (layers, experts) of the last answer
         self._attempts = 0  # answers to the last message so far
         self._warned = False
+        self._usual_budget: int | None = None
 
     def use(self, folder: Path, engine: "Engine | RemoteModel", note: Callable[[str], None] = say) -> None:
         """Go on with a model that is loaded; `note` is told what became of the session's cache."""
         self.folder, self.engine = folder, engine
+        usual = usual_think_budget(self.model)
+        if self.think_budget == self._usual_budget:  # nobody chose another
+            self.think_budget = usual
+        self._usual_budget = usual
         self.follow(note)
 
     def follow(self, note: Callable[[str], None] = say) -> None:
@@ -103,7 +108,7 @@ class Chat:
 
         self.sequence = self.engine.sequence(seed=self.sampling.seed)
         self.server = self.engine.server.url if isinstance(self.engine, RemoteModel) else ""
-        problem = self._attach()
+        problem = self.session and self.session.attach(self.folder, self.engine, self.sequence)
         self.count()
         if problem:
             note(f"({problem})")
@@ -111,23 +116,6 @@ class Chat:
             size = f"{len(self.conversation.messages)} messages, {self.used_tokens:,} tokens"
             held = "" if self.server else f", of which {len(self.sequence.tokens):,} need no reading"
             note(f"(session: {size}{held})")
-
-    def _attach(self) -> str | None:
-        """Have the session follow the sequence, if that is here; gives a line about what can't be used."""
-        from localoss.chat.remote import RemoteModel, RemoteSequence
-
-        if self.session is None:
-            return None
-        if isinstance(self.engine, RemoteModel) or isinstance(self.sequence, RemoteSequence):
-            self.session.detach()
-            return None
-        return self.session.attach(self.folder, self.engine, self.sequence)
-
-    def _save_cache(self) -> str | None:
-        """Save what the model has read with the session, if it is here; gives a line if that failed."""
-        if self.session is None or self.server:
-            return None
-        return self.session.save_cache(self.conversation.tokens(), cast("EngineSequence", self.sequence))
 
     def ready(self) -> None:
         """Wait until there is a model. Raises: what loading it raised."""
@@ -227,7 +215,8 @@ class Chat:
         self.last_thinking = turn.thinking
         self.count()
         self.keep()
-        if problem := self._save_cache():
+        problem = self.session and self.session.save_cache(self.conversation.tokens(), self.sequence)
+        if problem:
             say(f"({problem})")
         self._explain(turn)
         if self.notifies and self.at_terminal and turn.prefill_s + turn.decode_s >= _LONG_ANSWER_S:

@@ -136,7 +136,7 @@ def parse(body: bytes | bytearray, model: type[Model]) -> Model:
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        raise validation_error(error) from None
+        raise validation_error(error, value) from None
 
 
 def _check_headers(request: Request) -> None:

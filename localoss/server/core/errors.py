@@ -127,16 +127,57 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, explain)
 
 
-def validation_error(error: ValidationError) -> ApiError:
-    """The first thing that pydantic found, in words."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
+_SHOULD_BE = "Input should be "  # as pydantic begins most of what it says
+
+
+def validation_error(error: ValidationError, body: Any) -> ApiError:
+    """The first thing that is wrong with `body`, in words.
+
+    Of a union's branches it is the one that goes furthest with the value, or all that refuse its very type.
+    """
+    found = [(_path_in(body, one), one) for one in error.errors(include_url=False, include_input=False)]
+    found = [(path, one) for path, one in found if path[:1] == found[0][0][:1]]
+    furthest = max(_progress(path) for path, _ in found)
+    found = [(path, one) for path, one in found if _progress(path) == furthest]
+    others = [(path, one) for path, one in found if not one["type"].endswith(("_type", "_parsing"))]
+    path, first = (others or found)[0]
+    where = ".".join(map(str, path))
     if first["type"] == "extra_forbidden":
         return ApiError(
             f"Unrecognized request argument supplied: {where}", code="unknown_parameter", param=where
         )
+    told = [_words(one) for _, one in (others[:1] or found)]
+    says = " or ".join(dict.fromkeys([told[0], *(text.removeprefix(_SHOULD_BE) for text in told[1:])]))
     code = "missing_required_parameter" if first["type"] == "missing" else "invalid_value"
-    return ApiError(f"{where}: {first['msg']}", code=code, param=where)
+    return ApiError(f"{where}: {says}", code=code, param=where)
+
+
+def _path_in(value: Any, error: Any) -> tuple[str | int, ...]:
+    """Where in `value` an error is: pydantic puts names of a union's branches among the keys."""
+    path: list[str | int] = []
+    for number, part in enumerate(error["loc"], start=1):
+        is_missing = error["type"] == "missing" and number == len(error["loc"])
+        is_there = (
+            part in value
+            if isinstance(value, dict)
+            else isinstance(value, list) and isinstance(part, int) and part < len(value)
+        )
+        if is_there:
+            value = value[part]
+        if is_there or is_missing:
+            path.append(part)
+    return tuple(path)
+
+
+def _progress(path: tuple[str | int, ...]) -> tuple[int, tuple[int, ...]]:
+    """How far a check came: the deeper, and the further along its lists, the more of the value it liked."""
+    return len(path), tuple(part for part in path if isinstance(part, int))
+
+
+def _words(error: Any) -> str:
+    if error["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        return f"{_SHOULD_BE}an object"
+    return str(error["msg"])
 
 
 def _printable(value: str | None) -> str | None:

@@ -13,6 +13,7 @@ from localoss.chat.harmony import ChatSetup, Message
 from localoss.chat.tools import Thoughts
 from localoss.engine.engine import Engine
 from localoss.errors import TooManyTokensError
+from localoss.hub.registry import usual_think_budget
 from localoss.options import SamplingParams
 from localoss.server.core.answering import Answering, Done, Piece, Question
 from localoss.server.core.errors import ApiError, as_api_error, context_length_error
@@ -35,7 +36,7 @@ _NO_END = 2**31  # more tokens than any context
 
 @dataclass
 class Service:
-    """One model behind the API. default_think_budget: of requests that give none; None for no budget.
+    """One model behind the API. default_think_budget: of requests that give none; None for the model's own.
 
     batches: what clients leave to be answered in time; None where no files are kept.
     """
@@ -52,6 +53,8 @@ class Service:
     adapter: str | None = None  # that the engine's sequences run with
 
     def __post_init__(self) -> None:
+        if self.default_think_budget is None:
+            self.default_think_budget = usual_think_budget(self.model)
         self.metrics.watch(self.scheduler)
 
     def close(self) -> None:

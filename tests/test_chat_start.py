@@ -9,7 +9,7 @@ pytest.importorskip("pexpect")  # not on Windows
 from support.pseudo_terminal import scripted_chat
 
 DONE = "<|channel|>final<|message|>Done.<|return|>"
-COMPILING = "compiling kernels, once on this machine: 1 of 80"
+COMPILING = "compiling kernels, once on this machine: 1 of 86"
 
 
 @pytest.fixture
@@ -111,6 +111,6 @@ def test_compiling_is_counted_and_timed(monkeypatch):
     progress = loading.CompileProgress(told.append)
     for number in range(90):
         progress(f"kernel {number}")
-    assert told[0] == "compiling kernels, once on this machine: 1 of 80"
-    assert told[33].startswith("compiling kernels, once on this machine: 34 of 80, about ")
+    assert told[0] == "compiling kernels, once on this machine: 1 of 86"
+    assert told[33].startswith("compiling kernels, once on this machine: 34 of 86, about ")
     assert told[89].startswith("compiling kernels, once on this machine: 90 of 90, about 2")

@@ -2,16 +2,21 @@
 
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from localoss.kernels import compiled, isa
+from localoss.engine import warmup
+from localoss.kernels import compiled, isa, layer
+from localoss.model import cpu_layers, forward
 from localoss.settings import SIMD_NAMES
+from quant.format import kernel_cache
 
 ROOT = Path(__file__).parent.parent
 # Two modules of kernels: one calls the other's.
@@ -153,7 +158,7 @@ def test_any_import_order_keeps_them_in_the_same_place(python, tmp_path):
         lines, _ = python(script, json.dumps(together))
         assert len(lines) == 3 * len(together)
         for kernels, loops, same in zip(lines[::3], lines[1::3], lines[2::3], strict=True):
-            assert Path(kernels) == tmp_path / "cache" / "localoss" / "kernels" / compiled._FOLDER._name
+            assert Path(kernels) == tmp_path / "cache" / "localoss" / "kernels" / compiled.FOLDER._name
             assert Path(loops).parent == Path(kernels).parent and same == "True"
 
 
@@ -239,6 +244,90 @@ def test_a_home_that_is_a_file(modules, tmp_path):
     result, _, folder, said = modules(XDG_CACHE_HOME=str(tmp_path / "file"))
     assert result == 41 and folder.parent.name.startswith("localoss-kernels-") and said == ""
     assert not list(tmp_path.glob("localoss-kernels-*"))
+
+
+FORM = warmup.KernelForm("f16")
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The kernels that a run of warm_up calls, by name; what can't be had elsewhere is as it is here."""
+    made = set()
+
+    def noted(name, kernel):
+        def call(*arguments):
+            made.add(name)
+            return kernel(*arguments)
+
+        return call
+
+    listening = {
+        name: noted(name, kernel) for name, kernel in vars(layer).items() if hasattr(kernel, "py_func")
+    }
+    for module in (forward, cpu_layers):
+        monkeypatch.setattr(module, "kernels", SimpleNamespace(**(vars(layer) | listening)))
+    return made
+
+
+def test_two_processes_compile_all_kernels_each_its_half(calls):
+    warmup._run(FORM, 1)
+    whole = set(calls)
+    halves = []
+    for left_out in (warmup._ATTENTION, warmup._ALL_ELSE):
+        calls.clear()
+        warmup._run(FORM, 1, left_out)
+        halves.append(set(calls))
+    assert halves[0] | halves[1] == whole and not halves[0] & halves[1]
+
+
+@pytest.fixture
+def first_start(monkeypatch, tmp_path):
+    """As on a machine on which nothing was compiled, with two cores; what is compiled is the tests' own."""
+    warmup._run(FORM, 1)  # whoever runs first compiles: it isn't counted
+    folder = kernel_cache.KernelFolder([], "first")
+    vars(folder)["path"] = tmp_path
+    monkeypatch.setattr(compiled, "FOLDER", folder)
+    monkeypatch.setattr(warmup, "usual_threads", lambda: 2)
+    return folder
+
+
+def test_the_second_process_tells_what_it_compiles_and_is_asked_once(first_start, monkeypatch):
+    started, real = [], subprocess.Popen
+
+    def popen(command, **options):
+        started.append(command)
+        return real([sys.executable, "-c", "print('attend'); print('keep_prefix')"], **options)
+
+    monkeypatch.setattr(warmup.subprocess, "Popen", popen)
+    names = []
+    warmup.warm_up(FORM, 1, names.append)
+    assert names == ["attend", "keep_prefix"], "nothing was compiled here"
+    assert started[0][3:] == ["f16", "0", "0", "1"] and first_start.has_all(str(FORM))
+    warmup.warm_up(FORM, 1, names.append)
+    assert len(started) == 1
+    warmup.warm_up(warmup.KernelForm("f16", is_exact=True), 1)
+    assert len(started) == 2, "another form"
+
+
+@pytest.mark.parametrize("program", ["", "/no/such/python", "false"])
+def test_without_a_second_process_all_is_done_here(program, first_start, monkeypatch):
+    monkeypatch.setattr(sys, "executable", shutil.which(program) or program)
+    warmup.warm_up(FORM, 1)
+    assert first_start.has_all(str(FORM))
+
+
+@pytest.mark.soak
+def test_the_first_start_of_all(python, tmp_path):
+    """Both halves compile, and a second start finds everything."""
+    script = """
+        import localoss
+        compiled = []
+        engine = localoss.load("demo", compiling=compiled.append)
+        print(len(compiled), engine.kv_dtype)
+    """
+    first, said = python(script)
+    again, _ = python(script)
+    assert int(first[0].split()[0]) > 50 and again == ["0 f16"], said
 
 
 def test_nowhere_to_keep_them(python, tmp_path):

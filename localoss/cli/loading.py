@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from localoss.engine.engine import Engine
     from localoss.options import LoadOptions
 
-_KERNELS = 80  # functions that a first start compiles; where there are more, the count tells so
+_KERNELS = 86  # functions that a first start compiles; where there are more, the count tells so
 _KERNELS_BEFORE_GUESS = 4
 
 

@@ -49,7 +49,7 @@ def load_engine(model: str | Path, options: LoadOptions, listener: Listener) -> 
     """See localoss.load."""
     folder = find_model(str(model))
     settings.let_threads_sleep()
-    from localoss.engine.warmup import warm_up
+    from localoss.engine.warmup import KernelForm, warm_up
 
     dtypes = read_manifest(folder).dtypes  # first: it tells a folder that is no model at all
     config = read_config(folder / "config.json")
@@ -69,8 +69,8 @@ def load_engine(model: str | Path, options: LoadOptions, listener: Listener) -> 
     if adapters:
         plan = replace(plan, adapter_bytes=adapters.nbytes)
     engine = engine or loading.engine(loading.sized(plan))
-    with kernels.reporting_compiled(listener.compiling):
-        warm_up(options.kv_dtype, options.is_exact, engine.threads, adapters is not None)
+    form = KernelForm(options.kv_dtype, options.is_exact, adapters is not None)
+    warm_up(form, engine.threads, listener.compiling)
     return engine
 
 

@@ -15,13 +15,13 @@ from quant.format.kernel_cache import KernelFolder, keep_else_in
 FASTMATH = {"nsz", "arcp", "contract", "afn", "reassoc"}
 _SOURCES = [*Path(__file__).parent.rglob("*.py"), Path(sizes.__file__), Path(weight_formats.__file__)]
 keep_else_in(settings.given_home)
-_FOLDER = KernelFolder(_SOURCES, settings.simd() or "best")
+FOLDER = KernelFolder(_SOURCES, settings.simd() or "best")
 
 
 def _kept(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     """Numba's jit with `options`, whose compiled code is kept on disk."""
     compiled = njit(nogil=True, **options)
-    return lambda function: _FOLDER.cached(compiled(function))
+    return lambda function: FOLDER.cached(compiled(function))
 
 
 jit = _kept(fastmath=FASTMATH)

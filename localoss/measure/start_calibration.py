@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from localoss import kernels, settings
+from localoss import settings
 from localoss.engine.loader import usable_threads
 
 if TYPE_CHECKING:
@@ -15,10 +15,9 @@ def start_calibration(
 ) -> "Calibration":
     """calibration.calibration_of, once the kernels are there. Raises: UsageError for `threads`."""
     settings.let_threads_sleep()
-    from localoss.engine.warmup import warm_up
+    from localoss.engine.warmup import KernelForm, warm_up
     from localoss.measure.calibration import calibration_of
 
     usable = usable_threads(threads)
-    with kernels.reporting_compiled(compiling):
-        warm_up("f32", True, usable)
+    warm_up(KernelForm("f32", is_exact=True), usable, compiling)
     return calibration_of(tokens, sha256, usable)

@@ -77,6 +77,18 @@ class KernelFolder:
         dispatcher._cache = _FunctionCache(self, dispatcher.py_func)
         return dispatcher
 
+    def has_all(self, form: str) -> bool | None:
+        """Whether note_all was called for `form`; None if it couldn't be: nothing is kept here."""
+        if self.path is None or not os.access(self.path, os.W_OK):
+            return None
+        return (self.path / f"{form}.whole").exists()
+
+    def note_all(self, form: str) -> None:
+        """Note that all functions of a form of the program are here."""
+        if self.path is not None:
+            with contextlib.suppress(OSError):
+                (self.path / f"{form}.whole").touch(mode=0o600)
+
     def say(self, line: str) -> None:
         """Tell the user, once."""
         if line not in _said:

@@ -60,6 +60,11 @@ def available() -> list[str]:
     return [name for name in settings.SIMD_NAMES if name in has]
 
 
+def cpu_name() -> str:
+    """What LLVM calls this CPU, such as znver4."""
+    return str(llvm.get_host_cpu_name())
+
+
 def _streams_well() -> bool:
     """Whether this CPU reads as fast when it is told that a line is read once (prefetchnta, pldl1strm).
 
@@ -67,7 +72,7 @@ def _streams_well() -> bool:
     """
     if platform.machine().lower() not in _X86:
         return True
-    return llvm.get_host_cpu_name().startswith(("znver", "bdver", "btver"))
+    return cpu_name().startswith(("znver", "bdver", "btver"))
 
 
 def _choose(asked: str | None) -> str:

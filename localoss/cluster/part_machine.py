@@ -60,7 +60,7 @@ class PartMachine:
         from localoss.engine.loader import usable_threads
 
         settings.let_threads_sleep()
-        from localoss.engine.warmup import warm_up
+        from localoss.engine.warmup import KernelForm, warm_up
         from localoss.kernels.products import BF16
         from localoss.model.buffers import Buffers
 
@@ -74,7 +74,7 @@ class PartMachine:
         buffers = Buffers(plan.config, tokens, self._threads, plan.exact, exact_experts)
         self._buffers, self._config = buffers, plan.config
         self._stack = stack(buffers)
-        warm_up(plan.kv_dtype, plan.exact, self._threads)
+        warm_up(KernelForm(plan.kv_dtype, plan.exact), self._threads)
 
     def _layers(self, folder: Path, first: int, plan: Plan) -> Any:
         """Map or read the weights; gives what makes the layers of them once there are buffers."""

@@ -222,9 +222,8 @@ def load_spread(name: str, options: LoadOptions, listener: Listener) -> "tuple[P
     from localoss.engine.loader import usable_threads
 
     settings.let_threads_sleep()
-    from localoss import kernels
     from localoss.engine.engine import Engine
-    from localoss.engine.warmup import warm_up
+    from localoss.engine.warmup import KernelForm, warm_up
     from localoss.model.weights import load_weights
 
     source = source_of(name)
@@ -248,6 +247,5 @@ def load_spread(name: str, options: LoadOptions, listener: Listener) -> "tuple[P
     )
     weights = load_weights(spread.folder, spread.config, spread.dtypes)
     engine = Engine(spread.config, spread.dtypes, weights, sized, [stack], listener)
-    with kernels.reporting_compiled(listener.compiling):
-        warm_up(options.kv_dtype, options.is_exact, threads)
+    warm_up(KernelForm(options.kv_dtype, options.is_exact), threads, listener.compiling)
     return spread.folder, engine

@@ -1,6 +1,5 @@
 """Compiling before it is needed: a model of a few numbers runs one token, which calls every kernel."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -82,6 +81,14 @@ _ALL_ELSE: dict[str, Any] = {
 }  # fmt: skip
 
 
+_BESIDE = """
+import sys
+sys.path[:] = {path!r}
+from localoss.engine.warmup import compile_half
+compile_half()
+"""
+
+
 @contextmanager
 def _compiled_beside(form: KernelForm, threads: int, report: Callable[[str], None]) -> Iterator[None]:
     """Meanwhile a process of its own compiles attention and the sampler; waits for it at the end.
@@ -91,12 +98,11 @@ def _compiled_beside(form: KernelForm, threads: int, report: Callable[[str], Non
     words = [form.kv_dtype, str(int(form.is_exact)), str(int(form.has_adapters)), str(threads)]
     try:
         child = subprocess.Popen(
-            [sys.executable, "-c", "from localoss.engine.warmup import compile_half; compile_half()", *words],
+            [sys.executable, "-c", _BESIDE.format(path=sys.path), *words],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
     except (OSError, ValueError):  # no interpreter of that name, as in a program that is one file
         yield

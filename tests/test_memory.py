@@ -144,7 +144,7 @@ def test_what_is_said_of_a_plan(plan_20b):
     assert check(large, int(17e9)) is None
     told = check(large, int(12e9))
     assert "131,072 tokens this model takes 15.7 GB, and 12.0 GB are there" in told and "slow" in told
-    with pytest.raises(UsageError, match=r"--kv-dtype int8 would do$"):
+    with pytest.raises(UsageError, match=r"; --context \d+ or, for some accuracy, --kv-dtype int8 would do$"):
         check(large, int(14.5e9), LoadOptions(must_fit=True))
     with pytest.raises(UsageError, match=r"--context 37888 would do$"):
         check(large, int(13.4e9), LoadOptions(must_fit=True))
@@ -154,10 +154,12 @@ def test_what_is_said_of_a_plan(plan_20b):
         check(large, int(12e9), LoadOptions(must_fit=True))
     assert large.changes(int(17e9), int(17e9)) == []
     changes = large.changes(int(14.5e9), int(17e9))
-    assert changes[0] == "--kv-dtype int8" and changes[-1] == "close programs that hold 1.2 GB of memory"
+    assert changes[0].startswith("--context ") and changes[1].startswith("--kv-dtype int8, which costs")
+    assert changes[-1] == "close programs that hold 1.2 GB of memory"
+    assert "quantize with --unembedding int4, which saves" in large.changes(int(15.5e9), int(17e9))[2]
     assert large.changes(int(3e9), int(4e9))[-1] == "a machine with 11.7 GB more memory"
-    nearest = large.nearest(int(13.4e9))
-    assert nearest.verdict(int(13.4e9)) == FITS
+    (nearest,) = large.nearest(int(13.4e9))
+    assert nearest.kv_dtype == "f16" and nearest.verdict(int(13.4e9)) == FITS
 
 
 def test_layers_on_a_gpu(plan_20b):

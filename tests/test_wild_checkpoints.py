@@ -131,6 +131,24 @@ def test_experts_partly_in_floats(tensors, dense, tmp_path):
     assert weights == published | {"layer-001.safetensors": trained["layer-001.safetensors"]}
 
 
+def test_attention_without_bias(tensors, tmp_path):
+    """As with biases of zero; one that is there against the configuration's word is no guess of ours."""
+    zero = {name: 0 * bits if is_attention_bias(name) else bits for name, bits in tensors.items()}
+    bare = {name: bits for name, bits in tensors.items() if not is_attention_bias(name)}
+    want = weights_of(write(tmp_path / "zero", zero), tmp_path / "zero-out")
+    for name, kept in (("bare", bare), ("told", zero)):
+        source = write(tmp_path / name, kept, attention_bias=False)
+        assert weights_of(source, tmp_path / f"{name}-out") == want
+    with pytest.raises(QuantError, match=r"says that attention has no bias, and .*proj.bias is there"):
+        convert(write(tmp_path / "both", tensors, attention_bias=False), tmp_path / "out")
+    with pytest.raises(QuantError, match=r"proj.bias is missing"):
+        convert(write(tmp_path / "silent", bare), tmp_path / "out")
+
+
+def is_attention_bias(name):
+    return ".self_attn." in name and name.endswith("_proj.bias")
+
+
 def test_tied_embeddings(tensors, tmp_path):
     tied = {name: array for name, array in tensors.items() if name != "lm_head.weight"}
     both = tied | {"lm_head.weight": tied["model.embed_tokens.weight"]}

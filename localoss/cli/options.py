@@ -134,7 +134,10 @@ Lookup = Annotated[
     bool,
     typer.Option("--lookup", help="Guess that what was said comes again: faster where the answer copies."),
 ]
-Attention = Annotated[MatrixDtype, typer.Option(help="Format of the attention weights.")]
+Attention = Annotated[
+    MatrixDtype,
+    typer.Option(help="Format of the attention weights; int4 saves little and costs much accuracy."),
+]
 Embedding = Annotated[EmbeddingDtype, typer.Option(help="Format of the embedding.")]
 Unembedding = Annotated[MatrixDtype, typer.Option(help="Format of the unembedding.")]
 Experts = Annotated[ExpertDtype, typer.Option(help="Format of experts that are not MXFP4 already.")]

@@ -198,17 +198,19 @@ class Plan:
             low, high = (middle, high) if fits(middle * _STEP_TOKENS) else (low, middle - 1)
         return low * _STEP_TOKENS
 
-    def nearest(self, limit_bytes: int, verdict: str = FITS) -> "Plan | None":
-        """The least change of context and KV cache with which it fits: int8, or less context, or both."""
+    def nearest(self, limit_bytes: int, verdict: str = FITS) -> "list[Plan]":
+        """The least changes of context and KV cache with which it fits, each enough: a shorter context, which
+        costs no accuracy, then an int8 cache, which does; both together only if neither will do.
+        """
         good = (FITS,) if verdict == FITS else (FITS, FROM_DISK)
-        halved = replace(self, kv_dtype="int8")
-        if halved.verdict(limit_bytes) in good:
-            return halved
-        for plan in (self, halved):
-            longest = plan.longest_context(limit_bytes, verdict)
-            if longest:
-                return replace(plan, context_tokens=longest)
-        return None
+        coarse, found = replace(self, kv_dtype="int8"), []
+        if longest := self.longest_context(limit_bytes, verdict):
+            found.append(replace(self, context_tokens=longest))
+        if coarse.verdict(limit_bytes) in good:
+            found.append(coarse)
+        if not found and (longest := coarse.longest_context(limit_bytes, verdict)):
+            found.append(replace(coarse, context_tokens=longest))
+        return found
 
     def changes(self, limit_bytes: int, idle_limit_bytes: int) -> list[str]:
         """What a user can do to make all of it fit, the mildest first.
@@ -218,13 +220,22 @@ class Plan:
         if self.verdict(limit_bytes) == FITS:
             return []
         found = []
-        nearest = self.nearest(limit_bytes)
-        if nearest:
-            found.append(nearest.options(self))
-        smaller = replace(self, dtypes=replace(self.dtypes, attention="int4", unembedding="int4"))
-        if smaller.verdict(limit_bytes) == FITS:
-            saved = gigabytes(self.total_bytes - smaller.total_bytes)
-            found.append(f"quantize with --attention int4 --unembedding int4, which saves {saved}")
+        for nearest in self.nearest(limit_bytes):
+            costs = "" if nearest.kv_dtype == self.kv_dtype else ", which costs some accuracy"
+            found.append(nearest.options(self) + costs)
+        for dtypes, words, costs in (
+            (replace(self.dtypes, unembedding="int4"), "--unembedding int4", ""),
+            (
+                replace(self.dtypes, attention="int4", unembedding="int4"),
+                "--attention int4 --unembedding int4",
+                " and costs accuracy",
+            ),
+        ):
+            smaller = replace(self, dtypes=dtypes)
+            if smaller.verdict(limit_bytes) == FITS:
+                saved = gigabytes(self.total_bytes - smaller.total_bytes)
+                found.append(f"quantize with {words}, which saves {saved}{costs}")
+                break
         missing = self.total_bytes - limit_bytes
         if missing <= idle_limit_bytes - limit_bytes:
             found.append(f"close programs that hold {gigabytes(missing)} of memory")
@@ -298,7 +309,8 @@ def check(plan: Plan, limit_bytes: int, options: LoadOptions = _DEFAULTS) -> str
     there = f"{gigabytes(limit_bytes)} are there for it"
     if verdict == TOO_LARGE or allowed == FITS:
         best = plan.nearest(limit_bytes, allowed)
-        hint = f"{best.options(plan)} would do" if best else "free some memory, or take a smaller model"
+        words = " or, for some accuracy, ".join(each.options(plan) for each in best)
+        hint = f"{words} would do" if best else "free some memory, or take a smaller model"
         if verdict == TOO_LARGE:
             needs += f", {gigabytes(plan.least_bytes)} at the very least"
         raise UsageError(f"{needs}, and {there}; {hint}")

@@ -1,6 +1,10 @@
 """Hugging Face's layout: as published with MXFP4 experts, or fine-tuned with experts in floats."""
 
+import re
+from functools import cached_property
 from pathlib import Path
+
+import numpy as np
 
 from quant.errors import QuantError
 from quant.format.config import read_config
@@ -14,6 +18,8 @@ from quant.sources.base import FLOATS, Blocks, Source
 from quant.sources.hf_experts import HfExperts
 from quant.sources.mlx import Packed, read_packed, require_packed
 from quant.sources.names import with_hf_names
+
+_BIAS = re.compile(r"model\.layers\.\d+\.self_attn\.[qkvo]_proj\.bias")
 
 
 class HuggingFaceSource(Source):
@@ -43,6 +49,9 @@ class HuggingFaceSource(Source):
             if ".experts." in name:
                 continue
             stored, _ = self.locate(name)
+            if self._lacks_bias and _BIAS.fullmatch(name):
+                self._require_no_bias(name)
+                continue
             if stored not in self.files.tensors and name == UNEMBEDDING:
                 raise QuantError(
                     f"{self.files.folder}: {name} is missing, and config.json does not say "
@@ -56,6 +65,14 @@ class HuggingFaceSource(Source):
                 self.files.require(stored, FLOATS, shape)
         self._experts.require()
 
+    def _require_no_bias(self, name: str) -> None:
+        """Raises: QuantError for a bias that the configuration says isn't there: which of both is right?"""
+        if name in self.files.tensors and np.any(super().read(name, 0, self.shape(name)[0])):
+            raise QuantError(
+                f"{self.files.folder}: config.json says that attention has no bias, and {name} is there; "
+                'set "attention_bias": true there if the model was trained with it, else remove them'
+            )
+
     def stored_shape(self, name: str) -> Shape:
         """The shape that tensor `name` has in its file."""
         return self.shape(name)
@@ -66,6 +83,8 @@ class HuggingFaceSource(Source):
         return name, 0
 
     def read(self, stored: str, start: int, stop: int) -> Weights:
+        if self._lacks_bias and _BIAS.fullmatch(stored):
+            return np.zeros(stop - start, np.float32)
         if not self._is_packed(stored):
             return super().read(stored, start, stop)
         matrix = read_packed(self.files, _packed(stored, self.shape(stored)[-1]), start, stop)
@@ -79,6 +98,11 @@ class HuggingFaceSource(Source):
 
     def expert_bias(self, layer: int, name: str, expert: int) -> F32:
         return self._experts.bias(layer, name, expert)
+
+    @cached_property
+    def _lacks_bias(self) -> bool:
+        """Whether the attention has none: what its config.json says."""
+        return parse_json(self.small_files["config.json"]).get("attention_bias") is False
 
     @property
     def _is_tied(self) -> bool:

@@ -3,6 +3,7 @@
 import ast
 import io
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -67,3 +68,17 @@ def test_what_a_model_says_of_itself(model, tmp_path, capsys, monkeypatch):
         cli.main(command)
         said += "".join(capsys.readouterr())
     assert is_clean(said) and "]52;c;" in said, said
+
+
+def test_long_lines_are_broken_between_words(monkeypatch):
+    from localoss.cli.loading import introduction
+    from localoss.cli.terminal import wrapped
+
+    out = io.StringIO()
+    out.isatty, out.fileno = lambda: True, lambda: 1
+    monkeypatch.setattr("os.get_terminal_size", lambda number: os.terminal_size((40, 24)))
+    told = f"{introduction('demo')}\n  a line  that fits"
+    lines = wrapped(told, out).split("\n")
+    assert max(map(len, lines)) < 40 and lines[-1] == "  a line  that fits"
+    assert " ".join(" ".join(lines).split()) == " ".join(told.split()), "no word was broken"
+    assert wrapped(told, io.StringIO()) == told

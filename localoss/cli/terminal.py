@@ -115,7 +115,7 @@ class StatusLine:
     def show(self, text: str) -> None:
         if not sys.stderr.isatty():
             return
-        text = printable(text)[: _columns()]  # a wrapped line couldn't be taken away
+        text = printable(text)[: _columns(sys.stderr)]  # a wrapped line couldn't be taken away
         before, self._shown = self._shown, len(text)  # before it is written: a Ctrl-C may come meanwhile
         if settings.escape_codes():
             # It can't wrap, and the cursor waits at its start, which a narrower window leaves where it is.
@@ -155,15 +155,26 @@ def stdin_bytes() -> BinaryIO:
 
 def say(text: str) -> None:
     """A line to the user that is no part of the answer; at a terminal a long one is broken between words."""
-    if sys.stderr.isatty() and "\n" not in text:
-        text = textwrap.fill(text, _columns(), break_long_words=False, break_on_hyphens=False) or text
-    print(printable(text), file=sys.stderr, flush=True)
+    print(printable(wrapped(text, sys.stderr)), file=sys.stderr, flush=True)
 
 
-def _columns() -> int:
-    """Columns of the terminal at stderr but one: in the last, terminals differ about wrapping."""
+def wrapped(text: str, out: TextIO) -> str:
+    """`text` with the lines that are too long for the terminal that `out` is broken between words."""
+    if not out.isatty():
+        return text
+    columns = _columns(out)
+    return "\n".join(
+        line
+        if len(line) <= columns
+        else textwrap.fill(line, columns, break_long_words=False, break_on_hyphens=False)
+        for line in text.split("\n")
+    )
+
+
+def _columns(out: TextIO) -> int:
+    """Columns of the terminal but one: in the last, terminals differ about wrapping."""
     try:
-        return max(os.get_terminal_size(sys.stderr.fileno()).columns - 1, 1)
+        return max(os.get_terminal_size(out.fileno()).columns - 1, 1)
     except (OSError, ValueError):
         return 79
 

@@ -11,7 +11,7 @@ from localoss import settings
 from localoss.chat.conversation import Conversation
 from localoss.cli.chat.figures import TurnFigures
 from localoss.cli.chat.messages import Input, as_command, unquoted
-from localoss.cli.terminal import AnswerPrinter, interrupts, notify, printable, say, typing_waits
+from localoss.cli.terminal import AnswerPrinter, interrupts, notify, printable, say, typing_waits, wrapped
 from localoss.errors import ContextFullError, LocalossError
 from localoss.hub.registry import name_of, usual_think_budget
 from localoss.options import SamplingParams
@@ -242,7 +242,8 @@ class Chat:
 
     def notice(self, text: str) -> None:
         """A word to the user before the first message; over pipes, stdout is for answers."""
-        print(text, file=sys.stdout if self.at_terminal else sys.stderr, flush=True)
+        out = sys.stdout if self.at_terminal else sys.stderr
+        print(wrapped(text, out), file=out, flush=True)
 
     def keep(self) -> None:
         """Save the messages of a session, once there are some."""

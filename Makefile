@@ -62,7 +62,7 @@ soak: setup
 # The chat page in headless Chromium, and its pictures and the terminal's in docs/screens anew.
 page: $(VENV)/.page
 	LOCALOSS_SOAK=1 $(BIN)/python -m pytest tests/test_page_browser.py tests/test_page_hostile.py \
-		tests/test_page_access.py tests/test_page_writers.py
+		tests/test_page_access.py tests/test_page_writers.py tests/test_page_calls.py
 
 screens: $(VENV)/.page
 	$(BIN)/python tools/screens.py

@@ -77,6 +77,7 @@ def test_the_policy_lets_no_inline_script_run_and_nothing_leave(server):
     headers = server.get("/").headers
     policy = dict(part.split(" ", 1) for part in headers["content-security-policy"].split("; "))
     assert policy["default-src"] == "'none'" and policy["script-src"] == "'self'"
+    assert policy.pop("img-src") == "'self' blob:", "pictures that tools drew, made by the page's own scripts"
     assert all(
         "unsafe" not in sources and "*" not in sources and ":" not in sources for sources in policy.values()
     )

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from localoss.chat import harmony
@@ -182,7 +182,8 @@ class Agent:
         )  # somebody who thinks about a question takes no tool's time
         text = "\n\n".join([self._cut(result.text, room_tokens), *self._notes(call, result, room_tokens)])
         is_stopped = stop.reason == "user"
-        return CallDone(call, answer_message(call, text), took_s, result.pictures, result.ok, is_stopped)
+        answered = replace(answer_message(call, text), pictures=result.pictures)
+        return CallDone(call, answered, took_s, result.pictures, result.ok, is_stopped)
 
     def _run(self, call: Message, stop: Stop, interrupts: Interrupts | None) -> Result:
         """The tool works on a thread of its own, left behind if it doesn't end when it is told to."""

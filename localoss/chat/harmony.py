@@ -53,7 +53,8 @@ class Message:
     text: what was typed or answered; files: what goes before it. content: both, as the model reads them.
     role: user, assistant or tool. channel: one of CHANNELS for the assistant's. recipient: the tool that is
     called, such as functions.lookup. content_type: json or code where a call says so. name: the tool that
-    answers. thinking: what led to a final message; for people, the model doesn't read it again.
+    answers. thinking: what led to a final message; pictures: files that a tool drew. Both for people, the
+    model doesn't read them.
     """
 
     role: str
@@ -64,6 +65,7 @@ class Message:
     name: str | None = None
     files: tuple[File, ...] = ()
     thinking: str | None = field(default=None, compare=False)
+    pictures: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def content(self) -> str:

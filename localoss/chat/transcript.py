@@ -66,6 +66,7 @@ def _entries(messages: list[Message], keeps_thinking: bool) -> list[dict[str, An
     return [
         {key: getattr(message, key) for key in keys if getattr(message, key) is not None}
         | ({"files": [asdict(file) for file in message.files]} if message.files else {})
+        | ({"pictures": list(message.pictures)} if message.pictures else {})
         for message in messages
     ]
 
@@ -98,4 +99,5 @@ def _message(entry: dict[str, Any]) -> Message:
     if values["channel"] not in (None, *CHANNELS):
         raise ValueError(f"a message's channel is {values['channel']!r}")
     files = tuple(File(str(file["name"]), str(file["text"])) for file in entry.get("files", ()))
-    return Message(**values, files=files)  # type: ignore[arg-type]
+    pictures = tuple(str(path) for path in entry.get("pictures", ()))
+    return Message(**values, files=files, pictures=pictures)  # type: ignore[arg-type]

@@ -166,6 +166,7 @@ def serve(
 
 
 @options.takes_load_options
+@options.takes_tool_options
 def web(
     model: options.OptionalModelName = None,
     port: Port = 11435,
@@ -174,6 +175,7 @@ def web(
     think_budget: options.ThinkBudget = None,
     *,
     loading: LoadOptions,
+    tooling: ToolOptions,
 ) -> None:
     """Chat in the browser: start a server on this machine and open its page.
 
@@ -199,6 +201,7 @@ def web(
         cors_origins=(),
         queue=64,
         think_budget=think_budget,
+        tooling=tooling,
     )
 
 

@@ -57,6 +57,9 @@ class HostedTools:
         self._options = options
         self._first: Toolset | None = self._open()
         self._told = self._first.add_to(ChatSetup())
+        self.reaches = {
+            tool.name: tool.reach for tool in self._first.tools
+        }  # what each can reach, for people
         self._kept: OrderedDict[str, Workshop] = OrderedDict()
         self._threads = ThreadPoolExecutor(_MOST_KEPT, thread_name_prefix="hosted")
 

@@ -70,7 +70,7 @@ class Models:
         a model to be loaded.
         """
         self.catalogue, self.bodies = catalogue, Bodies()
-        self.store, self.metrics = first.store, first.metrics
+        self.store, self.metrics, self.hosted = first.store, first.metrics, first.hosted
         self._start, self._idle_s, self._capacity = start, idle_s, capacity
         self._held = {first.model: Held(catalogue.first, first, idle_s)}
         self._turn = asyncio.Lock()  # fair: who waits longest is next

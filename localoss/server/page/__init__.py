@@ -6,7 +6,7 @@ from pathlib import Path
 from fastapi import FastAPI
 
 from localoss.server.core.models import Models
-from localoss.server.page import files, sessions, turns
+from localoss.server.page import files, pictures, sessions, turns
 from localoss.server.page.answers import Answers
 
 
@@ -26,5 +26,5 @@ class Page:
 def add_page(app: FastAPI, page: Page, models: Models) -> None:
     """Have `app` answer / with the page, and the page's requests."""
     app.state.page, app.state.answers = page, Answers(models)
-    for part in (files.router, sessions.router, turns.router):
+    for part in (files.router, pictures.router, sessions.router, turns.router):
         app.include_router(part)

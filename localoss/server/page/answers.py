@@ -8,15 +8,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from localoss.chat import branches
+from localoss.chat.agent import CallDone
 from localoss.chat.conversation import Conversation
 from localoss.chat.harmony import Message
 from localoss.chat.session import Session
 from localoss.errors import LocalossError
-from localoss.server.core.answering import Closed, Done, Opened, Text
+from localoss.server.core.answering import CallOpened, CallText, Closed, Done, Opened, Text
 from localoss.server.core.errors import ApiError, as_api_error
 from localoss.server.core.models import Held, Models
-from localoss.server.core.scheduler import Job
 from localoss.server.core.threads import in_thread
+from localoss.server.core.turns import Turns
+from localoss.server.page.view import result_part
+from localoss.tools.citations import Find, Footnotes
 
 Event = dict[str, Any]
 _LOOK_S = 0.5  # how often an answer that says nothing is looked at
@@ -28,20 +31,22 @@ _CHANNELS = {"thinking": "analysis", "preamble": "commentary", "answer": "final"
 class LiveAnswer:
     """An answer in a session, which is open until the answer is kept. events: all that a page is told.
 
-    held: what makes it, held until it is over.
+    held: what makes it, held until it is over. find: what the browser showed, to be cited.
     """
 
     held: Held
     session: Session
     conversation: Conversation
     model: str
-    job: Job
+    turns: Turns
     prompt_tokens: int
+    find: Find
     reading: Any = None  # how far the prompt is read
     other: tuple[int, int] | None = None  # the exchange and rank that this is another answer to
     events: list[Event] = field(default_factory=list)
     is_over: bool = False
-    parts: list[tuple[str, list[str]]] = field(default_factory=list)  # what was said so far, by channel
+    said: list[Message] = field(default_factory=list)  # up to the last call, and what that gave
+    parts: list[tuple[str, list[str]]] = field(default_factory=list)  # since then, by channel
     _news: asyncio.Event = field(default_factory=asyncio.Event)
 
     def send(self, event: Event) -> None:
@@ -59,7 +64,7 @@ class LiveAnswer:
                 seen += 1
                 while event["type"] == "text" and seen < len(self.events):
                     more = self.events[seen]
-                    if more["type"] != "text" or more["part"] != event["part"] or more["is_first"]:
+                    if more["type"] != "text" or more["part"] != event["part"]:
                         break
                     event |= {"text": event["text"] + more["text"], "tokens": more["tokens"]}
                     event["tokens_per_s"] = more["tokens_per_s"]
@@ -73,11 +78,14 @@ class LiveAnswer:
             except TimeoutError:
                 yield None
 
+    def said_since(self) -> list[Message]:
+        """What was said since the last call."""
+        return [Message("assistant", "".join(texts), channel) for channel, texts in self.parts]
+
     def keep(self) -> None:
         """Write what was said to the session, and close it. Raises: LocalossError."""
         try:
-            said = [Message("assistant", "".join(texts), channel) for channel, texts in self.parts]
-            self.conversation.answer(said)
+            self.conversation.answer([*self.said, *self.said_since()])
             if self.other and self.conversation.messages[-1].role == "user":  # nothing was: as before
                 exchange, rank = self.other
                 branches.choose(self.conversation, exchange, True, rank)
@@ -128,15 +136,17 @@ class Answers:
             answer.send(end)
 
     async def _listen(self, answer: LiveAnswer) -> Event:
-        """Follow the job's pieces; gives what is said at the end."""
+        """Follow the pieces of all turns; gives what is said at the end."""
         writer = _Writer(answer)
-        async for piece in answer.job.items(_LOOK_S):
+        async for piece in answer.turns.pieces(_LOOK_S):
             if piece is None:
                 writer.look()
             elif isinstance(piece, Text):
                 writer.add(piece)
             elif isinstance(piece, Opened | Closed):
                 writer.turn(piece)
+            elif isinstance(piece, CallOpened | CallText | CallDone):
+                writer.call(piece)
             elif isinstance(piece, Done):
                 answer.held.service.note(piece)
                 return _figures(piece, writer)
@@ -151,8 +161,9 @@ class _Writer:
         self._began = time.monotonic()
         self._first: float | None = None  # when the first token came
         self._thought_s = self._part_began = 0.0
-        self._tokens = 0
+        self._tokens = self._tokens_before = 0  # of all turns, and of those before this one
         self._last_read = -1
+        self._footnotes = Footnotes(answer.find)
 
     def look(self) -> None:
         """Tell how far the prompt is read, or that the answer waits for others."""
@@ -172,13 +183,37 @@ class _Writer:
         else:
             if piece.part == "thinking":
                 self._thought_s += time.monotonic() - self._part_began
+            elif piece.part == "answer":
+                notes = "\n".join(f"- {note}" for note in self._footnotes.notes)
+                self._write("answer", self._footnotes.finish() + (f"\n\n{notes}" if notes else ""))
             self._answer.send({"type": "closed", "part": piece.part, "thought_s": self._thought_s})
 
     def add(self, piece: Text) -> None:
         self._note_first()
-        self._tokens = piece.generated_tokens
-        self._answer.parts[-1][1].append(piece.text)
-        event = {"type": "text", "part": piece.part, "text": piece.text, "is_first": piece.is_first}
+        self._tokens = self._tokens_before + piece.generated_tokens
+        is_cited = piece.part == "answer"
+        self._write(piece.part, self._footnotes.push(piece.text) if is_cited else piece.text)
+
+    def call(self, piece: CallOpened | CallText | CallDone) -> None:
+        self._note_first()
+        if isinstance(piece, CallOpened):
+            self._answer.send({"type": "opened", "part": "call", "name": piece.name})
+        elif isinstance(piece, CallText):
+            self._send_text("call", piece.text)
+        else:
+            answer = self._answer
+            answer.said += [*answer.said_since(), piece.call, piece.result]
+            answer.parts.clear()
+            self._tokens = self._tokens_before = answer.turns.generated_tokens
+            answer.send({"type": "result", **result_part(piece.result), "seconds": piece.seconds})
+
+    def _write(self, part: str, text: str) -> None:
+        if text:
+            self._answer.parts[-1][1].append(text)
+            self._send_text(part, text)
+
+    def _send_text(self, part: str, text: str) -> None:
+        event = {"type": "text", "part": part, "text": text}
         self._answer.send(event | {"tokens": self._tokens, "tokens_per_s": self._speed()})
 
     def figures(self) -> Event:

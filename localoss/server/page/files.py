@@ -18,7 +18,7 @@ POLICY = "; ".join(
         "script-src 'self'",
         "style-src 'self'",
         "font-src 'self'",
-        "img-src 'self'",
+        "img-src 'self' blob:",  # pictures that tools drew
         "connect-src 'self'",
         "worker-src 'self'",
         "manifest-src 'self'",

@@ -56,7 +56,6 @@ class Turn(Strict):
     kept_files: Annotated[Items[int], Field(max_length=MAX_FILES)] = []
     setup: Setup = Setup()
     sampling: Sampling = Sampling()
-    model: Annotated[str | None, Field(max_length=512)] = None
     trim: bool = False
 
 

@@ -12,6 +12,7 @@ from localoss.chat.session import Session
 from localoss.chat.session_store import free_name, read_session, remove_session, revision, sessions
 from localoss.errors import UsageError
 from localoss.server.core.errors import ApiError
+from localoss.server.core.hosted import HostedTools
 from localoss.server.core.threads import in_thread
 from localoss.server.page.answers import Answers
 from localoss.server.page.origin import PageRoute
@@ -47,7 +48,7 @@ async def list_sessions(request: Request) -> Response:
 @router.get("/{name}")
 async def open_session(name: str, request: Request) -> Response:
     answers: Answers = request.app.state.answers
-    view = await in_thread(_view, name)
+    view = await in_thread(_view, name, _hosted(request))
     return told(view | {"is_writing": answers.is_writing(name)})
 
 
@@ -76,7 +77,7 @@ async def delete_session(name: str, request: Request) -> Response:
 @router.post("/{name}/change")
 async def change_session(body: Change, request: Request) -> Response:
     """Give it another title or setup."""
-    return told(await in_thread(_change, request.path_params["name"], body))
+    return told(await in_thread(_change, request.path_params["name"], body, _hosted(request)))
 
 
 @router.post("/{name}/way")
@@ -91,7 +92,7 @@ async def choose_way(body: Way, request: Request) -> Response:
             with_session.save_messages(with_session.conversation, with_session.model)
         finally:
             with_session.close()
-        return _view(with_session.name)
+        return _view(with_session.name, _hosted(request))
 
     return told(await in_thread(_as_told, choose))
 
@@ -107,7 +108,7 @@ async def copy_session(body: Nothing, request: Request) -> Response:
             new.save_messages(conversation, model)
         finally:
             new.close()
-        return _view(new.name)
+        return _view(new.name, _hosted(request))
 
     return told(await in_thread(_as_told, copy))
 
@@ -173,9 +174,17 @@ def _read(name: str) -> tuple[Conversation, str]:
         raise as_refusal(error) from None
 
 
-def _view(name: str) -> dict[str, Any]:
+def _hosted(request: Request) -> HostedTools | None:
+    """The tools that the model is told of, too."""
+    hosted: HostedTools | None = request.app.state.models.hosted
+    return hosted
+
+
+def _view(name: str, hosted: HostedTools | None) -> dict[str, Any]:
     found = _revision(name)
     conversation, model = _read(name)
+    if hosted:
+        conversation.setup = hosted.add_to(conversation.setup, hosted.names)
     return view_of(name, conversation, model, found)
 
 
@@ -186,7 +195,7 @@ def _revision(name: str) -> str:
         raise as_refusal(error) from None
 
 
-def _change(name: str, change: Change) -> dict[str, Any]:
+def _change(name: str, change: Change, hosted: HostedTools | None) -> dict[str, Any]:
     session = opened(name, change.revision)
     try:
         assert session.conversation and session.model
@@ -200,4 +209,4 @@ def _change(name: str, change: Change) -> dict[str, Any]:
         raise as_refusal(error) from None
     finally:
         session.close()
-    return _view(session.name)
+    return _view(session.name, hosted)

@@ -21,8 +21,10 @@ from localoss.server.core.answering import Question
 from localoss.server.core.errors import ApiError
 from localoss.server.core.keys import client_of
 from localoss.server.core.models import Held, Models
+from localoss.server.core.scheduler import Job
 from localoss.server.core.service import Service, event_stream
 from localoss.server.core.threads import in_thread
+from localoss.server.core.turns import Turns
 from localoss.server.page.answers import Answers, LiveAnswer
 from localoss.server.page.origin import PageRoute
 from localoss.server.page.saved import SessionAnswering
@@ -46,6 +48,7 @@ async def about(request: Request) -> Response:
             "efforts": list(harmony.EFFORTS),
             "introduction": request.app.state.page.introduction,
             "sampling": {"temperature": defaults.temperature, "top_p": defaults.top_p},
+            "tools": models.hosted.reaches if models.hosted else {},
         }
     )
 
@@ -60,6 +63,11 @@ async def take_turn(body: Turn, request: Request) -> Response:
     try:
         held, service = await models.take(models.catalogue.first.name, taken)
         conversation, other = await in_thread(_changed, session, body)
+        workshop = None
+        if service.hosted:
+            conversation.setup = service.hosted.add_to(conversation.setup, service.hosted.names)
+            workshop = await service.hosted.workshop(session.folder.as_posix())
+            service.hosted.keep(session.folder.as_posix(), workshop)
         prompt = await _prompt(service, conversation, body.trim)
         question = Question(
             prompt,
@@ -67,24 +75,28 @@ async def take_turn(body: Turn, request: Request) -> Response:
             AnswerRules(think_budget=service.think_budget(body.sampling.think_budget)),
             _params(body.sampling),
         )
-        client = client_of(request)
-        folder = request.app.state.page.folder
-        if folder is None:
-            job = service.ask(question, client)
-        else:
-            job = service.submit(SessionAnswering(service, question, session, folder), client)
+        page, client = request.app.state.page, client_of(request)
+
+        def ask(question: Question, follows: bool) -> Job:
+            if page.folder is None:
+                return service.ask(question, client, follows)
+            return service.submit(SessionAnswering(service, question, session, page.folder), client, follows)
+
+        turns = Turns(service, question, conversation.messages[conversation.left_out :], workshop, ask)
         try:
-            model = request.app.state.page.opens_as
-            await in_thread(session.save_messages, conversation, model)
+            await in_thread(session.save_messages, conversation, page.opens_as)
         except BaseException:
-            job.cancel()
+            turns.cancel()
             raise
     except BaseException:
         for one in taken:
             models.give_back(one)
         session.close()
         raise
-    answer = LiveAnswer(held, session, conversation, model, job, len(prompt), question.reading, other)
+    find = workshop.toolset.citation if workshop else _nothing_shown
+    answer = LiveAnswer(
+        held, session, conversation, page.opens_as, turns, len(prompt), find, question.reading, other
+    )
     answer.send({"type": "started", "session": session.name, "prompt_tokens": len(prompt)})
     answers.follow(answer)
     return event_stream(answer.told(), named=False, last=None)
@@ -106,7 +118,7 @@ async def stop(body: Nothing, request: Request) -> Response:
     answers: Answers = request.app.state.answers
     answer = answers.of(request.path_params["name"])
     if answer is not None and not answer.is_over:
-        answer.job.cancel()
+        answer.turns.cancel()
     return told({"stopped": answer is not None})
 
 
@@ -135,6 +147,10 @@ async def read_file(body: Document, request: Request) -> Response:
         return {"name": name, "text": text, "tokens": tokens}
 
     return told(await in_thread(read))
+
+
+def _nothing_shown(cursor: int) -> None:
+    """No browser, nothing to cite."""
 
 
 def _open(turn: Turn) -> Session:

@@ -1,6 +1,7 @@
 """A conversation as the page shows it: questions and answers, and how many versions there are of each."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from localoss.chat import branches
@@ -58,12 +59,18 @@ def _parts(messages: Sequence[Message]) -> list[dict[str, Any]]:
         if message.thinking:
             parts.append({"kind": "thinking", "text": message.thinking})
         if message.role == "tool":
-            parts.append({"kind": "result", "name": _function(message.name), "text": message.text})
+            parts.append({"kind": "result", **result_part(message)})
         elif message.recipient:
             parts.append({"kind": "call", "name": _function(message.recipient), "text": message.text})
         else:
             parts.append({"kind": _KINDS.get(message.channel or "", "answer"), "text": message.text})
     return parts
+
+
+def result_part(message: Message) -> dict[str, Any]:
+    """What a call gave; pictures by the names that the page asks for them by."""
+    pictures = [Path(path).name for path in message.pictures]
+    return {"name": _function(message.name), "text": message.text, "pictures": pictures}
 
 
 def _function(name: str | None) -> str:

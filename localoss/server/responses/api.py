@@ -22,6 +22,7 @@ from localoss.server.core.json_text import printable
 from localoss.server.core.keys import Client, client_of
 from localoss.server.core.models import acquire
 from localoss.server.core.response_store import Record, StoreError
+from localoss.server.core.scheduler import Job
 from localoss.server.core.schemas import STREAMS, effort_of, limit_of, refuse_unless
 from localoss.server.core.service import (
     Service,
@@ -30,6 +31,7 @@ from localoss.server.core.service import (
 )
 from localoss.server.core.threads import compiling, in_thread
 from localoss.server.core.toolbox import Toolbox, open_toolbox
+from localoss.server.core.turns import Turns
 from localoss.server.responses.items import Event, Output
 from localoss.server.responses.prompts import convert_items, with_references
 from localoss.server.responses.schemas import (
@@ -39,7 +41,6 @@ from localoss.server.responses.schemas import (
     InputItem,
     ResponseRequest,
 )
-from localoss.server.responses.turns import Turns
 
 router = APIRouter(route_class=BodyRoute)
 logger = logging.getLogger("localoss.server")
@@ -59,7 +60,11 @@ async def create_response(body: ResponseRequest, request: Request) -> Response:
     if service.hosted and toolbox.hosted:
         workshop = await service.hosted.workshop(body.previous_response_id)
     answer = _Answer(service, body, question, said, workshop)
-    turns = Turns(service, question, said.prompted, workshop, client)
+
+    def ask(question: Question, follows: bool) -> Job:
+        return service.ask(question, client, follows)
+
+    turns = Turns(service, question, said.prompted, workshop, ask)
     if body.stream:
         return event_stream(answer.events(turns.pieces()), named=True, last=None)
     return await answer.whole(turns.pieces())

@@ -59,6 +59,8 @@ export async function download(path) {
   return (await request(path)).blob();
 }
 
+export const picture = (name) => download(`pictures/${encodeURIComponent(name)}`);
+
 /** The server-sent events of a POST with `body`, or of a GET without one. */
 export async function* events(path, body) {
   const options = body === undefined ? {} : { method: "POST", body: JSON.stringify(body) };

@@ -24,7 +24,7 @@ function Header() {
         <${Icon} name="menu" />
       </button>
       <h1>${title}</h1>
-      <span class="model" title="The model of this server">${state.about?.model ?? ""}</span>
+      <span class="model" title=${about(state.about)}>${state.about?.model ?? ""}</span>
       <button
         type="button"
         class="icon-button only-narrow"
@@ -35,6 +35,11 @@ function Header() {
       </button>
     </header>
   `;
+}
+
+function about(server) {
+  const tools = Object.keys(server?.tools ?? {});
+  return tools.length ? `The model of this server; it may call ${tools.join(", ")}` : "The model of this server";
 }
 
 function onKey(event) {

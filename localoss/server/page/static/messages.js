@@ -5,6 +5,7 @@ import { calm } from "./calm.js";
 import { copyText } from "./clipboard.js";
 import { Icon } from "./icons.js";
 import { Markdown } from "./markdown.js";
+import { Call } from "./calls.js";
 import { change, chooseWay, live, say, state } from "./store.js";
 
 export function Question({ number, question, isLive }) {
@@ -91,7 +92,12 @@ export function Answer({ number, answer, mine, isLast }) {
   }
   return html`
     <div class="answer" aria-busy=${Boolean(mine)}>
-      ${parts.map((part, index) => html`<${Part} key=${index} part=${part} mine=${mine} isOpen=${mine && index === parts.length - 1} thought=${figures?.thought_s} />`)}
+      ${parts.map((part, index) => {
+        const result = parts[index + 1]?.kind === "result" ? parts[index + 1] : null;
+        const isResult = parts[index - 1]?.kind === "call";
+        const isOpen = mine && index === parts.length - 1;
+        return html`<${Part} key=${index} ...${{ part, result, isResult, mine, isOpen }} thought=${figures?.thought_s} />`;
+      })}
       ${mine && !parts.length && html`<${Waiting} mine=${mine} />`}
       ${!mine &&
       html`<div class=${isLast ? "actions is-shown" : "actions"}>
@@ -110,14 +116,10 @@ function describe({ completion_tokens: tokens, tokens_per_s: speed, reason }) {
   return words.filter(Boolean).join(" · ");
 }
 
-function Part({ part, mine, isOpen, thought }) {
+function Part({ part, result, isResult, mine, isOpen, thought }) {
   if (part.kind === "thinking") return html`<${Thinking} part=${part} mine=${mine} isOpen=${isOpen} thought=${thought} />`;
-  if (part.kind === "call" || part.kind === "result") {
-    return html`<details class="call">
-      <summary>${part.kind === "call" ? "Call of" : "Result of"} <code>${part.name}</code></summary>
-      <pre tabindex="0" role="region" aria-label=${part.kind}>${part.text}</pre>
-    </details>`;
-  }
+  if (part.kind === "call") return html`<${Call} call=${part} result=${result} isOpen=${isOpen || (mine && !result)} />`;
+  if (part.kind === "result") return isResult ? null : html`<${Call} call=${part} result=${part} />`;
   return html`<${Markdown} text=${part.text} isLive=${Boolean(isOpen)} />`;
 }
 

@@ -216,13 +216,14 @@ function hear(mine, event) {
   else if (event.type === "opened") {
     mine.isWaiting = false;
     mine.reading = null;
-    mine.parts.push({ kind: event.part, text: "", began: Date.now() });
-    state.notice = event.part === "thinking" ? "Thinking" : "Answering";
+    mine.parts.push({ kind: event.part, name: event.name, text: "", began: Date.now() });
+    state.notice = { thinking: "Thinking", call: `Calling ${event.name}` }[event.part] ?? "Answering";
   } else if (event.type === "text") {
     last.text += event.text;
     mine.tokens = event.tokens;
     mine.speed = event.tokens_per_s;
-  } else if (event.type === "closed") mine.thought = event.thought_s;
+  } else if (event.type === "result") mine.parts.push({ ...event, kind: "result" });
+  else if (event.type === "closed") mine.thought = event.thought_s;
   else if (event.type === "done") {
     mine.figures = event;
     state.notice = event.reason === "stopped" ? "Stopped" : "The answer is complete";

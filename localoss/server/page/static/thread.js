@@ -72,7 +72,19 @@ function Welcome() {
       <img src="localoss/page/icon.svg" alt="" width="52" height="52" />
       <h2>What can I do for you?</h2>
       <p>${about.introduction ?? html`<b>${about.model}</b> runs on this computer. Nothing that you write leaves it.`}</p>
+      <${Tools} tools=${Object.entries(about.tools)} />
     </div>
+  `;
+}
+
+/** What the model may call, and what that can reach. */
+function Tools({ tools }) {
+  if (!tools.length) return null;
+  return html`
+    <p class="may-call">It may call these by itself, and shows each call:</p>
+    <dl class="tool-list">
+      ${tools.map(([name, reach]) => html`<div><dt><code>${name}</code></dt> <dd>reaches ${reach}</dd></div>`)}
+    </dl>
   `;
 }
 

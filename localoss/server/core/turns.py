@@ -1,17 +1,19 @@
-"""The turns of one response: the model's, and between them the calls of tools that this server runs."""
+"""The turns of one answer: the model's, and between them the calls of tools that this server runs."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
-from localoss.chat.agent import CallDone
+from localoss.chat.agent import STOPPED, CallDone
 from localoss.chat.harmony import Message
+from localoss.chat.tools import answer_message
 from localoss.server.core.answering import Done, Piece, Question, Usage
 from localoss.server.core.hosted import Workshop, is_hosted
-from localoss.server.core.keys import Client
+from localoss.server.core.scheduler import Job
 from localoss.server.core.service import Service, pieces_of
 
 _PING_S = 10.0
+Ask = Callable[[Question, bool], Job]  # a question, and whether it follows one that was let in
 
 
 class Turns:
@@ -23,23 +25,37 @@ class Turns:
         question: Question,
         messages: list[Message],
         workshop: Workshop | None,
-        client: Client,
+        ask: Ask,
     ) -> None:
-        """messages: those that the question's prompt was rendered from. Raises: ApiError 429 or 503."""
+        """messages: those that the question's prompt was rendered from. Raises: what `ask` raises."""
         self._service, self._question, self._workshop = service, question, workshop
-        self._prompted, self._client = messages, client
+        self._prompted, self._ask = messages, ask
+        self._is_cancelled = False
+        self._call: asyncio.Future[CallDone] | None = None  # while one is made
         self._said: list[Message] = []
         self._usage = Usage(0, 0, 0, 0)
         self._seconds = (0.0, 0.0)  # prefill and decode
-        self._job = service.ask(question, client)
+        self._job = ask(question, False)
         if workshop:
             workshop.agent.begin()
 
-    async def pieces(self) -> AsyncIterator[Piece | CallDone | None]:
-        """None now and then while there is nothing. Raises: ApiError, LocalossError."""
+    @property
+    def generated_tokens(self) -> int:
+        """Of the turns that are over."""
+        return self._usage.completion
+
+    def cancel(self) -> None:
+        """Nobody waits any more: the model stops, and so does a call."""
+        self._is_cancelled = True
+        self._job.cancel()
+        if self._call:
+            self._call.cancel()
+
+    async def pieces(self, idle_s: float = _PING_S) -> AsyncIterator[Piece | CallDone | None]:
+        """None after every `idle_s` without anything. Raises: ApiError, LocalossError."""
         while True:
             done: Done | None = None
-            async for piece in pieces_of(self._job):
+            async for piece in pieces_of(self._job, idle_s):
                 if isinstance(piece, Done):
                     done = piece
                 else:
@@ -51,21 +67,25 @@ class Turns:
             if not (self._workshop and call and done.reason == "tool_calls" and is_hosted(call.recipient)):
                 yield self._total(done)
                 return
-            async for made in self._make(call, done):
+            async for made in self._make(call, done, idle_s):
                 yield made
+            if self._is_cancelled:
+                return
             await self._ask_again()
 
-    async def _make(self, call: Message, done: Done) -> AsyncIterator[CallDone | None]:
+    async def _make(self, call: Message, done: Done, idle_s: float) -> AsyncIterator[CallDone | None]:
         """Make a call, and give its result."""
         hosted, workshop = self._service.hosted, self._workshop
         assert hosted and workshop
         room = self._service.engine.context_tokens - done.usage.prompt - done.usage.completion
-        task = asyncio.ensure_future(hosted.carry_out(workshop, call, room))
+        self._call = task = asyncio.ensure_future(hosted.carry_out(workshop, call, room))
         try:
-            while not (await asyncio.wait([task], timeout=_PING_S))[0]:
+            while not (await asyncio.wait([task], timeout=idle_s))[0]:
                 yield None
-            made = task.result()
+            stopped = CallDone(call, answer_message(call, STOPPED), ok=False, is_stopped=True)
+            made = stopped if task.cancelled() else task.result()
         finally:
+            self._call = None
             task.cancel()
         self._said.append(made.result)
         yield made
@@ -81,7 +101,9 @@ class Turns:
         if params.max_tokens is not None:
             params = replace(params, max_tokens=max(params.max_tokens - self._usage.completion, 1))
         question = replace(self._question, prompt=prompt, rules=rules, params=params)
-        self._job = self._service.ask(question, self._client, follows=True)
+        self._job = self._ask(question, True)
+        if self._is_cancelled:
+            self._job.cancel()
 
     def _add(self, done: Done) -> None:
         self._said += done.messages

@@ -34,6 +34,7 @@ from localoss.server.core.hosted import HostedTools
 from localoss.server.core.keys import Keys
 from localoss.server.core.metrics import Metrics
 from localoss.server.core.models import Models
+from localoss.server.core.parked import ParkedCaches
 from localoss.server.core.pool import SequencePool
 from localoss.server.core.response_store import ResponseStore
 from localoss.server.core.scheduler import Scheduler
@@ -173,7 +174,7 @@ def _models(catalogue: Catalogue, options: ServeOptions, store: ResponseStore) -
             engine,
             name,
             Scheduler(engine, options.queue, min(options.parallel or MOST_SLOTS, engine.slots)),
-            SequencePool(engine, engine.slots),
+            SequencePool(engine, engine.slots, ParkedCaches.of_server()),
             store,
             options.think_budget,
             thoughts,

@@ -171,6 +171,7 @@ class Models:
         """Cancel what runs and end all threads; once the event loop is gone."""
         for held in self._held.values():
             held.service.scheduler.stop()
+            held.service.pool.close()
 
     async def _load(self, entry: Entry) -> Held:
         """Load a model, after letting go of as many as must be; it is this request's turn."""

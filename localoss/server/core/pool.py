@@ -4,10 +4,12 @@ from collections.abc import Sequence as Seq
 from typing import TYPE_CHECKING
 
 from localoss.engine.sequence import common_prefix
+from localoss.server.core.parked import LEAST_GAIN
 
 if TYPE_CHECKING:
     from localoss.engine.engine import Engine
     from localoss.engine.sequence import Sequence
+    from localoss.server.core.parked import ParkedCaches
 
 _WORTH_KEEPING = 0.5  # of a conversation: less in common, and it is kept for its own next turn
 _WORTH_COPYING_TOKENS = 16  # more than a sequence of its own has: a copy takes a millisecond
@@ -19,10 +21,12 @@ class SequencePool:
     What a sequence holds is gone on with, and copied, for the key alone that it came with: how much of a
     prompt was there would tell another what was asked. And with the same adapter alone: another makes other
     keys and values of the same tokens. Used on the engine's thread alone, but for `len`.
+
+    parked: where what has to make room goes, and is looked for; None: nowhere.
     """
 
-    def __init__(self, engine: "Engine", capacity: int) -> None:
-        self._engine, self._capacity = engine, capacity
+    def __init__(self, engine: "Engine", capacity: int, parked: "ParkedCaches | None" = None) -> None:
+        self._engine, self._capacity, self._parked = engine, capacity, parked
         self._kept: list[Sequence] = []
         self._whose: dict[int, tuple[str, str | None]] = {}  # key and adapter, by a kept sequence's id
         self._held: list[Sequence] = []
@@ -43,6 +47,7 @@ class SequencePool:
         best = max((one for one in mine if one in idle), key=lambda one: common[id(one)], default=None)
         if best is None or common[id(best)] < max(_WORTH_KEEPING * len(best.tokens), 1):
             best = self._another(idle, adapter)
+            self._park(best)
             if id(best) not in common:
                 best.reuse([])
                 if self._whose.get(id(best), whose)[1] != adapter:
@@ -51,6 +56,7 @@ class SequencePool:
         gain = common.get(id(donor), 0) - common.get(id(best), 0)
         if donor is not best and gain >= _WORTH_COPYING_TOKENS:
             best.copy(donor, common[id(donor)])
+        self._load(best, tokens, whose)
         self._kept = [sequence for sequence in self._kept if sequence is not best] + [best]
         self._whose[id(best)] = whose
         return best
@@ -64,6 +70,24 @@ class SequencePool:
     def give_back(self, sequence: "Sequence") -> None:
         """Let others have it."""
         self._held = [held for held in self._held if held is not sequence]
+
+    def close(self) -> None:
+        """Remove what is parked."""
+        if self._parked:
+            self._parked.close()
+
+    def _park(self, sequence: "Sequence") -> None:
+        """Keep what `sequence` holds before it makes room."""
+        if self._parked and id(sequence) in self._whose:
+            self._parked.park(sequence, self._whose[id(sequence)])
+
+    def _load(self, sequence: "Sequence", tokens: Seq[int], whose: tuple[str, str | None]) -> None:
+        """Fill `sequence` with what was parked, where that has more of `tokens` than it has."""
+        if self._parked is None:
+            return
+        most, parked = self._parked.shared(tokens, whose)
+        if parked and most - common_prefix(sequence.tokens, tokens) >= LEAST_GAIN:
+            self._parked.load(parked, sequence, self._engine.context_tokens)
 
     def _is_held(self, sequence: "Sequence") -> bool:
         return any(held is sequence for held in self._held)

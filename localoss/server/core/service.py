@@ -60,6 +60,7 @@ class Service:
     def close(self) -> None:
         """End the engine's thread and let go of the engine: its memory is free once nobody else holds it."""
         self.scheduler.stop()
+        self.pool.close()
         self.metrics.forget(self.scheduler)
         del self.engine, self.pool, self.scheduler
 

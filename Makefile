@@ -6,7 +6,7 @@ MODEL  ?=
 # Processes that run tests at once: one for each core, at most four, for each takes a gigabyte. 0: one after another.
 WORKERS ?= logical
 
-.PHONY: setup chat test lint type bench golden clients soak page screens train train-smoke clean docs dist
+.PHONY: attack setup chat test lint type bench golden clients soak page screens train train-smoke clean docs dist
 
 setup: $(VENV)/.ready
 
@@ -58,6 +58,10 @@ clients: setup
 
 soak: setup
 	LOCALOSS_SOAK=1 $(BIN)/python -m pytest -m soak
+
+# Eight hostile clients on a server for ten minutes, beside two that ask what is asked every day.
+attack: setup
+	LOCALOSS_SOAK=1 $(BIN)/python -m pytest -s -m soak tests/test_attack.py
 
 # The chat page in headless Chromium, and its pictures and the terminal's in docs/screens anew.
 page: $(VENV)/.page

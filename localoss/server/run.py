@@ -27,6 +27,7 @@ from localoss.server.core.connections import (
     Connections,
     configuration,
     give_memory_back,
+    let_wait,
     report_errors_once,
 )
 from localoss.server.core.guard import LOOPBACK
@@ -201,6 +202,7 @@ class _Server(uvicorn.Server):
     async def startup(self, *arguments: Any, **options: Any) -> None:
         await self._serving.begin()
         await super().startup(*arguments, **options)
+        let_wait(options.get("sockets") or ())
         self._loop = asyncio.get_running_loop()
         report_errors_once(self._loop)
         self._upkeep = self._loop.create_task(give_memory_back(self.server_state))

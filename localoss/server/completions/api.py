@@ -38,7 +38,7 @@ from localoss.server.core.schemas import (
     stops_of,
 )
 from localoss.server.core.service import Choices, Service, event_stream, pieces_of, sampling_of
-from localoss.server.core.threads import in_thread
+from localoss.server.core.threads import LARGE, in_thread, one_by_one
 
 router = APIRouter(route_class=BodyRoute)
 
@@ -75,7 +75,8 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
     service = await acquire(request, body.model)
     note_unknown(body, request)
     try:
-        prompts = await in_thread(_token_lists, body.prompt, service.engine.context_tokens)
+        read = one_by_one if _length(body.prompt) > LARGE else in_thread
+        prompts = await read(_token_lists, body.prompt, service.engine.context_tokens)
     except TooManyTokensError as error:
         raise service.too_long(error, "prompt") from None
     for prompt in prompts:
@@ -85,6 +86,12 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
     if body.stream:
         return event_stream(completion.chunks(jobs), named=False, last="[DONE]")
     return await completion.whole(jobs)
+
+
+def _length(prompt: str | list[Any]) -> int:
+    return (
+        len(prompt) if isinstance(prompt, str) else sum(len(x) if isinstance(x, str) else 1 for x in prompt)
+    )
 
 
 def _token_lists(prompt: str | list[Any], most_tokens: int) -> list[list[int]]:

@@ -9,7 +9,6 @@ import email.message
 import json
 import math
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar, get_type_hints
 
 import numpy as np
@@ -20,13 +19,14 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 
 from localoss.server.core.errors import ApiError, validation_error
+from localoss.server.core.threads import LARGE, one_by_one
 
 MAX_BODY_BYTES = 16 * 1024 * 1024
 MAX_BODY_S = 60.0  # from a request's headers to the end of its body
 MAX_HELD_BYTES = 4 * MAX_BODY_BYTES  # of all bodies that are being read and parsed
 # The JSON of a body: an empty object takes two bytes on the wire and 64 in memory.
 MAX_CONTAINERS, MAX_VALUES, MAX_DEPTH = 100_000, 2_000_000, 100
-_SMALL_BYTES = 64 * 1024  # parsed where it is, and not counted: the bound on connections bounds these, too
+_SMALL_BYTES = LARGE  # parsed where it is, and not counted: the bound on connections bounds these, too
 _FROM_A_PAGE = (
     "origin",
     "sec-fetch-site",
@@ -35,9 +35,6 @@ _FROM_A_PAGE = (
 
 Model = TypeVar("Model", bound=BaseModel)
 T = TypeVar("T")
-
-# One thread: parsing holds Python's lock, and the event loop then waits for one body at most.
-_parser = ThreadPoolExecutor(1, thread_name_prefix="bodies")
 
 
 class BodyRoute(APIRoute):
@@ -98,7 +95,7 @@ class Bodies:
                     held += self._hold(max(len(body) - _SMALL_BYTES, 0) - held)
             if len(body) <= _SMALL_BYTES:
                 return parse(body, model)
-            return await asyncio.get_running_loop().run_in_executor(_parser, parse, body, model)
+            return await one_by_one(parse, body, model)
         except TimeoutError:
             raise ApiError(
                 f"the body took more than {MAX_BODY_S:.0f} s to arrive", status=408, code="request_timeout"

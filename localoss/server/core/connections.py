@@ -9,10 +9,11 @@ import ctypes
 import errno
 import functools
 import logging
+import socket
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import h11
@@ -25,6 +26,11 @@ from localoss.server.core.bodies import MAX_BODY_S
 MOST = 1024
 HEADERS_S = 10.0  # from accepting a connection, or from an answer's end, to the end of the next headers
 _READING_S = 60.0  # a client that reads nothing for so long has left
+_CONNECTIONS_A_SECOND = 25.0  # of one address, after as many at once as it may make in _BURST_S
+_BURST_S = 4.0
+_MOST_ADDRESSES = 4096
+_HEADER_BYTES = 16 * 1024  # of a request: h11 takes microseconds for each of them
+_KERNEL_BACKLOG = 1024  # what is left out of it comes again a second later
 _OTHER_FILES = 40  # the model's, the store's, the log's
 _FILES_WANTED = 65_536
 _TIDY_EVERY_S = 5.0
@@ -60,12 +66,29 @@ class Connections:
         spare = 2 * most if files is None else max(files - _OTHER_FILES, 16)
         self.most = min(most, spare * 2 // 3)
         # As many are accepted at a time, and closed only after that.
-        self.backlog = min(128, spare // 3)
+        self.backlog = min(32, spare // 3)
         self.waiting: OrderedDict[_Protocol, None] = OrderedDict()  # for headers, the oldest first
+        self.rate = _Rate()
 
     def protocol(self) -> Callable[..., asyncio.Protocol]:
         """What uvicorn's Config takes as `http`."""
         return functools.partial(_Protocol, self)
+
+
+class _Rate:
+    """How fast each address may make connections; what comes faster isn't read at once."""
+
+    def __init__(self) -> None:
+        self._next_s: dict[str, float] = {}  # when the next connection of an address would be due
+
+    def wait_s(self, address: str) -> float:
+        """How long a connection that `address` makes now is left alone."""
+        now = time.monotonic()
+        if len(self._next_s) > _MOST_ADDRESSES:
+            self._next_s = {one: due for one, due in self._next_s.items() if due > now}
+        due = max(self._next_s.get(address, now), now)
+        self._next_s[address] = min(due, now + HEADERS_S / 2 + _BURST_S) + 1 / _CONNECTIONS_A_SECOND
+        return max(due - now - _BURST_S, 0.0)
 
 
 class _Protocol(H11Protocol):
@@ -84,7 +107,15 @@ class _Protocol(H11Protocol):
             waiting = self._bounds.waiting
             given_up = waiting.popitem(last=False)[0] if waiting else self
             given_up.give_up()
+        peer = transport.get_extra_info("peername") or ("",)
+        if wait_s := self._bounds.rate.wait_s(str(peer[0])):
+            transport.pause_reading()
+            self.loop.call_later(wait_s, self._read_on)
         self._watch()
+
+    def _read_on(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.resume_reading()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -149,16 +180,38 @@ class _Seldom(logging.Filter):
         return True
 
 
+class _Sending:
+    """ASGI middleware: what can't be said any more, since the client sent what is no HTTP, isn't an error."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async def say(message: Any) -> None:
+            with contextlib.suppress(h11.LocalProtocolError):
+                await send(message)
+
+        await self._app(scope, receive, say)
+
+
+def let_wait(sockets: Sequence[socket.socket]) -> None:
+    """Have more connections wait in the system than are accepted at a time."""
+    for one in sockets:
+        with contextlib.suppress(OSError):
+            one.listen(_KERNEL_BACKLOG)
+
+
 def configuration(app: Any, connections: Connections) -> uvicorn.Config:
     """How uvicorn serves `app`."""
     config = uvicorn.Config(
-        app,
+        _Sending(app),
         http=connections.protocol(),  # type: ignore[arg-type]  # it is called as the class would be
         ws="none",
         log_level="warning",
         access_log=False,
         lifespan="off",
         server_header=False,
+        h11_max_incomplete_event_size=_HEADER_BYTES,
         backlog=connections.backlog,
     )
     log = logging.getLogger("uvicorn.error")

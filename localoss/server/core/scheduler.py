@@ -3,7 +3,8 @@
 All kernels must run on one thread. Up to `parallel` answers share its batch: each step gives every one of
 them a token, and goes on with prompts, for about STEP_S. The others wait in a bounded queue, a line for each
 client; of two clients the one comes first whose answers have cost fewer tokens, prompts included, so that who
-asks much doesn't hold up who asks little.
+asks much doesn't hold up who asks little. Nor does it fill the queue, or all places beside each other, where
+others have asked lately.
 """
 
 import asyncio
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 STEP_S = 0.25  # how long a step takes at most, about: so long who comes, or cancels, is kept waiting
 _END = object()
 _USUAL_JOB_S = 5.0  # how long a job takes until one has been seen
+_LATELY_S = 30.0
 _WORTH_WAITING_TOKENS = 64  # which another prompt is reading, and this one could copy
 
 
@@ -168,6 +170,7 @@ class Scheduler:
         self.observe: Callable[[str, float], None] = _ignore
         self._lines: OrderedDict[Client, deque[Job]] = OrderedDict()  # of equals the first is next
         self._clients = Clients()
+        self._asked_s: dict[Client, float] = {}  # when each asked last, of those who did so lately
         self._changed = threading.Condition()
         self._running: list[Job] = []
         self._closed = self._stopped = False
@@ -194,19 +197,42 @@ class Scheduler:
             if self._stopped or (self._closed and not job.follows):
                 raise going_down()
             free = max(self.parallel - self.running, 0)  # for which the next in line are on their way
-            if self.waiting >= self._capacity + free and not job.follows:
-                wait_s = max(1, round(self._job_s * self.waiting / self.parallel))
-                raise ApiError(
-                    f"{self.waiting} requests are waiting already; try again in {wait_s} s",
-                    status=429,
-                    kind="rate_limit_error",
-                    code="rate_limit_exceeded",
-                    headers={"Retry-After": str(wait_s)},
-                )
+            is_full = self.waiting >= self._capacity + free and not job.follows
+            if is_full and not self._make_way(job.client):
+                raise self._too_many()
+            now = time.monotonic()
+            self._asked_s = {who: at for who, at in self._asked_s.items() if now - at < _LATELY_S}
+            self._asked_s[job.client] = now
             self._clients.join(job.client, {*self._lines, *(other.client for other in self._running)})
             self._lines.setdefault(job.client, deque()).append(job)
             self._changed.notify()
         return job
+
+    def _too_many(self) -> ApiError:
+        wait_s = max(1, round(self._job_s * self.waiting / self.parallel))
+        return ApiError(
+            f"{self.waiting} requests are waiting already; try again in {wait_s} s",
+            status=429,
+            kind="rate_limit_error",
+            code="rate_limit_exceeded",
+            headers={"Retry-After": str(wait_s)},
+        )
+
+    def _make_way(self, client: Client) -> bool:
+        """Refuse the last job of the longest line if `client`'s is shorter; whether there is room now."""
+        longest = max(self._lines.values(), key=len, default=deque[Job]())
+        if len(longest) <= len(self._lines.get(client, ())) + 1 or longest[-1].follows:
+            return False
+        last = longest.pop()
+        last.give(self._too_many())
+        last.cancel()
+        return True
+
+    def _has_enough(self, client: Client) -> bool:
+        """Whether `client` has all the places that others, who asked lately, leave it."""
+        others = {*self._asked_s, *(job.client for job in self._running)} - {client}
+        mine = sum(job.client == client for job in self._running)
+        return mine >= max(1, self.parallel - len(others))
 
     def _drop_cancelled(self) -> None:
         """Forget what nobody waits for any more: its prompts would pile up behind a long answer."""
@@ -261,6 +287,8 @@ class Scheduler:
                 return None
             for client in sorted(self._lines, key=self._clients.cost):
                 line = self._lines[client]
+                if self._has_enough(client):
+                    continue
                 if job := next((job for job in line if not self._is_behind(job)), None):
                     line.remove(job)
                     del self._lines[client]

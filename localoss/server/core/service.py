@@ -25,7 +25,7 @@ from localoss.server.core.pool import SequencePool
 from localoss.server.core.response_store import ResponseStore
 from localoss.server.core.scheduler import Job, Scheduler, Work
 from localoss.server.core.schemas import Sampled, bias_of
-from localoss.server.core.threads import in_thread
+from localoss.server.core.threads import LARGE, in_thread, one_by_one
 
 _PING_AFTER_S = 10.0  # proxies and clients give up on a stream that says nothing
 _SEED_STEP = 1  # the choices of one request differ by it
@@ -73,7 +73,8 @@ class Service:
     async def prompt(self, setup: ChatSetup, messages: list[Message], param: str) -> list[int]:
         """The tokens of a conversation, which came as `param`. Raises: ApiError if it doesn't fit."""
         try:
-            tokens = await in_thread(harmony.render, setup, messages, self.engine.context_tokens)
+            read = one_by_one if sum(len(one.text) for one in messages) > LARGE else in_thread
+            tokens = await read(harmony.render, setup, messages, self.engine.context_tokens)
         except TooManyTokensError as error:
             raise self.too_long(error, param) from None
         self.check_length(len(tokens), param)
@@ -82,7 +83,8 @@ class Service:
     async def raw_prompt(self, text: str, param: str) -> list[int]:
         """The tokens of raw text, control tokens included. Raises: ApiError if it doesn't fit."""
         try:
-            tokens = await in_thread(harmony.encode_raw, text, self.engine.context_tokens)
+            read = one_by_one if len(text) > LARGE else in_thread
+            tokens = await read(harmony.encode_raw, text, self.engine.context_tokens)
         except TooManyTokensError as error:
             raise self.too_long(error, param) from None
         self.check_length(len(tokens), param)

@@ -1,0 +1,239 @@
+"""A server under attack: eight hostile clients, and two that ask what is asked every day.
+
+`make attack` runs the long form, of ten minutes. Times are told as ratios of those that the two had alone,
+in the same sitting, since how fast a machine is says nothing.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import httpx2
+import psutil
+import pytest
+from support.scripted import ScriptedEngine
+
+from localoss.server.core import connections, threads
+from localoss.server.core.errors import ApiError
+from localoss.server.core.keys import Client
+from localoss.server.core.scheduler import Scheduler
+
+ATTACKERS = Path(__file__).parent / "support" / "attackers.py"
+NAMES = ["good-0", "good-1", *(f"hostile-{number}" for number in range(8))]
+QUESTIONS = ["What is 1 + 2?", "What is 7 times 8?", "Who are you?", "Name a color."]
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs addresses and limits of POSIX")
+
+
+@pytest.fixture
+def served(tmp_path):
+    """A server of the demo model with a key for each client: its process, its address, its log."""
+    keys = tmp_path / "keys.txt"
+    keys.write_text("".join(f"{name} {name}-0123456789\n" for name in NAMES))
+    keys.chmod(0o600)
+    command = [sys.executable, "-m", "localoss", "serve", "demo", "--port", "0", "--api-key-file", str(keys)]
+    log = tmp_path / "log"
+    with open(log, "w") as said:
+        process = subprocess.Popen(
+            command, stderr=said, stdout=said, env=os.environ | {"LOCALOSS_HOME": str(tmp_path / "home")}
+        )
+    try:
+        while "Ctrl-C ends" not in log.read_text():
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.05)
+        line = next(line for line in log.read_text().splitlines() if "Ctrl-C ends" in line)
+        yield process, line.split(" · ")[1].removesuffix("/v1"), log
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+class Good(threading.Thread):
+    """A client that asks one question after the other. seconds: how long each took."""
+
+    def __init__(self, url, number):
+        super().__init__(daemon=True)
+        self.url, self.number = url, number
+        self.seconds, self.faults = [], []
+        self.over = threading.Event()
+
+    def run(self):
+        headers = {"Authorization": f"Bearer good-{self.number}-0123456789"}
+        transport = httpx2.HTTPTransport(
+            local_address=f"127.0.0.{2 + self.number}" if sys.platform == "linux" else None
+        )
+        with httpx2.Client(base_url=self.url, headers=headers, timeout=120, transport=transport) as client:
+            number = 0
+            while not self.over.is_set():
+                number += 1
+                asked = [{"role": "user", "content": QUESTIONS[number % len(QUESTIONS)]}]
+                body = {"model": "demo", "messages": asked, "max_tokens": 12, "temperature": 0}
+                began = time.monotonic()
+                try:
+                    answer = client.post("/v1/chat/completions", json=body)
+                    if answer.status_code != 200:
+                        self.faults.append(f"{answer.status_code} {answer.text[:200]}")
+                except httpx2.HTTPError as error:
+                    self.faults.append(repr(error))
+                self.seconds.append(time.monotonic() - began)
+
+
+class Pulse(threading.Thread):
+    """Asks /health ten times a second, on a new connection each time."""
+
+    def __init__(self, url):
+        super().__init__(daemon=True)
+        self.url, self.seconds, self.over = url, [], threading.Event()
+
+    def run(self):
+        while not self.over.wait(0.1):
+            began = time.monotonic()
+            try:
+                answered = httpx2.get(self.url + "/health", timeout=60).status_code == 200
+            except httpx2.HTTPError:
+                answered = False
+            self.seconds.append(time.monotonic() - began if answered else float("inf"))
+
+
+def watched(url, during):
+    """What two good clients and a pulse saw meanwhile: seconds, seconds of /health, faults."""
+    threads = [Good(url, 0), Good(url, 1), Pulse(url)]
+    for thread in threads:
+        thread.start()
+    during()
+    for thread in threads:
+        thread.over.set()
+    for thread in threads:
+        thread.join(timeout=180)
+    good, pulse = threads[:2], threads[2]
+    return (
+        sorted(s for one in good for s in one.seconds),
+        sorted(pulse.seconds),
+        good[0].faults + good[1].faults,
+    )
+
+
+@contextmanager
+def attackers(port, seconds):
+    """A process that attacks for so long once what this gives is called, which gives what it saw."""
+    command = [sys.executable, str(ATTACKERS), port, str(seconds)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        yield lambda: json.loads(process.communicate("\n")[0])
+    assert process.returncode == 0
+
+
+def at(share, values):
+    return values[min(int(share * len(values)), len(values) - 1)]
+
+
+def memory(process):
+    """Bytes of the server and the processes that it started, once it had time to give back what it can."""
+    time.sleep(12)
+    tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    return sum(one.memory_info().rss for one in tree)
+
+
+@pytest.mark.parametrize("seconds", [5, pytest.param(600, marks=pytest.mark.soak)])
+def test_eight_hostile_clients(served, seconds, tmp_path):
+    """No error 500 and no traceback at any length; how long others wait, in the long form alone."""
+    process, url, log = served
+    port = url.rpartition(":")[2]
+    is_long = seconds > 60
+    watched(url, lambda: time.sleep(5 if is_long else 1))  # warm
+    alone, health_alone, faults = watched(url, lambda: time.sleep(60 if is_long else 2))
+    assert not faults
+    with attackers(port, 20 if is_long else 0.2) as attack:
+        attack()
+    before = memory(process) if is_long else 0
+    with attackers(port, seconds) as attack:
+        seen = {}
+        attacked, health, faults = watched(url, lambda: seen.update(attack()))
+    after = memory(process) if is_long else 0
+    ratio, slowest = at(0.99, attacked) / at(0.99, alone), health[-1]
+    print(f"\n{json.dumps(seen)}")
+    for name, values in (
+        ("alone", alone),
+        ("attacked", attacked),
+        ("/health", health_alone),
+        ("/health", health),
+    ):
+        told = f"p50 {at(0.5, values):.3f}, p99 {at(0.99, values):.3f}, at most {values[-1]:.3f} s"
+        print(f"{name}: {len(values)} answers, {told}")
+    size, memories = log.stat().st_size, f"{before / 1e6:.0f} -> {after / 1e6:.0f} MB"
+    print(f"p99 {ratio:.2f} x alone; memory {memories}; log {size:,} bytes; {faults[:3]}")
+    assert all(sum(statuses.values()) for statuses in seen.values()), "each of them did something"
+    assert not [status for statuses in seen.values() for status in statuses if status.startswith("5")]
+    assert not faults and "Traceback" not in log.read_text() and size < 1e6
+    if is_long:
+        assert ratio <= 3 and slowest <= 1 and after <= 1.1 * before
+
+
+def test_one_client_fills_neither_the_queue_nor_all_places():
+    engine = ScriptedEngine()
+    scheduler = Scheduler(engine, 4, 3)
+    scheduler.stop()
+    scheduler._closed = scheduler._stopped = False
+    told = {}
+
+    def job(name, number):
+        work = SimpleNamespace(prompt=[1], close=lambda: None)
+        made = SimpleNamespace(work=work, client=Client(name), follows=False, is_cancelled=False)
+        made.give = lambda error: told.setdefault((name, number), error.status)
+        made.cancel = lambda: setattr(made, "is_cancelled", True)
+        return made
+
+    for number in range(7):  # three places and four that wait
+        scheduler.submit(job("greedy", number))
+    with pytest.raises(ApiError) as refused:
+        scheduler.submit(job("greedy", 7))
+    assert refused.value.status == 429
+    modest = scheduler.submit(job("modest", 0))
+    assert told == {("greedy", 6): 429} and scheduler.waiting == 7
+    scheduler._is_behind = lambda job: False
+    begun = [scheduler._next().client.key for _ in range(3)]
+    assert sorted(begun) == ["greedy", "greedy", "modest"] and not modest.is_cancelled
+
+
+def test_connections_that_come_too_fast_are_not_read_at_once(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(connections.time, "monotonic", lambda: now[0])
+    rate = connections._Rate()
+    waits = [rate.wait_s("a") for _ in range(1000)]
+    assert not any(waits[:100]) and waits[150] > 0 and max(waits) < connections.HEADERS_S
+    assert rate.wait_s("b") == 0
+    now[0] += 60
+    assert rate.wait_s("a") == 0
+    for number in range(3 * connections._MOST_ADDRESSES):
+        now[0] += 1
+        rate.wait_s(str(number))
+    assert len(rate._next_s) <= connections._MOST_ADDRESSES + 1
+
+
+def test_large_bodies_leave_time_to_others(monkeypatch):
+    """Their thread rests four times as long as each of them took."""
+    rests = []
+    monkeypatch.setattr(threads.time, "sleep", rests.append)
+
+    def work():
+        until = time.thread_time() + 0.05
+        while time.thread_time() < until:
+            pass
+        return "done"
+
+    async def both():
+        return await asyncio.gather(threads.one_by_one(work), threads.one_by_one(work))
+
+    assert asyncio.run(both()) == ["done", "done"]
+    threads._one.submit(int).result()
+    assert len(rests) == 2 and all(0.19 < rest < 0.5 for rest in rests)

@@ -27,6 +27,9 @@ class LoadOptions:
     activations: "int8", fast, or "f32", exact and slower.
     memory_limit: bytes; None for what the machine or its control group can give.
     gpu_layers: how many of the last layers run on a GPU, "all" with the unembedding, or "auto".
+    gpu_experts: how many of these layers, the last ones, have their experts there, too, while the CPU runs
+        those of the others; "none", or "auto" for as many as fit. None for all. It asks for all layers where
+        gpu_layers doesn't say how many.
     gpu_memory: bytes that these may take; None for what the GPU is known to have.
     prompt_tokens: room that a context which is chosen leaves in any case.
     slots: sequences whose memory is taken at once; None for as many as fit, up to MOST_SLOTS.
@@ -46,6 +49,7 @@ class LoadOptions:
     activations: str = "int8"
     memory_limit: int | None = None
     gpu_layers: int | str = 0
+    gpu_experts: int | str | None = None
     gpu_memory: int | None = None
     prompt_tokens: int = 0
     slots: int | None = 1
@@ -70,11 +74,11 @@ class LoadOptions:
 
         if isinstance(self.adapters, str):
             raise UsageError(f"adapters is {self.adapters!r}; use a list, [{self.adapters!r}]")
-        if self.adapters and self.gpu_layers:
+        if self.adapters and self.uses_a_device:
             raise UsageError(
                 "adapters run on the CPU alone; leave out --gpu-layers, or `localoss merge` them"
             )
-        if self.expert_memory and self.gpu_layers:
+        if self.expert_memory and self.uses_a_device:
             raise UsageError("with --gpu-layers experts are mapped; leave out one of it and --expert-memory")
         if self.spread and not self.ray:
             raise UsageError("--spread shares a model out among machines; --ray ADDRESS says which")
@@ -88,7 +92,7 @@ class LoadOptions:
     @property
     def uses_a_device(self) -> bool:
         """Whether something other than the CPU runs layers, if there is such a thing."""
-        return bool(self.gpu_layers)
+        return bool(self.gpu_layers) or self.gpu_experts is not None
 
     @property
     def is_exact(self) -> bool:

@@ -24,14 +24,14 @@ CONFIG_KEYS: dict[str, type] = {
     "model": str, "effort": str, "system": str, "temperature": float, "top_p": float, "top_k": int,
     "min_p": float, "max_tokens": int, "think_budget": int, "hide_thinking": bool, "private": bool,
     "notify": bool, "context": int, "kv_dtype": str, "threads": int, "memory_limit": str, "must_fit": bool,
-    "lookup": bool, "gpu_layers": str, "gpu_memory": str, "expert_memory": str, "session_disk": str,
-    "web_search": str,
+    "lookup": bool, "gpu_layers": str, "gpu_experts": str, "gpu_memory": str, "expert_memory": str,
+    "session_disk": str, "web_search": str,
 }  # fmt: skip
 PRESET_KEYS = (
     "system", "effort", "temperature", "top_p", "top_k", "min_p", "max_tokens", "think_budget",
     "hide_thinking",
 )  # fmt: skip
-_SIZES = ("memory_limit", "gpu_memory", "session_disk", "gpu_layers", "expert_memory")
+_SIZES = ("memory_limit", "gpu_memory", "session_disk", "gpu_layers", "gpu_experts", "expert_memory")
 _CHOICES = {"effort": ("low", "medium", "high"), "kv_dtype": ("f16", "f32", "int8")}
 _ON, _OFF = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
 
@@ -308,7 +308,7 @@ def _checked(name: str, value: Any, where: str) -> Any:
     choices = _CHOICES.get(name, ())
     if choices and value not in choices:
         raise UsageError(f"{where}: {name} is {value!r}; use one of {', '.join(choices)}")
-    if name in _SIZES and name != "gpu_layers" and value != "mapped":
+    if name in _SIZES and name not in ("gpu_layers", "gpu_experts") and value != "mapped":
         try:
             size_bytes(str(value))
         except UsageError as error:

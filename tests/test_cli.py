@@ -102,7 +102,7 @@ def test_run_passes_what_the_engine_is_made_with_to_load(monkeypatch, localoss_c
 
     monkeypatch.setattr(localoss, "load", load, raising=False)
     memory = ["--context", "512", "--kv-dtype", "int8", "--memory-limit", "12.5GB", "--must-fit", "--lookup"]
-    gpu = ["--gpu-layers", "7", "--gpu-memory", "8GB"]
+    gpu = ["--gpu-layers", "7", "--gpu-experts", "none", "--gpu-memory", "8GB"]
     localoss_cli("run", "tiny", "Hi", "--threads", "3", *memory, *gpu)
     folder, options = asked
     assert folder == home / "models" / "tiny"
@@ -115,8 +115,18 @@ def test_run_passes_what_the_engine_is_made_with_to_load(monkeypatch, localoss_c
         must_fit=True,
         lookup=True,
         gpu_layers=7,
+        gpu_experts="none",
         gpu_memory=8_000_000_000,
     )
+
+
+@pytest.mark.parametrize("command", ["run", "bench", "serve"])
+def test_gpu_experts_that_are_no_number(command, localoss_cli):
+    code, out, err = localoss_cli(
+        command, "tiny", *(["Hi"] if command == "run" else []), "--gpu-experts", "all of them"
+    )
+    assert (code, out) == (2, "") and err.count("\n") == 1
+    assert "--gpu-experts is 'all of them'; give a number of layers, auto or none" in err
 
 
 @pytest.mark.parametrize("command", ["run", "bench", "serve"])

@@ -80,7 +80,7 @@ def test_a_token_is_one_submit_and_one_read_back(load):
         made = list(engine.generate([1, 2, 3], 9, temperature=0, stop_ids=()))
         decoded = gpu_of(engine).decoded
         assert len(made) == 9
-        assert (decoded.tokens, decoded.submits, decoded.read_backs) == (8, 8, 8)
+        assert (decoded.tokens, decoded.traffic.submits, decoded.traffic.read_backs) == (8, 8, 8)
 
 
 @pytest.mark.parametrize("dtypes", [dict(), dict(attention="int4", unembedding="int4")], ids=str)
@@ -195,9 +195,9 @@ def test_going_back_to_a_snapshot(load):
     engine = load("window", 3, chunk_tokens=32)
     sequence = engine.sequence()
     engine.prefill(sequence, golden.tokens[:150], checkpoints=[40])
-    ran = gpu_of(engine).device.submits
+    ran = gpu_of(engine).device.traffic.submits
     logits = engine.prefill(sequence, golden.tokens[:44])
-    assert gpu_of(engine).device.submits == ran + 1  # 4 tokens, not 44
+    assert gpu_of(engine).device.traffic.submits == ran + 1  # 4 tokens, not 44
     assert np.abs(logits - golden.logits[43]).max() <= CLOSE
 
 

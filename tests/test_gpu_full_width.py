@@ -78,7 +78,7 @@ def test_a_layer(name, experts, parts, chunk, gpu_adapter):
 
     device = Device(gpu_adapter)
     on_gpu = GpuLayers(
-        device, config, dtypes, weights.tensors, 1, LoadOptions(192, kv_dtype="f32", chunk_tokens=chunk)
+        device, config, dtypes, weights.tensors, (1, 1), LoadOptions(192, kv_dtype="f32", chunk_tokens=chunk)
     )
     if gpu_adapter.is_software:
         assert len(on_gpu._weights[0].experts) == parts

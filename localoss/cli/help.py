@@ -24,8 +24,8 @@ _INSTEAD = {"--session": "private", "--continue": "private", "--system-file": "s
 _GROUPS = {
     "Sampling": ("max_tokens", "think_budget", "temperature", "top_p", "top_k", "min_p", "seed"),
     "Loading": (
-        "context", "kv_dtype", "memory_limit", "must_fit", "lookup", "threads", "gpu_layers", "gpu_memory",
-        "ray", "spread",
+        "context", "kv_dtype", "memory_limit", "must_fit", "lookup", "threads", "gpu_layers", "gpu_experts",
+        "gpu_memory", "ray", "spread",
     ),
 }  # fmt: skip
 

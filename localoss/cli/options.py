@@ -176,6 +176,27 @@ GpuLayers = Annotated[
 ]
 
 
+def experts_on_gpu(text: str | int | None) -> int | str | None:
+    """A number of layers, auto or none. Raises: UsageError."""
+    if text is None:  # Typer gives the default, too
+        return None
+    word = str(text).strip().lower()
+    if word not in ("auto", "none") and not (word.isascii() and word.isdigit()):
+        raise UsageError(f"--gpu-experts is {text!r}; give a number of layers, auto or none")
+    return word if word in ("auto", "none") else int(word)
+
+
+GpuExperts = Annotated[
+    Any,
+    typer.Option(
+        "--gpu-experts",
+        metavar="N",
+        parser=experts_on_gpu,
+        help="Layers whose experts the GPU has, too: a number, auto or none; the CPU runs the rest.",
+    ),
+]
+
+
 def memory_for_experts(text: str | int) -> int:
     """A size, or 0 for "mapped". Raises: UsageError."""
     return 0 if str(text).strip().lower() in ("mapped", "0") else size_bytes(str(text))
@@ -242,6 +263,7 @@ _LOADING: dict[str, tuple[Any, Any]] = {
     "lookup": (Lookup, False),
     "threads": (Threads, None),
     "gpu_layers": (GpuLayers, 0),
+    "gpu_experts": (GpuExperts, None),
     "gpu_memory": (GpuMemory, None),
     "expert_memory": (ExpertMemory, None),
     "adapter": (AdapterNames, None),

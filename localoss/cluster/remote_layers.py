@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from localoss.errors import Cancelled, DeviceLost
-from localoss.model.stack import Array, F32Array, LayerCaching, LayerStack, Rows
+from localoss.model.stack import Array, ExpertRunner, F32Array, LayerCaching, LayerStack, Rows
 from localoss.plan.sizes import layer_cache_bytes
 from quant.format.config import ModelConfig
 
@@ -159,6 +159,9 @@ class RemoteLayers:
 
     def logits(self, x: F32Array, out: F32Array) -> None:
         raise AssertionError("it has no unembedding")
+
+    def lend(self, cores: ExpertRunner) -> None:
+        """Its machines run their experts themselves."""
 
     def figures(self) -> dict[str, Any]:
         """For reports: which machine has how many layers."""

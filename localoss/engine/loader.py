@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from localoss import kernels, settings
 from localoss.errors import GpuError, UsageError
-from localoss.gpu.choice import fit_gpu, layer_number, open_gpu
+from localoss.gpu.choice import asked_for, fit_gpu, open_gpu
 from localoss.hub.registry import find_model
 from localoss.options import Listener, LoadOptions
 from localoss.plan.disk import known
@@ -57,14 +57,14 @@ def load_engine(model: str | Path, options: LoadOptions, listener: Listener) -> 
     if asked is not None and not 0 < asked <= config.context:
         raise UsageError(f"context_tokens is {asked:,}; this model takes 1 to {config.context:,}")
     options = replace(options, threads=usable_threads(options.threads, config))
-    gpu_layers = layer_number(options.gpu_layers, config)
+    on_gpu = asked_for(Plan.of(config, dtypes, options), options)
     machine = this_machine()
     limits = machine.limit_bytes, machine.cache_limit_bytes
     if options.memory_limit is not None:
         limits = options.memory_limit, options.memory_limit
     adapters = _adapters(folder, options) if options.adapters else None
     loading = _Loading(folder, config, dtypes, limits, options, listener, adapters)
-    engine = loading.on_gpu(gpu_layers) if options.gpu_layers else None
+    engine = loading.on_gpu(on_gpu) if options.uses_a_device else None
     plan = Plan.of(config, dtypes, options)
     if adapters:
         plan = replace(plan, adapter_bytes=adapters.nbytes)
@@ -154,19 +154,16 @@ class _Loading:
             self.config,
             self.dtypes,
             weights.tensors,
-            plan.gpu_layers,
+            (plan.gpu_layers, plan.gpu_expert_layers),
             replace(self.options, context_tokens=plan.context_tokens),
             self.listener.uploading,
         )
 
-    def on_gpu(self, layers: int) -> "Engine | None":
-        """An engine with the last `layers` on a GPU; None, and a line that says so, if there is none."""
+    def on_gpu(self, plan: Plan) -> "Engine | None":
+        """An engine with the layers of `plan` on a GPU; None, and a line that says so, if there is none."""
         try:
             device = open_gpu()
-            plan = self.sized(replace(Plan.of(self.config, self.dtypes, self.options), gpu_layers=layers))
-            options = self.options
-            fitted = fit_gpu(plan, options.gpu_layers, options.gpu_memory, device.adapter)
-            return self.engine(fitted, device)
+            return self.engine(fit_gpu(self.sized(plan), self.options, device.adapter), device)
         except GpuError as error:
             self.listener.notice(f"no layers on a GPU: {error}; the CPU runs them all")
             return None

@@ -29,6 +29,7 @@ class GpuLayerCache:
         self._row_bytes = (row, row, extra if kv_dtype == "int8" else 0)
         self.buffers: list[Any] = [device.buffer(slots * size) for size in self._row_bytes]
         self.nbytes = sum(buffer.size for buffer in self.buffers)
+        self.bound: dict[Any, Any] = {}  # bind groups with it: see lane.py
 
     def read(self, first: int, end: int) -> list[Array]:
         """Copies of what is kept for positions first to end - 1: as LayerCache.read. Raises: GpuError."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
@@ -55,6 +55,26 @@ class Recording:
     commands: Any
     sizes: list[int]
     landing: Any
+    dispatches: int
+
+
+@dataclass
+class Traffic:
+    """What went to a GPU and came back; written_bytes without the few that `uniform` begins with."""
+
+    dispatches: int = 0
+    submits: int = 0
+    read_backs: int = 0
+    written_bytes: int = 0
+    read_bytes: int = 0
+
+    def since(self, before: "Traffic") -> "Traffic":
+        pairs = zip(astuple(self), astuple(before), strict=True)
+        return Traffic(*(now - then for now, then in pairs))
+
+    def add(self, other: "Traffic") -> None:
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
 
 
 class Device:
@@ -71,7 +91,7 @@ class Device:
         self._queue = self._device.queue
         self.most_bytes = min(wanted["max-storage-buffer-binding-size"], wanted["max-buffer-size"])
         self.allocated_bytes = 0
-        self.submits = self.read_backs = 0  # of `run`, since the start
+        self.traffic = Traffic()  # since the start
         self._landing: Any = None  # where results are read from
         self._empty = self.buffer(256)
 
@@ -112,6 +132,7 @@ class Device:
         data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         if len(data) % 4:
             data = np.concatenate([data, np.zeros(-len(data) % 4, np.uint8)])
+        self.traffic.written_bytes += len(data)
         with _explained("writing to it failed"):
             for first in range(0, len(data), _PIECE_BYTES):
                 self._queue.write_buffer(buffer, offset + first, data[first : first + _PIECE_BYTES])
@@ -134,10 +155,6 @@ class Device:
                 compute={"module": self._device.create_shader_module(code=source), "entry_point": "main"},
             )
         return Kernel(pipeline, layout)
-
-    def dispatch(self, kernel: Kernel, buffers: Sequence[Any], x: int, y: int = 1) -> Dispatch:
-        """`kernel` on `buffers`, in the order of its bindings."""
-        return Dispatch(kernel, self.bind(kernel, buffers), x, y)
 
     def bind(self, kernel: Kernel, buffers: Sequence[Any]) -> Any:
         entries: list[Any] = [
@@ -164,14 +181,17 @@ class Device:
             for buffer, offset, size in reading:
                 encoder.copy_buffer_to_buffer(buffer, offset, self._landing, at, size)
                 at += size
-            return Recording(encoder.finish(), [size for _, _, size in reading], self._landing)
+            sizes = [size for _, _, size in reading]
+            return Recording(encoder.finish(), sizes, self._landing, len(work))
 
     def submit(self, recording: Recording, meanwhile: Callable[[], None] = lambda: None) -> list[bytes]:
         """Run `recording`; what it reads, after `meanwhile` was called while the GPU computes."""
         with _explained("it failed while computing"):
             self._queue.submit([recording.commands])
-            self.submits += 1
-            meanwhile()
+            self.traffic.submits += 1
+            self.traffic.dispatches += recording.dispatches
+        meanwhile()
+        with _explained("it failed while computing"):
             return self._read(recording) if recording.sizes else []
 
     def wait(self) -> None:
@@ -179,7 +199,12 @@ class Device:
 
         By reading something: wgpu 0.32's on_submitted_work_done raises a TypeError.
         """
-        self.run([], [(self._empty, 0, 16)])
+        self.run([], self.anything)
+
+    @property
+    def anything(self) -> list[Reading]:
+        """The least that can be read: to wait for what was submitted."""
+        return [(self._empty, 0, 16)]
 
     def destroy(self) -> None:
         """Give its memory back; whatever uses the device afterwards fails."""
@@ -198,7 +223,8 @@ class Device:
         landing.map_sync("READ", 0, total)
         data = bytes(landing.read_mapped(0, total))
         landing.unmap()
-        self.read_backs += 1
+        self.traffic.read_backs += 1
+        self.traffic.read_bytes += total
         ends = np.cumsum(recording.sizes).tolist()
         return [data[end - size : end] for end, size in zip(ends, recording.sizes, strict=True)]
 

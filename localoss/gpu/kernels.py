@@ -23,7 +23,7 @@ class Kernels:
             "HEAD_DIM": config.head_dim,
         }
 
-    def norm(self, adding: bool = False) -> Kernel:
+    def norm(self, adding: bool = False, summed: bool = False) -> Kernel:
         return self._kernel(
             "wrrrrwu",
             "norm",
@@ -31,6 +31,7 @@ class Kernels:
             ACTIVE=self._config.active_experts,
             EPS=float(self._config.rms_norm_eps),
             ADDING=adding,
+            SUMMED=summed,
         )
 
     def matmul(self, matrix: GpuMatrix, adding: bool, at_once: int) -> Kernel:

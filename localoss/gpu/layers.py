@@ -1,34 +1,37 @@
 """The model's last layers on a GPU, and the unembedding with all of them.
 
-The residual stream comes once and leaves once; routing, the KV cache and everything between stay there. A
-decoded token is one submit and one read-back. T tokens, D hidden, V vocabulary: localoss/model/forward.py.
+Routing, the KV cache and the residual stream stay there. Where it holds all experts of its layers, too, a
+decoded token is one submit and one read-back. Each layer whose experts lie in this machine's memory is one
+more of both: the cores are given norm(x) and give a sum. T tokens, D hidden, V vocabulary: model/forward.py.
 """
 
 import contextlib
 import weakref
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from localoss.errors import Cancelled, GpuError
 from localoss.gpu.cache import GpuLayerCache
-from localoss.gpu.device import Device, Dispatch, Reading, Recording
+from localoss.gpu.device import Device, Dispatch, Reading, Recording, Traffic
 from localoss.gpu.kernels import Kernels
+from localoss.gpu.lane import EXPERTS, NOTHING, SUM, Lane, Part
 from localoss.gpu.weights import GpuLayer, GpuMatrix, Tensors, upload_layer, upload_matrix
 from localoss.model.rope import Rope
-from localoss.model.stack import Rows
+from localoss.model.stack import ExpertRunner, Rows
 from localoss.options import LoadOptions
-from localoss.plan.gpu_sizes import LOGIT_ROWS, gpu_buffer_sizes, most_runs, tokens_at_once
+from localoss.plan.gpu_sizes import LOGIT_ROWS, TWO_LANES, gpu_buffer_sizes, lane_tokens, offsets_size
 from quant.format.config import ModelConfig
 from quant.format.layout import round_up
 from quant.format.manifest import Dtypes
 
 F32Array = NDArray[np.float32]
 
+_X, _LOGITS, _NOTHING = "x", "logits", "nothing"  # what is read at the end of a pass
 _AT_ONE_GO = 32  # tokens; more are submitted layer by layer, so that cancelling and drivers need not wait
 
 
@@ -37,8 +40,25 @@ class Decoded:
     """How many single tokens were run, and what they took of the bus."""
 
     tokens: int = 0
-    submits: int = 0
-    read_backs: int = 0
+    traffic: Traffic = field(default_factory=Traffic)
+
+
+class Stage(NamedTuple):
+    """What is submitted at once; `layer`, if any, is whose experts the cores then run with what was read."""
+
+    work: list[Dispatch]
+    reading: list[Reading]
+    layer: int | None = None
+
+
+@dataclass
+class Half:
+    """A pass, or one of the two halves of one: rows x (T, D), and the lane that they go through."""
+
+    x: F32Array
+    lane: Lane
+    parts: list[Part]
+    stages: Iterator[Stage]
 
 
 def _offsets(config: ModelConfig) -> F32Array:
@@ -59,60 +79,75 @@ class GpuLayers:
         config: ModelConfig,
         dtypes: Dtypes,
         tensors: Sequence[Tensors],
-        layers: int,
+        layers: tuple[int, int],
         options: LoadOptions,
         uploaded: Callable[[int, int], None] = lambda done, total: None,
     ):
-        """Upload the last `layers` of `tensors`, each layer's and then the vocabulary's.
+        """Upload the last of `tensors`, each layer's and then the vocabulary's.
 
-        options: what the engine is loaded with. uploaded: told how many layers are there, of how many.
+        layers: how many, and how many of these with their experts: the last ones. options: what the engine is
+        loaded with. uploaded: told how many layers are there, of how many.
         """
-        self.device, self.config, self.count = device, config, layers
-        self.first = config.layers - layers
+        self.device, self.config = device, config
+        self.count, with_experts = layers
+        self.first = config.layers - self.count
+        self._elsewhere = self.count - with_experts  # layers, the first ones, whose experts the cores run
+        self._cores: ExpertRunner | None = None
         self.decoded = Decoded()
         most = min(options.chunk_tokens, options.context_tokens or options.chunk_tokens)
-        self._max_tokens = max_tokens = most  # of a forward pass
-        self._kernels = Kernels(device, config, dtypes, options.kv_dtype)
-        sizes = gpu_buffer_sizes(config, max_tokens, self.unembeds)
-        self._at = {name: device.buffer(size.nbytes) for name, size in sizes.items()}
-        device.write(self._at["offsets"], _offsets(config))
-        self._batch = device.uniform(0, 0, 0, 0)
-        self._zeros = device.uniform(0, 0, 0, 0)
+        self._max_tokens = most  # of a forward pass
+        kernels = Kernels(device, config, dtypes, options.kv_dtype)
+        offsets = device.buffer(offsets_size(config).nbytes)
+        device.write(offsets, _offsets(config))
+        self._lanes = []
+        for tokens in lane_tokens(most, self._elsewhere):
+            sizes = gpu_buffer_sizes(config, tokens, self.unembeds, with_experts, self._elsewhere)
+            self._lanes.append(Lane(device, config, kernels, sizes, offsets))
         self._weights: list[GpuLayer] = []
         for index, layer in enumerate(tensors[self.first : config.layers]):
-            self._weights.append(upload_layer(device, layer, dtypes.attention))
-            uploaded(index + 1, layers)
+            self._weights.append(upload_layer(device, layer, dtypes.attention, index >= self._elsewhere))
+            uploaded(index + 1, self.count)
         self._final_norm: Any = None
         self._unembedding: GpuMatrix | None = None
         if self.unembeds:
             vocabulary = tensors[config.layers]
             self._final_norm = device.upload(vocabulary["final_norm"])
             self._unembedding = upload_matrix(device, vocabulary, "unembedding", dtypes.unembedding)
-        # By a conversation's first cache: what a token of it takes, and the commands of its next one.
-        self._decoding: weakref.WeakKeyDictionary[Any, list[Dispatch]] = weakref.WeakKeyDictionary()
-        self._recorded: weakref.WeakKeyDictionary[Any, dict[bool, Recording]] = weakref.WeakKeyDictionary()
+        # By a sequence's first cache and whether logits are wanted: what a token of it takes, and by the
+        # number of the stage the commands of its next one.
+        self._decoding: weakref.WeakKeyDictionary[Any, dict[bool, list[Stage]]] = weakref.WeakKeyDictionary()
+        self._recorded: weakref.WeakKeyDictionary[Any, dict[tuple[bool, int], Recording]]
+        self._recorded = weakref.WeakKeyDictionary()
 
     @property
     def unembeds(self) -> bool:
         """Whether logits are computed here: with all layers."""
         return self.count == self.config.layers
 
+    def lend(self, cores: ExpertRunner) -> None:
+        self._cores = cores
+
     def figures(self) -> dict[str, Any]:
-        """For reports: the GPU, its layers and memory, and submits and read-backs of a decoded token."""
+        """For reports: the GPU, its layers and memory, and what a decoded token takes of it and the bus."""
         name, tokens = self.device.adapter.name, max(self.decoded.tokens, 1)
-        submits, read_backs = self.decoded.submits / tokens, self.decoded.read_backs / tokens
+        per_token = {key: value / tokens for key, value in vars(self.decoded.traffic).items()}
+        with_experts = self.count - self._elsewhere
         summary = f"{self.count} of {self.config.layers} layers on {name}"
+        if self._elsewhere:
+            summary += f", the experts of {with_experts} of them"
         if self.decoded.tokens:
-            summary += f", {submits:.4g} submits and {read_backs:.4g} read-backs a token"
+            submits, read_backs = per_token["submits"], per_token["read_backs"]
+            bus = (per_token["written_bytes"] + per_token["read_bytes"]) / 1000
+            summary += f", {submits:.4g} submits and {read_backs:.4g} read-backs a token, {bus:,.0f} kB"
         return {
             "adapter": name,
             "backend": self.device.adapter.backend,
             "layers": self.count,
+            "layers_with_experts": with_experts,
             "unembeds": self.unembeds,
             "bytes": self.device.allocated_bytes,
             "decoded_tokens": self.decoded.tokens,
-            "submits_per_token": submits,
-            "read_backs_per_token": read_backs,
+            **{f"{key}_per_token": value for key, value in per_token.items()},
             "summary": summary,
         }
 
@@ -124,26 +159,24 @@ class GpuLayers:
         for tokens in {1, min(2, self._max_tokens)}:
             x = np.zeros((tokens, self.config.hidden), np.float32)
             angles = np.zeros((tokens, self.config.head_dim // 2), np.float32)
-            self._run(x, 0, caches, (angles, angles), lambda: False)
+            rows = Rows(0, tokens, 0, angles, angles, _Caches(caches, self.first))  # type: ignore[arg-type]
+            self._run(x, [rows], lambda: False)
             if self.unembeds:
                 self.logits(x, np.empty((tokens, round_up(self.config.vocab, 8)), np.float32))
         self.decoded = Decoded()
 
     def repeat(self, caches: Sequence[Any], times: int) -> None:
         """Run the token of the last `forward`, whose T was 1, `times` times in one submit: for measuring."""
-        self.device.run(self._decoding_work(caches) * times, [(self._at["x"], 0, 4 * self.config.hidden)])
+        stages = self._decoding[caches[0]][False]
+        work = [dispatch for stage in stages for dispatch in stage.work]
+        self.device.run(work * times, stages[-1].reading)
 
     def forward(self, x: F32Array, rows: Sequence[Rows], cancelled: Callable[[], bool]) -> None:
-        for part in rows:
-            its = x[part.first : part.first + part.tokens]
-            its[:] = self._run(its, part.position, self._caches(part), (part.cos, part.sin), cancelled)
+        self._run(x, rows, cancelled)
 
     def next_logits(self, x: F32Array, rows: Rows, cancelled: Callable[[], bool]) -> F32Array:
-        angles = rows.cos, rows.sin
-        return self._run(x, rows.position, self._caches(rows), angles, cancelled, wants_logits=True)
-
-    def _caches(self, rows: Rows) -> Sequence[Any]:
-        return rows.cache.layers[self.first : self.first + self.count]
+        (data,) = self._run(x, [rows], cancelled, wants_logits=True)
+        return np.frombuffer(data, np.float32)[None, : self.config.vocab]
 
     def replacement(self) -> None:
         """The CPU can do it."""
@@ -153,158 +186,148 @@ class GpuLayers:
             self.device.destroy()
 
     def _run(
-        self,
-        x: F32Array,
-        position: int,
-        caches: Sequence[Any],
-        angles: tuple[F32Array, F32Array],
-        cancelled: Callable[[], bool],
-        wants_logits: bool = False,
-    ) -> F32Array:
-        """Run x (T, D), the residual stream of tokens at `position`, position + 1, …, through the layers.
-
-        caches: one for each layer. angles: rope.Rope.at's. Gives the residual stream (T, D) after the last
-        layer, or with `wants_logits` the logits (1, V) after the last token. Raises: Cancelled.
+        self, x: F32Array, rows: Sequence[Rows], cancelled: Callable[[], bool], wants_logits: bool = False
+    ) -> list[bytes]:
+        """Bring x (T, D) through the layers, in place; with wants_logits give those after its last row
+        instead, (V rounded up to 8,) f32, and leave x as it may be.
         """
-        tokens = len(x)
-        runs = most_runs(tokens * self.config.active_experts, self.config.experts, tokens_at_once(tokens))
-        self.device.write(self._at["x"], x)
-        self.device.write(self._at["angles"], np.stack(angles, axis=-1))
-        self.device.write(self._batch, np.array([tokens, position, tokens - 1, runs], np.uint32))
-        before = self.device.submits, self.device.read_backs
-        if wants_logits:
-            reading = (self._at["logits"], 0, 4 * round_up(self.config.vocab, 8))
-        else:
-            reading = (self._at["x"], 0, x.nbytes)
-        if tokens == 1:
-            (data,) = self._decode(caches, wants_logits, reading)
-        else:
-            work = self._layers_work(caches, tokens, cancelled)
-            (data,) = self.device.run([*work, *self._next_logits_work] if wants_logits else work, [reading])
-        if tokens == 1:
+        before = replace(self.device.traffic)
+        middle = len(x) - len(x) // 2 if len(x) >= TWO_LANES and len(self._lanes) > 1 else len(x)
+        cuts = [(0, middle), (middle, len(x))] if middle < len(x) else [(0, middle)]
+        halves = []
+        for lane, (first, end) in zip(self._lanes, cuts, strict=False):
+            own = list(_cut(rows, first, end))
+            lane.load(x[first:end], own)
+            parts = [Part(part.tokens, self._caches(part)) for part in own]
+            read = _X if not wants_logits else _LOGITS if end == len(x) else _NOTHING
+            halves.append(Half(x[first:end], lane, parts, iter(())))
+            halves[-1].stages = self._stages(halves[-1], read, len(x) > _AT_ONE_GO)
+        if len(x) == 1:
+            kept = self._decoding.setdefault(halves[0].parts[0].caches[0], {})
+            if wants_logits not in kept:
+                kept[wants_logits] = list(halves[0].stages)
+            halves[0].stages = iter(kept[wants_logits])
+        results = self._advance(halves, cancelled, wants_logits)
+        if len(x) == 1:
             self.decoded.tokens += 1
-            self.decoded.submits += self.device.submits - before[0]
-            self.decoded.read_backs += self.device.read_backs - before[1]
-        rows = np.frombuffer(data, np.float32)
-        return rows[None, : self.config.vocab] if wants_logits else rows.reshape(x.shape)
+            self.decoded.traffic.add(self.device.traffic.since(before))
+        if wants_logits:
+            return results[-1:]
+        for half, data in zip(halves, results, strict=True):
+            half.x[:] = np.frombuffer(data, np.float32).reshape(half.x.shape)
+        return []
+
+    def _advance(
+        self, halves: Sequence[Half], cancelled: Callable[[], bool], wants_logits: bool
+    ) -> list[bytes]:
+        """Submit all stages of `halves` in turn; what each half's last one read.
+
+        While the GPU computes one half's stage, the cores run the experts that the other half waits for.
+        """
+        results: list[bytes] = [b""] * len(halves)
+        waiting: tuple[Half, int, list[bytes]] | None = None
+        is_token = len(halves[0].x) == 1
+        for number, stages in enumerate(zip(*(half.stages for half in halves), strict=True)):
+            for at, (half, stage) in enumerate(zip(halves, stages, strict=True)):
+                if cancelled():
+                    raise Cancelled("stopped")
+                if waiting and waiting[0] is half:
+                    self._run_experts(*waiting)
+                    waiting = None
+                if is_token:
+                    data = self._submit_again(half, stage, (wants_logits, number))
+                else:
+                    meanwhile = partial(self._run_experts, *waiting) if waiting else _nothing
+                    data = self.device.submit(self.device.record(stage.work, stage.reading), meanwhile)
+                waiting = None if stage.layer is None else (half, stage.layer, data)
+                results[at] = data[0]
+        return results
+
+    def _submit_again(self, half: Half, stage: Stage, key: tuple[bool, int]) -> list[bytes]:
+        """Run one token's stage, and record the next one's commands, which are the same, while the GPU
+        computes.
+        """
+        made = self._recorded.setdefault(half.parts[0].caches[0], {})
+
+        def record_next() -> None:
+            made[key] = self.device.record(stage.work, stage.reading)
+
+        recording = made.pop(key) if key in made else self.device.record(stage.work, stage.reading)
+        return self.device.submit(recording, record_next)
+
+    def _run_experts(self, half: Half, layer: int, chosen: list[bytes]) -> None:
+        """Have the cores run the experts of `layer` that the GPU chose, and copy what they give to it."""
+        assert self._cores
+        tokens, active = len(half.x), self.config.active_experts
+        ids, weights, normed = chosen
+        self._cores.run_chosen(
+            self.first + layer,
+            np.frombuffer(ids, np.int32).reshape(tokens, active),
+            np.frombuffer(weights, np.float32).reshape(tokens, active),
+            np.frombuffer(normed, np.float32).reshape(tokens, -1),
+            half.x,
+        )
+        self.device.write(half.lane.at["added"], half.x)
+
+    def _stages(self, half: Half, end: str, by_layer: bool) -> Iterator[Stage]:
+        """What is submitted for one half of a pass. end: what is read at last, one of _X, _LOGITS, _NOTHING.
+        by_layer: submit each layer by itself.
+        """
+        lane, tokens, joined = half.lane, len(half.x), NOTHING
+        work: list[Dispatch] = []
+        for index, layer in enumerate(self._weights):
+            window = self.config.sliding_window if self.config.is_sliding[self.first + index] else 0
+            work += lane.attention(layer, half.parts, index, window, joined)
+            if index < self._elsewhere:
+                yield Stage(work, lane.read_chosen(tokens), index)
+                work, joined = [], SUM
+                continue
+            work += lane.experts(layer, tokens)
+            joined = EXPERTS
+            if by_layer:
+                yield Stage(work, self.device.anything)
+                work = []
+        if end == _LOGITS:
+            assert self._unembedding
+            work += lane.unembed(self._unembedding, self._final_norm, 1, joined, last=True)
+            yield Stage(work, lane.read_logits(1))
+        elif end == _X:
+            unread = self._weights[-1].attention_norm  # of the norm itself nobody reads anything
+            yield Stage([*work, lane.norm(unread, tokens, joined)], lane.read_x(tokens))
+        else:
+            yield Stage(work, self.device.anything)
 
     def logits(self, x: F32Array, out: F32Array) -> None:
         """Write final norm and unembedding of rows x (n, D) to out (n, ≥ V rounded up to 8)."""
-        width = round_up(self.config.vocab, 8)
+        assert self._unembedding
+        lane, width = self._lanes[0], round_up(self.config.vocab, 8)
         for first in range(0, len(x), LOGIT_ROWS):
             rows = x[first : first + LOGIT_ROWS]
-            self.device.write(self._at["x"], rows)
-            self.device.write(self._batch, np.array([len(rows), 0, 0, 0], np.uint32))
-            (data,) = self.device.run(
-                self._logits_work(len(rows)), [(self._at["logits"], 0, 4 * width * len(rows))]
-            )
+            lane.load_x(rows)
+            work = lane.unembed(self._unembedding, self._final_norm, len(rows), NOTHING, last=False)
+            (data,) = self.device.run(work, lane.read_logits(len(rows)))
             out[first : first + len(rows), :width] = np.frombuffer(data, np.float32).reshape(-1, width)
 
-    def _decode(self, caches: Sequence[Any], wants_logits: bool, reading: Reading) -> list[bytes]:
-        """Run one token, and record the next one's commands, which are the same, while the GPU computes."""
-        made = self._recorded.setdefault(caches[0], {})
+    def _caches(self, rows: Rows) -> Sequence[Any]:
+        return rows.cache.layers[self.first : self.first + self.count]
 
-        def record() -> Recording:
-            work = self._decoding_work(caches)
-            return self.device.record([*work, *self._next_logits_work] if wants_logits else work, [reading])
 
-        def record_next() -> None:
-            made[wants_logits] = record()
+def _nothing() -> None:
+    """What the cores do meanwhile where nothing waits for them."""
 
-        recording = made.pop(wants_logits) if wants_logits in made else record()
-        return self.device.submit(recording, record_next)
 
-    def _decoding_work(self, caches: Sequence[Any]) -> list[Dispatch]:
-        """What one token takes: the same for every token of a conversation, so made once."""
-        work = self._decoding.get(caches[0])
-        if work is None:
-            work = [d for index in range(self.count) for d in self._layer_work(index, caches[index], 1)]
-            self._decoding[caches[0]] = work
-        return work
+class _Caches:
+    """What try_out has of a KVCache: the caches of the layers from `first` on."""
 
-    def _layers_work(
-        self, caches: Sequence[Any], tokens: int, cancelled: Callable[[], bool]
-    ) -> list[Dispatch]:
-        """What is left to do after all layers that were submitted on the way."""
-        work: list[Dispatch] = []
-        for index in range(self.count):
-            if cancelled():
-                raise Cancelled("stopped")
-            work += self._layer_work(index, caches[index], tokens)
-            if tokens > _AT_ONE_GO:
-                self.device.run(work)
-                self.device.wait()
-                work = []
-        return work
+    def __init__(self, caches: Sequence[Any], first: int) -> None:
+        self.layers = [*[None] * first, *caches]
 
-    def _layer_work(self, index: int, cache: GpuLayerCache, tokens: int) -> list[Dispatch]:
-        """One layer, as localoss/kernels/layer.py has it."""
-        at, layer, make = self._at, self._weights[index], self.device.dispatch
-        kernels, batch = self._kernels, self._batch
-        once = tokens_at_once(tokens)
-        runs = most_runs(tokens * self.config.active_experts, self.config.experts, once)
-        window = self.config.sliding_window if self.config.is_sliding[self.first + index] else 0
-        keys = cache.buffers
-        work = [] if index else [self._norm(layer.attention_norm, tokens)]
-        work += self._product(layer.qkv, "normed", "qkv", tokens)
-        rotated = self.config.heads + 2 * self.config.kv_heads
-        offsets = [layer.qkv.bias, at["offsets"]]
-        rotating = [at["qkv"], at["angles"], *keys, *offsets, batch]
-        work.append(make(kernels.rotate(cache.slots), rotating, rotated, tokens))
-        attend = kernels.attend(cache.slots, window, once)
-        attending = [at["qkv"], *keys, *offsets, layer.sinks, at["attended"], batch]
-        work.append(make(attend, attending, self.config.heads, tokens))
-        work += self._product(layer.output, "attended", "x", tokens, adding=True)
-        work.append(self._norm(layer.mlp_norm, tokens))
-        work += self._product(layer.router, "normed", "router_logits", tokens)
-        order = [at["sources"], at["places"], at["runs"]]
-        chosen = [at["expert_ids"], at["expert_weights"], *order]
-        work.append(
-            make(kernels.route(tokens == 1), [at["router_logits"], layer.router_bias, *chosen], tokens)
-        )
-        if tokens > 1:
-            work.append(make(kernels.sort(once), [at["expert_ids"], *order, batch], 1))
-        products = (
-            (kernels.gate_up(once), "normed", "h", self.config.intermediate // 4),
-            (kernels.down(once), "h", "y", self.config.hidden // 8),
-        )
-        for kernel, source, target, groups in products:
-            for part in layer.experts:
-                buffers = [at[source], at[target], at["runs"], at["sources"], part.which]
-                work.append(make(kernel, [part.runs, part.runs, *buffers], groups, runs))
-        last = self.count - 1  # after it nobody reads the norm
-        following = self._weights[min(index + 1, last)]
-        return [*work, self._norm(following.attention_norm, tokens, adding=True)]
 
-    def _norm(self, weight: Any, tokens: int, adding: bool = False, rows: Any = None) -> Dispatch:
-        """x, with what the experts gave if `adding`, to normed: from row 0 on, if `rows` doesn't say else."""
-        at = self._at
-        experts = [at["y"], at["places"], at["expert_weights"]]
-        buffers = [at["x"], *experts, weight, at["normed"], rows or self._zeros]
-        return self.device.dispatch(self._kernels.norm(adding), buffers, tokens)
-
-    @cached_property
-    def _next_logits_work(self) -> list[Dispatch]:
-        return self._logits_work(1)
-
-    def _logits_work(self, rows: int) -> list[Dispatch]:
-        """Final norm and unembedding of `rows` rows of x, from batch.first_row on."""
-        assert self._unembedding is not None
-        norm = self._norm(self._final_norm, rows, rows=self._batch)
-        return [norm, *self._product(self._unembedding, "normed", "logits", rows)]
-
-    def _product(
-        self, matrix: GpuMatrix, source: str, target: str, tokens: int, adding: bool = False
-    ) -> list[Dispatch]:
-        kernel = self._kernels.matmul(matrix, adding, tokens_at_once(tokens))
-        bias = matrix.bias or self.device.upload(None)
-        ends = [bias, self._at[source], self._at[target], self._batch]
-        return [
-            self.device.dispatch(
-                kernel,
-                [part.codes, part.scales, *ends, part.which],
-                part.groups,
-                -(-tokens // tokens_at_once(tokens)),
-            )
-            for part in matrix.parts
-        ]
+def _cut(rows: Sequence[Rows], begin: int, end: int) -> Iterator[Rows]:
+    """Of `rows`, one after another from row 0 on, those from `begin` to `end`, counted from `begin`."""
+    for part in rows:
+        first, last = max(part.first, begin), min(part.first + part.tokens, end)
+        if first < last:
+            skipped = first - part.first
+            angles = part.cos[skipped:][: last - first], part.sin[skipped:][: last - first]
+            yield Rows(first - begin, last - first, part.position + skipped, *angles, part.cache)

@@ -7,8 +7,8 @@ from quant.format.weight_formats import WEIGHT_FORMATS
 
 _BATCH = """struct Batch {
   tokens: u32,
-  position: u32,  // of the first token in its conversation
-  first_row: u32,  // of x, where not all rows are wanted
+  position: u32,  // of the first token in its sequence, where these are the tokens of one
+  first_row: u32,  // of x or qkv, where not all rows are wanted
   runs: u32,  // how many runs of experts.wgsl are dispatched
 }
 """

@@ -56,7 +56,7 @@ class GpuLayer:
     experts: list[ExpertPart]
 
 
-def upload_layer(device: Device, tensors: Tensors, attention: str) -> GpuLayer:
+def upload_layer(device: Device, tensors: Tensors, attention: str, with_experts: bool) -> GpuLayer:
     """Copy one layer's tensors to the GPU. Raises: GpuError."""
     return GpuLayer(
         attention_norm=device.upload(tensors["attention_norm"]),
@@ -66,7 +66,7 @@ def upload_layer(device: Device, tensors: Tensors, attention: str) -> GpuLayer:
         mlp_norm=device.upload(tensors["mlp_norm"]),
         router=upload_matrix(device, tensors, "router", ROUTER, biased=False),  # routing adds its bias
         router_bias=device.upload(tensors["router.bias"]),
-        experts=_upload_experts(device, tensors["experts"]),
+        experts=_upload_experts(device, tensors["experts"]) if with_experts else [],
     )
 
 

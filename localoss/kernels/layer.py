@@ -106,9 +106,17 @@ def score_experts(x, norm, router, buffers, tokens, work):
 def choose(groups, router_bias, buffers, tokens):
     """Choose each token's experts by logits in so many row groups: the second half of `route`."""
     own = ExpertBuffers(*buffers)
-    ids, weights, places, starts, active = _choices(own, tokens)
+    ids, weights, _, _, _ = _choices(own, tokens)
     logits = carray(to_pointer(own.logits), (tokens, 8 * groups), np.float32)
     choose_experts(ids, weights, logits, router_bias)
+    return sort_choices(buffers, tokens)
+
+
+@jit
+def sort_choices(buffers, tokens):
+    """Order what is chosen by expert, as run_experts wants it. Gives how many experts have tokens."""
+    own = ExpertBuffers(*buffers)
+    ids, _, places, starts, active = _choices(own, tokens)
     sort_by_expert(starts, carray(to_pointer(own.sources), ids.size, np.int32), places, ids)
     return list_active(active, starts)
 

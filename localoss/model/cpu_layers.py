@@ -11,8 +11,8 @@ from localoss.kernels import layer as kernels
 from localoss.model.buffers import Buffers
 from localoss.model.kv_cache import LayerCache
 from localoss.model.rope import Rope
-from localoss.model.stack import F32Array, LayerCaching, Rows
-from localoss.model.weights import Layer, Weights
+from localoss.model.stack import ExpertRunner, F32Array, LayerCaching, Rows
+from localoss.model.weights import Layer, Weights, address
 from quant.format.config import SWIGLU_ALPHA, ModelConfig
 
 
@@ -94,6 +94,21 @@ class CpuLayers:
                     first = (chunk.x - self.buffers.at.x) // self.buffers.x.strides[0]
                     self.routed(index, first, self.buffers.expert_ids[: chunk.tokens])
                 self._run_experts(index, chunk, count)
+
+    def lend(self, cores: ExpertRunner) -> None:
+        """It runs its experts itself."""
+
+    def run_chosen(
+        self, index: int, ids: NDArray[np.int32], weights: F32Array, normed: F32Array, out: F32Array
+    ) -> None:
+        """See ExpertRunner; of no more tokens than the buffers take, and on threads that use_threads set."""
+        b, tokens = self.buffers, len(out)
+        blocks = b.blocks[: out.size].reshape(-1, tokens, 32)
+        np.copyto(blocks, normed.reshape(tokens, -1, 32).swapaxes(0, 1))
+        b.expert_ids[:tokens], b.expert_weights[:tokens] = ids, weights
+        out[:] = 0
+        count = self.kernels.sort_choices(self._expert_buffers, tokens)
+        self._run_experts(index, RowChunk(address(out), tokens, (), [], blocks, (), None), count)
 
     def figures(self) -> dict[str, Any] | None:
         return None

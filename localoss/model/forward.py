@@ -70,6 +70,8 @@ class Model:
         if experts:
             assert not others
             cpu = [StreamedLayers(config, weights, self.rope, self.buffers, experts.cache)]
+        for stack in others:
+            stack.lend(self._cpu_layers(stack.first, stack.count))
         self.stacks: tuple[LayerStack, ...] = (*cpu, *others)
 
     def _cpu_layers(self, first: int, count: int) -> CpuLayers:

@@ -42,6 +42,18 @@ class LayerCaching(Protocol):
         """Put back what `read` gave, from position `first` on."""
 
 
+class ExpertRunner(Protocol):
+    """What runs experts of any layer that others chose: this machine's cores."""
+
+    def run_chosen(
+        self, index: int, ids: NDArray[np.int32], weights: F32Array, normed: F32Array, out: F32Array
+    ) -> None:
+        """Write Σ weight * expert(normed) over each token's experts of layer `index` to out (T, D).
+
+        ids (T, A), weights (T, A): as routed. normed (T, D): norm(x), which these were chosen by.
+        """
+
+
 class LayerStack(Protocol):
     """Layers `first` to first + count - 1 of a model. Raises: DeviceLost from every method but `close`."""
 
@@ -51,6 +63,9 @@ class LayerStack(Protocol):
     @property
     def unembeds(self) -> bool:
         """Whether it has the final norm and the unembedding, too."""
+
+    def lend(self, cores: ExpertRunner) -> None:
+        """Told once, before anything runs, what runs experts that the device's memory doesn't hold."""
 
     def new_caches(self, slots: Sequence[int], kv_dtype: str) -> Sequence[LayerCaching]:
         """An empty cache for each layer, of so many slots; part of a new sequence's KVCache."""

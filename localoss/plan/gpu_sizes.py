@@ -1,11 +1,23 @@
 """How much memory layers take on a GPU: what GpuLayers allocates, and what a plan adds up."""
 
+from typing import NamedTuple
+
 from localoss.plan.sizes import CACHE_GROUP, KEYS_AT_ONCE, ArraySize, layer_cache_bytes
 from quant.format.config import ModelConfig
 from quant.format.layout import round_up
 
 _TOKENS_AT_ONCE = 8
 LOGIT_ROWS = 8  # whose logits are computed at once
+# From so many tokens on a pass goes in two halves where experts run elsewhere: the GPU computes one half's
+# attention while the cores run the other half's experts. With fewer, both would read the same experts.
+TWO_LANES = 16
+
+
+def lane_tokens(tokens: int, elsewhere: int) -> list[int]:
+    """How many tokens each lane holds of a pass of up to `tokens`: one lane or two halves."""
+    if not elsewhere or tokens < TWO_LANES:
+        return [tokens]
+    return [max(tokens - tokens // 2, TWO_LANES - 1), tokens // 2]
 
 
 def tokens_at_once(tokens: int) -> int:
@@ -18,9 +30,14 @@ def most_runs(pairs: int, experts: int, tokens_at_once: int) -> int:
     return min(pairs, pairs // tokens_at_once + experts)
 
 
-def gpu_buffer_sizes(config: ModelConfig, tokens: int, unembeds: bool) -> dict[str, ArraySize]:
-    """The arrays that a forward pass of up to `tokens` tokens writes on the GPU."""
-    pairs = tokens * config.active_experts
+def gpu_buffer_sizes(
+    config: ModelConfig, tokens: int, unembeds: bool, here: int, elsewhere: int
+) -> dict[str, ArraySize]:
+    """The arrays that a forward pass of up to `tokens` tokens writes on the GPU.
+
+    here, elsewhere: how many of its layers have their experts there, and how many don't.
+    """
+    pairs = tokens * config.active_experts if here else 0
     runs = most_runs(pairs, config.experts, tokens_at_once(tokens))
     rows = max(tokens, LOGIT_ROWS)
     logits = LOGIT_ROWS * round_up(config.vocab, 8) if unembeds else 0
@@ -28,19 +45,45 @@ def gpu_buffer_sizes(config: ModelConfig, tokens: int, unembeds: bool) -> dict[s
         "x": ArraySize((rows, config.hidden), "float32"),  # the residual stream
         "normed": ArraySize((rows, config.hidden), "float32"),
         "angles": ArraySize((tokens, config.head_dim), "float32"),
-        "offsets": ArraySize((offset_blocks(config) + KEYS_AT_ONCE, config.head_dim), "float32"),
         "qkv": ArraySize((tokens, config.qkv_rows), "float32"),
         "attended": ArraySize((tokens, config.q_rows), "float32"),
         "router_logits": ArraySize((tokens, round_up(config.experts, 8)), "float32"),
         "expert_ids": ArraySize((tokens, config.active_experts), "int32"),
         "expert_weights": ArraySize((tokens, config.active_experts), "float32"),
-        "sources": ArraySize((pairs,), "int32"),
+        "sources": ArraySize((tokens * config.active_experts,), "int32"),
         "places": ArraySize((tokens, config.active_experts), "int32"),
-        "runs": ArraySize((runs, 4), "int32"),
+        "runs": ArraySize((max(runs, config.active_experts), 4), "int32"),
         "h": ArraySize((pairs, config.intermediate), "float32"),
         "y": ArraySize((pairs, config.hidden), "float32"),
+        "added": ArraySize((tokens if elsewhere else 0, config.hidden), "float32"),  # by experts elsewhere
         "logits": ArraySize((logits,), "float32"),
     }
+
+
+def offsets_size(config: ModelConfig) -> ArraySize:
+    """rope.Rope.offsets, on the GPU."""
+    return ArraySize((offset_blocks(config) + KEYS_AT_ONCE, config.head_dim), "float32")
+
+
+class TokenTraffic(NamedTuple):
+    """What a decoded token takes of the bus: submits, each with a read-back, and bytes there and back."""
+
+    submits: int
+    written_bytes: int
+    read_bytes: int
+
+
+def token_traffic(config: ModelConfig, elsewhere: int, unembeds: bool) -> TokenTraffic:
+    """Of a token through layers of which `elsewhere` have their experts in this machine's memory.
+
+    Such a layer gives norm(x), and each expert's number and weight, and gets a sum; a token comes as x and
+    the angles of its position, and leaves as logits or x.
+    """
+    x, uniforms = 4 * config.hidden, 2 * 16  # the pass's, and its sequence's
+    chosen = x + 8 * config.active_experts
+    end = 4 * round_up(config.vocab, 8) if unembeds else x
+    written = x + 4 * config.head_dim + uniforms + elsewhere * x
+    return TokenTraffic(elsewhere + 1, written, elsewhere * chosen + end)
 
 
 def offset_blocks(config: ModelConfig) -> int:

@@ -6,10 +6,11 @@ PROGRAM_BYTES is measured. Everything is in bytes; texts say GB for 1e9.
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 from localoss.errors import UsageError
 from localoss.options import MOST_SLOTS, LoadOptions
-from localoss.plan.gpu_sizes import gpu_buffer_sizes
+from localoss.plan.gpu_sizes import gpu_buffer_sizes, lane_tokens, offsets_size
 from localoss.plan.sizes import (
     MOST_SNAPSHOTS,
     PASS_TOKENS,
@@ -55,6 +56,7 @@ class Plan:
     exact: bool = False  # activations stay float32
     lookup: bool = False  # draft tokens from what was said
     gpu_layers: int = 0  # the last ones, and the unembedding with all of them
+    gpu_experts: int | None = None  # of these, the last so many have their experts there; None for all
     expert_slots: int = 0  # experts in memory while the others stay on the disk; 0: all are mapped
     adapter_bytes: int = 0  # of LoRA adapters beside the weights
 
@@ -84,11 +86,10 @@ class Plan:
         """
         parts = class_bytes(self.config, self.dtypes)
         headers = expected_sizes(self.config, self.dtypes).model_bytes - sum(parts.values())
-        parts["routers and norms"] += headers - self.gpu_layers * self.layer_bytes
-        for name in ("experts", "attention"):
-            moved = parts[name] // self.config.layers * self.gpu_layers
-            parts[name] -= moved
-            parts["routers and norms"] += moved
+        every = {name: parts[name] // self.config.layers for name in ("experts", "attention")}
+        parts["routers and norms"] += headers - self.gpu_layers * (self.layer_bytes - sum(every.values()))
+        parts["attention"] -= self.gpu_layers * every["attention"]
+        parts["experts"] -= self.gpu_expert_layers * every["experts"]
         if self.unembeds_on_gpu:
             parts["unembedding"] = 0
         if self.expert_slots:
@@ -100,6 +101,11 @@ class Plan:
     def pass_tokens(self) -> int:
         """How many tokens go through each layer at once; 0 for a chunk's."""
         return min(PASS_TOKENS, self.context_tokens) if self.expert_slots else 0
+
+    @property
+    def gpu_expert_layers(self) -> int:
+        """How many layers have their experts on the GPU."""
+        return self.gpu_layers if self.gpu_experts is None else min(self.gpu_experts, self.gpu_layers)
 
     @property
     def unembeds_on_gpu(self) -> bool:
@@ -131,13 +137,19 @@ class Plan:
         if not self.gpu_layers:
             return {}
         config, chunk = self.config, min(self.chunk_tokens, self.context_tokens)
-        sizes = gpu_buffer_sizes(config, chunk, self.unembeds_on_gpu)
-        unembedding = class_bytes(config, self.dtypes)["unembedding"] if self.unembeds_on_gpu else 0
+        here, every = self.gpu_expert_layers, class_bytes(config, self.dtypes)
+        elsewhere, experts = self.gpu_layers - here, every["experts"] // config.layers
+        lanes = [
+            gpu_buffer_sizes(config, tokens, self.unembeds_on_gpu, here, elsewhere)
+            for tokens in lane_tokens(chunk, elsewhere)
+        ]
+        scratch = sum(size.nbytes for sizes in lanes for size in sizes.values())
         return {
-            "layers": self.gpu_layers * self.layer_bytes,
-            "unembedding": unembedding,
+            "layers": self.gpu_layers * (self.layer_bytes - experts),
+            "experts": here * experts,
+            "unembedding": every["unembedding"] if self.unembeds_on_gpu else 0,
             "KV cache": self.slots * sum(self._cache_bytes[config.layers - self.gpu_layers :]),
-            "scratch": sum(size.nbytes for size in sizes.values()),
+            "scratch": scratch + offsets_size(config).nbytes,
         }
 
     @property
@@ -320,9 +332,27 @@ def check(plan: Plan, limit_bytes: int, options: LoadOptions = _DEFAULTS) -> str
 
 def gpu_layers(plan: Plan, gpu_bytes: int) -> int:
     """How many of `plan`'s layers, with KV cache and scratch, a GPU's memory of so many bytes holds."""
+    return most_that_fit(plan, gpu_bytes, "gpu_layers", plan.config.layers)
+
+
+def with_experts_apart(plan: Plan, gpu_bytes: int) -> Plan:
+    """`plan` with what a GPU's memory of so many bytes holds, the best first: a token reads all of a layer's
+    attention, its KV cache and the unembedding, and of the experts an eighth or less.
+    """
+    plan = replace(plan, gpu_experts=0)
+    plan = replace(plan, gpu_layers=most_that_fit(plan, gpu_bytes, "gpu_layers", plan.config.layers))
+    return replace(plan, gpu_experts=most_that_fit(plan, gpu_bytes, "gpu_experts", plan.gpu_layers))
+
+
+def most_that_fit(plan: Plan, gpu_bytes: int, name: str, most: int) -> int:
+    """The largest value of the plan's field `name`, up to `most`, that so many bytes and a reserve allow."""
     room = gpu_bytes - gpu_reserve_bytes(gpu_bytes)
-    fitting = (n for n in range(plan.config.layers, 0, -1) if replace(plan, gpu_layers=n).gpu_bytes <= room)
-    return next(fitting, 0)
+
+    def fits(number: int) -> bool:
+        changes: dict[str, Any] = {name: number}
+        return replace(plan, **changes).gpu_bytes <= room
+
+    return next((number for number in range(most, 0, -1) if fits(number)), 0)
 
 
 def gpu_reserve_bytes(total_bytes: int) -> int:

@@ -55,13 +55,14 @@ fn score(key: u32, head: u32, first_block: u32) -> f32 {
 @compute @workgroup_size(THREADS)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
   let head = id.x / GROUP;
+  let token = batch.first_row + id.y;
   let end = batch.position + id.y + 1u;
   var begin = 0u;
   if (WINDOW > 0u && end > WINDOW) {
     begin = end - WINDOW;
   }
   if (thread < QUADS) {
-    let row = id.y * (HEADS + 2u * KV_HEADS) * QUADS;
+    let row = token * (HEADS + 2u * KV_HEADS) * QUADS;
     query[thread] = qkv[row + id.x * QUADS + thread] / sqrt(f32(HEAD_DIM));
   }
   workgroupBarrier();
@@ -138,6 +139,6 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
       sum += parts[p * QUADS + thread];
     }
     let weight = reduced[0] + exp(sinks[id.x] - largest);
-    out[id.y * HEADS * QUADS + id.x * QUADS + thread] = sum / weight;
+    out[token * HEADS * QUADS + id.x * QUADS + thread] = sum / weight;
   }
 }

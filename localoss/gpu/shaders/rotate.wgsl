@@ -33,11 +33,12 @@ fn codes_word(word: u32) -> u32 {
 
 @compute @workgroup_size(HALF)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-  let row = (id.y * (HEADS + 2u * KV_HEADS) + id.x) * HEAD_DIM;
+  let token = batch.first_row + id.y;
+  let row = (token * (HEADS + 2u * KV_HEADS) + id.x) * HEAD_DIM;
   var a = qkv[row + thread];
   var b = qkv[row + thread + HALF];
   if (id.x < HEADS + KV_HEADS) {
-    let turn = angles[id.y * HALF + thread];
+    let turn = angles[token * HALF + thread];
     let c = a * turn.x - b * turn.y;
     b = b * turn.x + a * turn.y;
     a = c;

@@ -1,0 +1,170 @@
+"""What a pass writes on the GPU, and a layer's dispatches over it, as localoss/kernels/layer.py has them."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from localoss.gpu.cache import GpuLayerCache
+from localoss.gpu.device import Device, Dispatch, Kernel, Reading
+from localoss.gpu.kernels import Kernels
+from localoss.gpu.weights import GpuLayer, GpuMatrix
+from localoss.model.stack import Rows
+from localoss.plan.gpu_sizes import most_runs, tokens_at_once
+from localoss.plan.sizes import ArraySize
+from quant.format.config import ModelConfig
+from quant.format.layout import round_up
+
+F32Array = NDArray[np.float32]
+NOTHING, EXPERTS, SUM = "nothing", "experts", "sum"  # what a norm adds to x before it
+
+
+class Part(NamedTuple):
+    """Rows of one sequence in a pass, and its caches of the layers here."""
+
+    tokens: int
+    caches: Sequence[GpuLayerCache]
+
+
+class Lane:
+    """Buffers for a pass of up to so many tokens, and the dispatches that work in them.
+
+    Bind groups are kept, those with a KV cache by the cache: making one takes ten times as long as using it.
+    """
+
+    def __init__(
+        self, device: Device, config: ModelConfig, kernels: Kernels, sizes: dict[str, ArraySize], offsets: Any
+    ):
+        """sizes: gpu_sizes.gpu_buffer_sizes. offsets: rope.Rope.offsets, which all lanes share."""
+        self.device, self.config, self._kernels = device, config, kernels
+        self.at = {name: device.buffer(size.nbytes) for name, size in sizes.items()} | {"offsets": offsets}
+        self._batch = device.uniform(0, 0, 0, 0)
+        self._zeros = device.uniform(0, 0, 0, 0)
+        self._rows: list[Any] = []  # a uniform for each sequence of a pass
+        self._bound: dict[Any, Any] = {}
+
+    def load(self, x: F32Array, rows: Sequence[Rows]) -> None:
+        """Copy what a pass begins with: x (T, D), angles and positions. rows: from row 0 on, no gaps."""
+        self.load_x(x)
+        angles = [np.stack([part.cos, part.sin], axis=-1) for part in rows]
+        self.device.write(self.at["angles"], angles[0] if len(angles) == 1 else np.concatenate(angles))
+        for number, part in enumerate(rows):
+            if number == len(self._rows):
+                self._rows.append(self.device.uniform(0, 0, 0, 0))
+            where = np.array([part.tokens, part.position, part.first, 0], np.uint32)
+            self.device.write(self._rows[number], where)
+
+    def load_x(self, x: F32Array) -> int:
+        """Copy x (T, D) alone, as for logits of it. Gives T."""
+        tokens = len(x)
+        self.device.write(self.at["x"], x)
+        runs = most_runs(tokens * self.config.active_experts, self.config.experts, tokens_at_once(tokens))
+        self.device.write(self._batch, np.array([tokens, 0, tokens - 1, runs], np.uint32))
+        return tokens
+
+    def attention(
+        self, layer: GpuLayer, parts: Sequence[Part], index: int, window: int, joined: str
+    ) -> list[Dispatch]:
+        """x += attention of it, and each token's experts, in expert_ids, from norm(x), in normed.
+
+        index: of the layer among the parts' caches. window: of its attention, 0 for all positions. joined:
+        what the layer before left to be added to x, one of NOTHING, EXPERTS and SUM.
+        """
+        at, kernels, config = self.at, self._kernels, self.config
+        tokens = sum(part.tokens for part in parts)
+        work = [self.norm(layer.attention_norm, tokens, joined)]
+        work += self._product(layer.qkv, "normed", "qkv", tokens)
+        offsets = [layer.qkv.bias, at["offsets"]]
+        for part, rows in zip(parts, self._rows, strict=False):
+            cache = part.caches[index]
+            keys, slots, bound = cache.buffers, cache.slots, cache.bound
+            rotating = [at["qkv"], at["angles"], *keys, *offsets, rows]
+            heads = config.heads + 2 * config.kv_heads
+            work.append(self._dispatch(kernels.rotate(slots), rotating, heads, part.tokens, bound))
+            attend = kernels.attend(slots, window, tokens_at_once(part.tokens))
+            attending = [at["qkv"], *keys, *offsets, layer.sinks, at["attended"], rows]
+            work.append(self._dispatch(attend, attending, config.heads, part.tokens, bound))
+        work += self._product(layer.output, "attended", "x", tokens, adding=True)
+        work.append(self.norm(layer.mlp_norm, tokens))
+        work += self._product(layer.router, "normed", "router_logits", tokens)
+        order = [at["sources"], at["places"], at["runs"]]
+        choosing = [at["router_logits"], layer.router_bias, at["expert_ids"], at["expert_weights"], *order]
+        return [*work, self._dispatch(kernels.route(tokens == 1), choosing, tokens)]
+
+    def experts(self, layer: GpuLayer, tokens: int) -> list[Dispatch]:
+        """What the chosen experts give, in y: the norm that follows is to add it to x."""
+        at, kernels, once = self.at, self._kernels, tokens_at_once(tokens)
+        runs = most_runs(tokens * self.config.active_experts, self.config.experts, once)
+        order = [at["sources"], at["places"], at["runs"]]
+        work = []
+        if tokens > 1:
+            work.append(self._dispatch(kernels.sort(once), [at["expert_ids"], *order, self._batch], 1))
+        products = (
+            (kernels.gate_up(once), "normed", "h", self.config.intermediate // 4),
+            (kernels.down(once), "h", "y", self.config.hidden // 8),
+        )
+        for kernel, source, target, groups in products:
+            for part in layer.experts:
+                buffers = [at[source], at[target], at["runs"], at["sources"], part.which]
+                work.append(self._dispatch(kernel, [part.runs, part.runs, *buffers], groups, runs))
+        return work
+
+    def norm(self, weight: Any, tokens: int, joined: str = NOTHING, last: bool = False) -> Dispatch:
+        """x, with what is to be joined to it, to normed; or only the last row of the pass."""
+        at = self.at
+        given = at["added"] if joined == SUM else at["y"]
+        rows = self._batch if last else self._zeros
+        buffers = [at["x"], given, at["places"], at["expert_weights"], weight, at["normed"], rows]
+        return self._dispatch(self._kernels.norm(joined == EXPERTS, joined == SUM), buffers, tokens)
+
+    def unembed(self, matrix: GpuMatrix, weight: Any, rows: int, joined: str, last: bool) -> list[Dispatch]:
+        """Logits of `rows` rows of x, from the first or from the pass's last on, with the final norm."""
+        return [
+            self.norm(weight, rows, joined, last),
+            *self._product(matrix, "normed", "logits", rows),
+        ]
+
+    def read_chosen(self, tokens: int) -> list[Reading]:
+        """Where each token's experts are, their weights, and norm(x): what experts elsewhere are given."""
+        pairs = 4 * tokens * self.config.active_experts
+        normed = 4 * tokens * self.config.hidden
+        return [(self.at[name], 0, pairs) for name in ("expert_ids", "expert_weights")] + [
+            (self.at["normed"], 0, normed)
+        ]
+
+    def read_x(self, tokens: int) -> list[Reading]:
+        return [(self.at["x"], 0, 4 * tokens * self.config.hidden)]
+
+    def read_logits(self, rows: int) -> list[Reading]:
+        return [(self.at["logits"], 0, 4 * rows * round_up(self.config.vocab, 8))]
+
+    def _product(
+        self, matrix: GpuMatrix, source: str, target: str, tokens: int, adding: bool = False
+    ) -> list[Dispatch]:
+        kernel = self._kernels.matmul(matrix, adding, tokens_at_once(tokens))
+        bias = matrix.bias or self.device.upload(None)
+        ends = [bias, self.at[source], self.at[target], self._batch]
+        return [
+            self._dispatch(
+                kernel,
+                [part.codes, part.scales, *ends, part.which],
+                part.groups,
+                -(-tokens // tokens_at_once(tokens)),
+            )
+            for part in matrix.parts
+        ]
+
+    def _dispatch(
+        self,
+        kernel: Kernel,
+        buffers: Sequence[Any],
+        x: int,
+        y: int = 1,
+        bound: dict[Any, Any] | None = None,
+    ) -> Dispatch:
+        kept = self._bound if bound is None else bound
+        key = (id(kernel), *map(id, buffers))  # all of them live as long as what keeps the bind group
+        if key not in kept:
+            kept[key] = self.device.bind(kernel, buffers)
+        return Dispatch(kernel, kept[key], x, y)

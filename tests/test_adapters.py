@@ -21,6 +21,7 @@ from localoss.plan.memory import Plan
 from quant.convert import convert_source
 from quant.errors import QuantError
 from quant.format.config import read_config
+from quant.format.layout import expert_run
 from quant.format.manifest import Dtypes
 from quant.sources import open_source
 from quant.sources.adapter import open_adapter
@@ -302,3 +303,22 @@ def test_gguf_of_another_model(checkpoint, tmp_path):
         path = write_gguf(tmp_path / f"{name}.gguf", [name])
         with pytest.raises(QuantError, match=r"blk.0.* has lora.* of another"):
             open_adapter(path, config)
+
+
+@pytest.mark.parametrize("name", ["attention", "experts"])
+def test_with_experts_from_the_disk(name, exact, plain, golden):
+    """The experts' own adapters stay in memory; which expert comes from where changes no bit."""
+    adapter, tokens = str(FOLDER / name), golden["tokens"].tolist()
+    config = read_config(plain / "config.json")
+    record = expert_run(config, "mxfp4").size
+    streamed = exact(adapter, expert_memory=(config.active_experts + 2) * config.layers * record)
+    assert streamed.expert_figures() is not None
+    np.testing.assert_array_equal(streamed.logits(tokens), exact(adapter, expert_memory=0).logits(tokens))
+
+
+def test_other_encodings_of_the_configuration(plain, tmp_path):
+    shutil.copytree(FOLDER / "router", tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(path.read_text(), encoding="utf-16")
+    with pytest.raises(QuantError, match="it is UTF-16; save it as UTF-8"):
+        open_adapters([str(tmp_path / "adapter")], plain, 8)

@@ -18,6 +18,8 @@ def parse_json(text: bytes) -> Any:
     """The JSON value in `text`, UTF-8, a mark before it or not. Raises: ValueError."""
     if len(text) > MOST_BYTES:
         raise ValueError(f"longer than {MOST_BYTES:,} bytes")
+    if text.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise ValueError("it is UTF-16; save it as UTF-8")
     try:
         return json.loads(text.decode("utf-8-sig"))
     except RecursionError:

@@ -38,7 +38,7 @@ ARCHITECTURES = ("gpt-oss", "gptoss")  # llama.cpp's word, Ollama's
 _MATRICES = tuple(name for name, _, _ in FORMATS.values() if name not in MXFP4_FORMATS)
 _VECTORS = ("F32", "F16", "BF16", "F64")
 _OTHER_FILES = {
-    "adapter": "a LoRA adapter, not a model; merge it into its base model first",
+    "adapter": "a LoRA adapter, not a model; give its base model, and this with --adapter",
     "imatrix": "an importance matrix, which other programs quantize with; give the model's GGUF",
     "mmproj": "a projector for images; give the model's GGUF",
 }

@@ -25,7 +25,9 @@ _BIAS = re.compile(r"model\.layers\.\d+\.self_attn\.[qkvo]_proj\.bias")
 class HuggingFaceSource(Source):
     def __init__(self, folder: Path):
         if not (folder / "config.json").exists() and any(folder.glob("adapter_*")):
-            raise QuantError(f"{folder}: a LoRA adapter, not a model; merge it into its base model first")
+            raise QuantError(
+                f"{folder}: a LoRA adapter, not a model; give its base model, and this with --adapter"
+            )
         config = read_config(folder / "config.json")
         small_files = {name: _small(folder / name) for name in CONFIG_FILES if (folder / name).exists()}
         files = Checkpoint(folder)

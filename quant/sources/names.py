@@ -68,7 +68,9 @@ def refuse_foreign(names: Iterable[str], where: object) -> None:
     names = list(names)
     if lora := [name for name in names if ".lora_" in name or ".modules_to_save." in name]:
         if len(lora) == len(names):
-            raise QuantError(f"{where}: a LoRA adapter, not a model; merge it into its base model first")
+            raise QuantError(
+                f"{where}: a LoRA adapter, not a model; give its base model, and this with --adapter"
+            )
         raise QuantError(
             f"{where}: holds LoRA weights beside the model's ({lora[0]}); merge them first, with PEFT's "
             "merge_and_unload"

@@ -73,7 +73,11 @@ class Host:
 
     def command(self, *command: str) -> list[str]:
         """What runs `command` there."""
-        inside = f'mount --bind {self.folder / "ray"} /tmp/ray && exec "$@"'
+        root = self.folder.parent  # hosts don't see each other's folders
+        inside = (
+            f"mount --bind {self.folder} /mnt && mount -t tmpfs none {root} && mkdir {self.folder} && "
+            f'mount --move /mnt {self.folder} && mount --bind {self.folder / "ray"} /tmp/ray && exec "$@"'
+        )
         return ["ip", "netns", "exec", self.name, "sh", "-c", inside, "sh", *command]
 
     def popen(self, *command: str, **options) -> subprocess.Popen:

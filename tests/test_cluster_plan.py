@@ -8,7 +8,7 @@ import pytest
 from localoss import cli
 from localoss.cluster.machines import Peer, parse_machines
 from localoss.cluster.placement import Room, part_of, place
-from localoss.cluster.predict import call_s, forecasts, rounded, shares_of
+from localoss.cluster.predict import STORED_S_PER_BYTE, call_s, forecasts, rounded, shares_of
 from localoss.errors import UsageError
 from localoss.hub.registry import known_models
 from localoss.plan.memory import Plan
@@ -97,7 +97,9 @@ def test_a_call_is_latency_and_bytes():
     peer = Peer(GB, network=125e6, latency_s=0.001)
     one, many = call_s(peer, 2880, 1), call_s(peer, 2880, 128)
     assert one > 0.002
-    assert many - one == pytest.approx(127 * 2 * 2880 * 4 / 125e6)
+    size = 128 * 2880 * 4
+    assert many - one == pytest.approx(127 / 128 * 2 * size / 125e6 + 2 * STORED_S_PER_BYTE * size)
+    assert call_s(peer, 2880, 128, ways=1) < many
 
 
 def test_the_first_machine_has_the_vocabulary():

@@ -130,6 +130,6 @@ class PartMachine:
     def ping(self) -> bool:
         return True
 
-    def echo(self, x: F32Array) -> F32Array:
-        """What a call costs by itself: docs/cluster.md's measurement."""
+    def echo(self, x: F32Array, rows: Sequence[PartRows]) -> F32Array:
+        """What a call of `run` costs by itself: docs/cluster.md's measurement."""
         return np.array(x)

@@ -20,8 +20,10 @@ from quant.format.sizes import class_bytes
 
 PROMPT_TOKENS = 512
 CHUNK_TOKENS = 128  # of a prompt, which one machine runs while the next one has the chunk before
-# A call of an actor and its answer, without the network's own time; see docs/cluster.md for the measurement.
-CALL_S = 0.0015
+# A call of an actor and its answer, and what Ray takes for each byte that lies in its object store meanwhile,
+# all without the network's own time; docs/cluster.md has the measurement.
+CALL_S, STORED_S_PER_BYTE = 0.0015, 3.3e-9
+_IN_CALL_BYTES = 100_000  # of an array; a larger one goes from store to store
 _SHARE = 0.85  # of the memory's bandwidth that decoding reaches
 _LAYER_S = 0.003 / 24  # what calling a layer's kernels takes whatever their size
 # Products of a core and second while a prompt is read: half of what docs/performance.md has of a core with
@@ -45,9 +47,15 @@ class Forecast:
     from_disk: float = 0.0
 
 
-def call_s(peer: Peer, hidden: int, tokens: int) -> float:
-    """What calling layers on another machine adds for so many tokens, there and back."""
-    return CALL_S + 2 * peer.latency_s + 2 * tokens * hidden * 4 / peer.network
+def call_s(peer: Peer, hidden: int, tokens: int, ways: int = 2) -> float:
+    """What calling layers on another machine adds for so many tokens.
+
+    ways: how often their residual stream crosses the network. A token's goes there and comes back, with the
+    call and its answer; a chunk's goes on from machine to machine.
+    """
+    size = tokens * hidden * 4
+    stored_s = STORED_S_PER_BYTE * size if size > _IN_CALL_BYTES else 0.0
+    return CALL_S + 2 * peer.latency_s + ways * (size / peer.network + stored_s)
 
 
 def forecasts(plan: Plan, peers: Sequence[Peer]) -> list[Forecast]:
@@ -130,7 +138,7 @@ def prompt_s(shares: Sequence[Share], peers: Sequence[Peer], hidden: int, tokens
     chunks = -(-tokens // here)
     stages = [
         _prompt_s(share.plan, peers[share.room], here)
-        + (call_s(peers[share.room], hidden, here) if share.room else 0)
+        + (call_s(peers[share.room], hidden, here, ways=1) if share.room else 0)
         for share in shares
     ]
     return sum(stages) + (chunks - 1) * max(stages)

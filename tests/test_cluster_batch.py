@@ -264,7 +264,19 @@ def test_without_the_extra_it_says_what_to_install(tmp_path, monkeypatch, capsys
     assert not Path("out.jsonl").exists() and not list(Path().glob("*.partial"))
 
 
-@pytest.mark.parametrize("address", ["here", "host:", ":6379", "host:port", "127.0.0.1:1", "127.0.0.1:99999"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "here",
+        "local",
+        "ray://127.0.0.1:10001",
+        "host:",
+        ":6379",
+        "host:port",
+        "127.0.0.1:1",
+        "127.0.0.1:99999",
+    ],
+)
 def test_an_address_where_nobody_is(address):
     with pytest.raises(UsageError) as caught:
         joining._check_reachable(address)

@@ -167,6 +167,7 @@ def test_replicas_restart_and_nothing_is_lost(three):
     found = result["found"]
     print([one["error"] for one in found if "error" in one][:5], said()[-1500:])
     assert len(found) == 200 and not any("error" in one for one in found)
+    assert set(result["apis"]) == {200}
     second = [one for one in found if one["turn"] == 1]
     hits = sum(one["cached"] > one["prompt"] // 3 for one in second)
     print(f"{hits} of {len(second)} second turns found their cache")

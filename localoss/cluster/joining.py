@@ -134,9 +134,13 @@ def _is_public(name: str) -> bool:
 
 def _check_reachable(address: str) -> None:
     """Raises: ClusterError at once where nobody listens, which takes Ray a minute to say."""
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if address in ("auto", "local"):
+    host, colon, port = address.rpartition(":")
+    if address == "auto":
         return
+    if "://" in address:
+        raise ClusterError(
+            f"--ray {address}: run the command on a machine of the cluster; `ray start --address=…` joins it"
+        )
     if not colon or not port.isdecimal() or not host:
         raise ClusterError(f"--ray {address!r}: give auto, or the head's address as 192.168.0.2:6379")
     try:

@@ -73,10 +73,30 @@ def main(url: str, key: str) -> None:
         thread.start()
     for thread in threads:
         thread.join()
+    apis = _other_apis(url.removesuffix("/v1"), {"Authorization": f"Bearer {key}"})
     metrics = httpx2.get(
         f"{url.removesuffix('/v1')}/metrics", headers={"Authorization": f"Bearer {key}"}, timeout=60
     ).text
-    Path("clients.json").write_text(json.dumps({"found": found, "metrics": metrics}))
+    Path("clients.json").write_text(json.dumps({"found": found, "metrics": metrics, "apis": apis}))
+
+
+def _other_apis(root: str, headers: dict[str, str]) -> list[int]:
+    """The statuses of Anthropic's and Ollama's APIs, and of ten responses that each follow the one before."""
+    common: dict = {"headers": headers, "timeout": 300}
+    said = [{"role": "user", "content": "What is 2 plus 3?"}]
+    answers = [
+        httpx2.post(
+            f"{root}/v1/messages", json={"model": "demo", "max_tokens": 24, "messages": said}, **common
+        ),
+        httpx2.post(f"{root}/api/chat", json={"model": "demo", "messages": said, "stream": False}, **common),
+    ]
+    previous = None
+    for number in range(10):
+        body = {"model": "demo", "input": f"What is {number} plus 1?", "max_output_tokens": 24}
+        body |= {"previous_response_id": previous} if previous else {}
+        answers.append(httpx2.post(f"{root}/v1/responses", json=body, **common))
+        previous = answers[-1].json().get("id")
+    return [answer.status_code for answer in answers]
 
 
 if __name__ == "__main__":

@@ -156,13 +156,13 @@ def test_replicas_restart_and_nothing_is_lost(three):
         sys.executable, child, f"http://{head.ip}:11435/v1", "a-key-of-the-test", cwd=head.folder
     )
     progress = head.folder / "clients.progress"
-    wait_for(lambda: progress.exists() and int(progress.read_text() or 0) >= 30, 600, said)
+    wait_for(lambda: progress.exists() and int(progress.read_text() or 0) >= 16, 600, said)
     serving = next(
         pid for pid in head.pids() if b"\0serve\0demo" in Path(f"/proc/{pid}/cmdline").read_bytes()
     )
     os.kill(serving, signal.SIGHUP)
     assert clients.wait(timeout=1500) == 0, said()[-2000:]
-    wait_for(lambda: said().count("is restarted") == 3, 900, said)
+    assert said().count("is restarted") == 3, "it took longer than the requests"
     result = json.loads((head.folder / "clients.json").read_text())
     found = result["found"]
     print([one["error"] for one in found if "error" in one][:5], said()[-1500:])

@@ -53,7 +53,6 @@ def join(address: str, notice: Callable[[str], None]) -> Any:
 
     notice: told if other people's machines may reach it. Raises: UsageError in one line.
     """
-    settings.set_variable("RAY_SERVE_LOG_TO_STDERR", "0")  # read as soon as it is imported
     ray = ray_module()
     if ray.is_initialized():
         return ray

@@ -5,6 +5,7 @@ asked, and who isn't while it is restarted, the endpoint decides: it knows what 
 """
 
 import asyncio
+import logging
 import secrets
 import signal
 import socket
@@ -158,8 +159,7 @@ class Fleet:
         """Ray Serve's handle of a new replica, which may still be loading."""
         files = self._files[0] if self._files else None
         with _one_at_a_time:
-            from ray import serve
-
+            serve = _serve()
             made = serve.deployment(ServedMachine).options(
                 name="replica",
                 num_replicas=1,
@@ -230,18 +230,22 @@ class Fleet:
 _one_at_a_time = threading.Lock()  # Ray Serve's calls may not come from several threads at once
 
 
+def _serve() -> Any:
+    """The library, which else says on stderr whatever it does."""
+    from ray import serve
+
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    return serve
+
+
 def _start_serve() -> None:
     with _one_at_a_time:
-        from ray import serve
-
-        serve.start(proxy_location="Disabled")
+        _serve().start(proxy_location="Disabled")
 
 
 def _delete(app: str) -> None:
     with suppress(Exception), _one_at_a_time:
-        from ray import serve
-
-        serve.delete(app)
+        _serve().delete(app)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx2
 
 CLIENTS, CONVERSATIONS = 8, 100
+PAUSE_S = 2.5  # after each request, so that they last as long as three restarts
 
 
 def main(url: str, key: str) -> None:
@@ -62,6 +63,7 @@ def main(url: str, key: str) -> None:
                 with lock:
                     found.append(result)
                     Path("clients.progress").write_text(str(len(found)))
+                time.sleep(PAUSE_S)
                 messages = [
                     *messages,
                     {"role": "assistant", "content": result.get("text", "")},

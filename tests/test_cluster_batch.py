@@ -220,6 +220,7 @@ def test_the_machines_own_and_shared_folders_come_first(machines, tmp_path, mode
     source = source_of("owner/tiny")
     at("other")
     assert located(source, None) == folder, "a folder that both see"
+    assert source.served == "owner/tiny" and source_of(str(folder)).served == "owner/tiny"
     own = tmp_path / "other" / "models" / "owner--tiny"
     shutil.copytree(folder, own)
     assert located(source, None) == own

@@ -7,6 +7,7 @@ to do here is to give a lost machine's lines to the others, and to ask machines 
 import asyncio
 import secrets
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from localoss.cluster.joining import (
@@ -44,6 +45,7 @@ def answer_on_cluster(
     Raises: UsageError.
     """
     source = source_of(how.model)
+    how = replace(how, served=source.served)  # a copy's folder may have another name
     with joined(address, notice) as ray:
         lines = Lines(work.requests(), work.journal, told, work.total)
         return asyncio.run(_Run(ray, source, how, loading, notice).run(lines))

@@ -34,6 +34,11 @@ class Source:
     manifest: bytes | None = None
 
     @property
+    def served(self) -> str:
+        """What requests call it, as on one machine."""
+        return self.name if self.folder is None else Path(self.folder).name.replace("--", "/", 1)
+
+    @property
     def digest(self) -> str:
         return hashlib.sha256(self.manifest or b"").hexdigest()[:_DIGEST_LETTERS]
 

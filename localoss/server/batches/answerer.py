@@ -18,13 +18,15 @@ from localoss.server.core.service import Service
 @dataclass(frozen=True)
 class Answering:
     """How lines are answered. model: a name or a folder. parallel: side by side; None for as many as there
-    are slots. replaces_model: whatever model a line names is this one.
+    are slots. replaces_model: whatever model a line names is this one. served: the model's name to lines;
+    None for its folder's.
     """
 
     model: str
     parallel: int | None = None
     think_budget: int | None = None
     replaces_model: bool = False
+    served: str | None = None
 
 
 class Answerer:
@@ -36,7 +38,8 @@ class Answerer:
     def __init__(self, engine: Engine, folder: Path, how: Answering) -> None:
         side_by_side = min(how.parallel or MOST_SLOTS, engine.slots)
         self.at_once = side_by_side + 1  # one more is ready when another ends
-        self.name = folder.absolute().name.replace("--", "/", 1)  # as the store writes a repository's name
+        # The store writes a repository's name so.
+        self.name = how.served or folder.absolute().name.replace("--", "/", 1)
         self._replaces_model = how.replaces_model
         self._scheduler = Scheduler(engine, self.at_once, side_by_side)
         pool = SequencePool(engine, engine.slots)

@@ -14,7 +14,9 @@ from localoss.hub.registry import known_models
 from localoss.model.forward import Chunk
 from localoss.options import LoadOptions
 from localoss.plan.gpu_sizes import token_traffic
+from localoss.plan.gpu_speed import CARD_BYTES_PER_S, gpu_estimate, shares
 from localoss.plan.memory import Plan, gpu_reserve_bytes, with_experts_apart
+from localoss.plan.speed import decode_bytes
 
 KEPT = dict(attention="bf16", embedding="bf16", unembedding="bf16")
 OPTIONS = dict(context_tokens=192, activations="f32", kv_dtype="f32", chunk_tokens=48, slots=3)
@@ -203,3 +205,19 @@ def test_memory_and_card_share_the_weights():
         plan = replace(PLAN_20B, gpu_layers=layers, gpu_experts=experts)
         kept = sum(size for name, size in plan.on_gpu.items() if name not in ("scratch", "KV cache"))
         assert plan.weights_bytes + kept == PLAN_20B.weights_bytes
+
+
+@pytest.mark.parametrize("plan", [PLAN_20B, PLAN_120B], ids=["20b", "120b"])
+def test_speed_follows_from_bandwidths(plan, monkeypatch, tmp_path):
+    """A token's bytes are read once, on one side or the other; more of them on the card is faster."""
+    monkeypatch.setenv("LOCALOSS_HOME", str(tmp_path))
+    last = 0.0
+    for experts in range(0, plan.config.layers + 1, 6):
+        split = replace(plan, gpu_layers=plan.config.layers, gpu_experts=experts)
+        read = shares(split)
+        assert abs(sum(read) - decode_bytes(plan)) < 200_000 * plan.config.layers  # files' headers
+        assert gpu_estimate(split).tokens_per_s > last
+        last = gpu_estimate(split).tokens_per_s
+    assert read.in_memory < 0.01 * read.on_gpu
+    faster = gpu_estimate(split, 2 * CARD_BYTES_PER_S)
+    assert faster.tokens_per_s > 1.3 * last

@@ -61,6 +61,9 @@ def random_experts(config, random):
     ("name", "experts", "parts", "chunk"),
     [
         ("gpt-oss-20b", 12, 2, 3),  # fewer experts of the same size: a few seconds
+        ("gpt-oss-20b", 4, 0, 3),  # experts in memory
+        pytest.param("gpt-oss-20b", 32, 0, 24, marks=pytest.mark.soak),
+        pytest.param("gpt-oss-120b", 128, 0, 24, marks=pytest.mark.soak),
         pytest.param("gpt-oss-20b", 32, 4, 24, marks=pytest.mark.soak),
         pytest.param("gpt-oss-120b", 128, 13, 24, marks=pytest.mark.soak),
     ],
@@ -76,10 +79,9 @@ def test_a_layer(name, experts, parts, chunk, gpu_adapter):
         array.flags.writeable = False
     weights = _weights([layer], vocabulary, config, dtypes, [_addresses(layer["experts"])])
 
-    device = Device(gpu_adapter)
-    on_gpu = GpuLayers(
-        device, config, dtypes, weights.tensors, (1, 1), LoadOptions(192, kv_dtype="f32", chunk_tokens=chunk)
-    )
+    device, options = Device(gpu_adapter), LoadOptions(192, kv_dtype="f32", chunk_tokens=chunk)
+    layers = (1, 1 if parts else 0)
+    on_gpu = GpuLayers(device, config, dtypes, weights.tensors, layers, options)
     if gpu_adapter.is_software:
         assert len(on_gpu._weights[0].experts) == parts
     results = []

@@ -61,7 +61,9 @@ def plan(
     gpu_memory: Annotated[
         int | None,
         typer.Option(
-            metavar="SIZE", parser=options.size_bytes, help="Say which layers a GPU of this size holds."
+            metavar="SIZE",
+            parser=options.size_bytes,
+            help="Say what a GPU of this size holds, and how fast it is then.",
         ),
     ] = None,
     machines: Annotated[
@@ -178,7 +180,7 @@ def _change(label: str, plan: "Plan", machine: "Machine") -> None:
 def _report(
     label: str, plan: "Plan", machine: "Machine", is_this_machine: bool, gpu_bytes: int | None
 ) -> dict[str, Any]:
-    from localoss.plan.memory import gpu_layers
+    from localoss.cli import plan_gpu
     from localoss.plan.speed import estimate
 
     limit = machine.limit_bytes
@@ -205,13 +207,7 @@ def _report(
     if speed := estimate(plan, limit):
         report["speed"] = asdict(speed) | {"is_estimate": True}
     if gpu_bytes is not None:
-        shared = replace(plan, gpu_layers=gpu_layers(plan, gpu_bytes))
-        report["gpu"] = {
-            "bytes": gpu_bytes,
-            "layers": shared.gpu_layers,
-            "on_gpu_bytes": shared.on_gpu,
-            "left_in_memory_bytes": shared.total_bytes,
-        }
+        report["gpu"] = plan_gpu.report(plan, gpu_bytes, limit)
     return report
 
 
@@ -225,8 +221,9 @@ def _print(
 ) -> None:
     from rich.console import Console
 
+    from localoss.cli import plan_gpu
     from localoss.plan.experts import with_cache
-    from localoss.plan.memory import gigabytes, gpu_layers
+    from localoss.plan.memory import gigabytes
     from localoss.plan.speed import estimate
 
     console = Console(highlight=False)
@@ -271,23 +268,7 @@ def _print(
     for change in plan.changes(limit, machine.idle_limit_bytes):
         console.print(f"To make it fit: {change}", markup=False)
     if gpu_bytes is not None:
-        _print_gpu(console, replace(plan, gpu_layers=gpu_layers(plan, gpu_bytes)), gpu_bytes)
-
-
-def _print_gpu(console: "Console", plan: "Plan", gpu_bytes: int) -> None:
-    """What a GPU of so many bytes holds of `plan`, whose gpu_layers fit it."""
-    from localoss.plan.memory import gigabytes
-
-    if not plan.gpu_layers:
-        console.print(f"A GPU of {gigabytes(gpu_bytes)} holds no layer of it.")
-        return
-    every = ", the unembedding too" if plan.unembeds_on_gpu else ""
-    parts = ", ".join(f"{name} {gigabytes(size)}" for name, size in plan.on_gpu.items() if size)
-    console.print(
-        f"A GPU of {gigabytes(gpu_bytes)} holds {plan.gpu_layers} of {plan.config.layers} layers{every} "
-        f"(--gpu-layers {plan.gpu_layers}): {gigabytes(plan.gpu_bytes)}, of it {parts}.\n"
-        f"The machine's memory takes {gigabytes(plan.total_bytes)} then."
-    )
+        plan_gpu.show(console, plan, gpu_bytes, limit)
 
 
 def _coloured(bar: str) -> "Text":

@@ -15,6 +15,7 @@ from prompt_toolkit.layout.controls import FormattedTextControl
 from localoss.options import KV_DTYPES
 from localoss.plan.disk import ASSUMED_BYTES_PER_S, DiskSpeed
 from localoss.plan.experts import Streaming, with_cache
+from localoss.plan.gpu_speed import CARD_BYTES_PER_S, gpu_estimate
 from localoss.plan.memory import FITS, TOO_LARGE, Plan, gigabytes
 from localoss.plan.speed import estimate
 
@@ -66,8 +67,12 @@ class LivePlan:
         return shown
 
     def _speed(self) -> str:
+        if self.plan.gpu_layers and self.plan.verdict(self._limit_bytes) == FITS:
+            on_card = gpu_estimate(self.plan)
+            told = f"{on_card.tokens_per_s:.3g} tokens/s, {on_card.full_tokens_per_s:.3g} with a full context"
+            return f"estimate (a card of {CARD_BYTES_PER_S / 1e9:.0f} GB/s): {told}"
         if self.plan.gpu_layers:
-            return "speed: no estimate with layers on a GPU"
+            return "speed: slow, as the disk allows"
         speed = estimate(self.plan, self._limit_bytes)
         if speed is None:
             cached = with_cache(self.plan, self._limit_bytes)

@@ -15,7 +15,7 @@ FILE = "speed.json"
 TYPICAL_BYTES_PER_S = 40e9  # a laptop's with two channels of DDR4-3200 or LPDDR5
 # A token of a model that wasn't measured itself: what its bytes take at the share of the bandwidth that
 # decoding reaches, and what calling kernels takes whatever their size.
-_SHARE, _CALLS_S = 0.85, 0.003
+SHARE, CALLS_S = 0.85, 0.003
 _ALIKE = 1.5  # a factor of bytes per token within which times are as the bytes
 _MOST_ENTRIES = 50
 
@@ -57,7 +57,7 @@ def estimate(plan: Plan, limit_bytes: int) -> Estimate | None:
         return None
     seconds, bandwidth, source = token_s(plan)
     cache = sum(bytes_ for name, bytes_ in plan.own.items() if name.startswith("KV cache")) // plan.slots
-    return Estimate(1 / seconds, 1 / (seconds + cache / (_SHARE * bandwidth)), source)
+    return Estimate(1 / seconds, 1 / (seconds + cache / (SHARE * bandwidth)), source)
 
 
 def token_s(plan: Plan) -> tuple[float, float, str]:
@@ -71,7 +71,7 @@ def token_s(plan: Plan) -> tuple[float, float, str]:
             seconds = nearest.s_per_token * size / nearest.bytes_per_token
             is_same = abs(nearest.bytes_per_token / size - 1) < 0.02
             source = "bench of this model" if is_same else "bench"
-    return seconds or size / (_SHARE * bandwidth) + _CALLS_S, bandwidth, source
+    return seconds or size / (SHARE * bandwidth) + CALLS_S, bandwidth, source
 
 
 def known_bandwidth() -> float:

@@ -96,3 +96,30 @@ def test_free_memory_of_nvidia_cards(tmp_path, monkeypatch):
 def test_a_share_of_the_machines_memory():
     card = Adapter("Apple M4", "integrated", "Metal", "", LIMITS)
     assert 1e8 < memory.memory_bytes(card) < 1e14
+
+
+def run_plan(capsys, *arguments):
+    assert cli.main(["plan", *arguments]) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("memory", "layers", "experts", "words"),
+    [
+        ("300MB", 0, None, ""),
+        ("1500MB", 2, (23, 0), "--gpu-layers 23 --gpu-experts 0"),
+        ("80GB", 24, None, ""),
+    ],
+)
+def test_plan_of_cards(memory, layers, experts, words, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("LOCALOSS_HOME", str(tmp_path))
+    arguments = ["gpt-oss-20b", "--memory", "64GB", "--context", "8192", "--gpu-memory", memory]
+    told, report = (run_plan(capsys, *arguments, *more) for more in ((), ("--json",)))
+    report = json.loads(report)["gpu"]
+    assert report["layers"] == layers == report["layers_with_experts"]
+    assert ("speed" in report) == (layers > 0) and ("holds no layer" in told) == (layers == 0)
+    apart = report.get("experts_apart")
+    assert (apart and (apart["layers"], apart["layers_with_experts"])) == experts
+    assert words in told
+    if apart:
+        assert apart["speed"]["tokens_per_s"] > report["speed"]["tokens_per_s"] > 0

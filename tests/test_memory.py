@@ -350,27 +350,6 @@ def test_plan_before_anything_is_downloaded(capsys, tmp_path, monkeypatch):
     assert out.count("; bandwidths give ") == 2 and "(a card of 272 GB/s, memory of 40 GB/s)" in out
 
 
-@pytest.mark.parametrize(
-    ("memory", "layers", "experts", "words"),
-    [
-        ("300MB", 0, None, ""),
-        ("1500MB", 2, (23, 0), "--gpu-layers 23 --gpu-experts 0"),
-        ("80GB", 24, None, ""),
-    ],
-)
-def test_plan_of_cards(memory, layers, experts, words, capsys, tmp_path, monkeypatch):
-    monkeypatch.setenv("LOCALOSS_HOME", str(tmp_path))
-    arguments = ["gpt-oss-20b", "--memory", "64GB", "--context", "8192", "--gpu-memory", memory]
-    told, report = run(capsys, *arguments)[1], json.loads(run(capsys, *arguments, "--json")[1])["gpu"]
-    assert report["layers"] == layers == report["layers_with_experts"]
-    assert ("speed" in report) == (layers > 0) and ("holds no layer" in told) == (layers == 0)
-    apart = report.get("experts_apart")
-    assert (apart and (apart["layers"], apart["layers_with_experts"])) == experts
-    assert words in told
-    if apart:
-        assert apart["speed"]["tokens_per_s"] > report["speed"]["tokens_per_s"] > 0
-
-
 def test_plan_in_json(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("LOCALOSS_HOME", str(tmp_path))
     arguments = ["gpt-oss-20b", "--memory", "13e9", "--context", "131072", "--kv-dtype", "int8", "--json"]

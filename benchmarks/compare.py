@@ -4,6 +4,9 @@
     python benchmarks/compare.py --model q20 --int4-model q20i4 --small-model q4 --gguf g20.gguf \\
         --peer-python peer/bin/python --peer-tools tools/ --pairs 3
 
+Several peers may stand beside it, for what a build leaves out says nothing: --peer NAME=COMMAND, for example
+"llama.cpp, native=node benchmarks/peer_node.mjs --modules peer"; each row names the best of them.
+
 A round takes each measurement once, each in a fresh process, ours and llama.cpp's in turns; --pairs says how
 many rounds. Results are kept in RESULTS.json after every run, and RESULTS.md is written from them: a run that
 was stopped goes on where it was, --rows takes some rows only, --again takes theirs anew, and --pairs 0 only
@@ -14,6 +17,7 @@ takes 22 GB, and a round half an hour.
 import argparse
 import json
 import os
+import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -75,12 +79,13 @@ def main() -> int:
         gguf=args.gguf,
         peer_python=args.peer_python,
         peer_tools=args.peer_tools,
+        peers=tuple(args.peer or ()),
     )
     table = rows.table(sizes)
     chosen = _choose(table, args.rows)
     can = rows.measurements(setup)
     names = {name for row in chosen for name in (*row.needs, *row.also)}
-    todo = [measurement for name, measurement in can.items() if name in names]
+    todo = [measurement for name, measurement in can.items() if name.partition("@")[0] in names]
 
     args.output.mkdir(parents=True, exist_ok=True)
     store = Store(args.output / "RESULTS.json")
@@ -141,6 +146,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--gguf", type=_path, help="the same weights for llama.cpp")
     parser.add_argument("--peer-python", help="a Python that has xllamacpp")
     parser.add_argument("--peer-tools", type=_path, help="with peer_llamacpp.py and read_bandwidth.py")
+    parser.add_argument(
+        "--peer",
+        type=_peer,
+        action="append",
+        metavar="NAME=COMMAND",
+        help="another peer; COMMAND GGUF --prompt-tokens N --gen-tokens N --threads N prints JSON",
+    )
     parser.add_argument("--pairs", type=int, default=3, help="runs of each (default: 3)")
     parser.add_argument("--rows", help="names of rows, comma-separated (default: all)")
     parser.add_argument("--again", action="store_true", help="forget earlier runs of these rows")
@@ -151,6 +163,13 @@ def _arguments() -> argparse.Namespace:
     here = Path(__file__).resolve().parent
     parser.add_argument("--output", type=Path, default=here, help="where RESULTS.* go (default: here)")
     return parser.parse_args()
+
+
+def _peer(text: str) -> tuple[str, tuple[str, ...]]:
+    name, _, command = text.partition("=")
+    if not name or not command or "@" in name:
+        raise argparse.ArgumentTypeError(f"{text}: give NAME=COMMAND")
+    return name, tuple(shlex.split(command))
 
 
 def _path(text: str) -> Path:

@@ -28,7 +28,7 @@ The weights are random: a checkpoint in the published layout and at the publishe
 scales and bfloat16 weights drawn at random, costs what the real one costs. `localoss quantize CHECKPOINT OUT`
 makes the model, `--attention int4 --unembedding int4` the second one; the small one has the first 4 layers.
 llama.cpp runs the same weights from a GGUF file, the experts' MXFP4 unchanged and all else as Q8_0, through
-PyPI's xllamacpp."""
+PyPI's xllamacpp; what other peers are their commands say. Each row stands beside the best of them."""
 
 
 def write(

@@ -47,7 +47,7 @@ def test_a_row_is_measured_kept_and_judged(compare, tmp_path):
     assert len((tmp_path / "peer.gguf").read_text()) == 1
     lines = (tmp_path / "RESULTS.md").read_text().splitlines()
     met = next(line for line in lines if line.startswith("| prefill, 64 tokens"))
-    assert "llama.cpp: 0.00 tokens/s" in met and met.endswith("| ≥ 3.5 × llama.cpp | yes |")
+    assert "llama.cpp: 0.00 tokens/s" in met and met.endswith("| ≥ 3.5 × the best peer | yes |")
     assert sum("not measured" in line for line in lines) > 5
     assert str(tmp_path) not in (tmp_path / "RESULTS.json").read_text()  # nothing of this machine's folders
 
@@ -59,6 +59,22 @@ def test_a_row_is_measured_kept_and_judged(compare, tmp_path):
     assert len((tmp_path / "peer.gguf").read_text()) == 3
     again = json.loads((tmp_path / "RESULTS.json").read_text())["measurements"]
     assert [len(again[name]["runs"]) for name in ("prefill", "peer-prefill")] == [1, 1]
+
+
+def test_each_row_names_the_best_of_several_peers(compare, tmp_path):
+    """One is faster at prefill than the other; what both did is in the table of single values."""
+    script = tmp_path / "fast.py"
+    script.write_text(PEER.replace('"prefill_tokens_per_s": 1e-3', '"prefill_tokens_per_s": 1e9'))
+    peer = f"fast one={sys.executable} {script}"
+    assert compare("--pairs", "1", "--rows", "prefill", "--peer", peer) == (0, "")
+    lines = (tmp_path / "RESULTS.md").read_text().splitlines()
+    met = next(line for line in lines if line.startswith("| prefill, 64 tokens"))
+    assert "fast one: 1000000000.00 tokens/s" in met and met.endswith("| **no** |")
+    assert any(line.startswith("| peer-prefill@fast one |") for line in lines)
+    assert any(line.startswith("| peer-prefill |") for line in lines)
+    assert str(tmp_path) not in (tmp_path / "RESULTS.md").read_text()
+    code, err = compare("--peer", "nonsense")
+    assert code == 2 and "nonsense: give NAME=COMMAND" in err
 
 
 def test_what_fails_is_told_and_the_rest_goes_on(compare, tmp_path):

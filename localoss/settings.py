@@ -291,13 +291,18 @@ def from_text(text: str, kind: type, where: str) -> Any:
         raise UsageError(f"{where} is {text!r}; give {meant}") from None
 
 
-def _checked(name: str, value: Any, where: str) -> Any:
-    """`value`, which is what `name` takes. Raises: UsageError."""
-    kind = CONFIG_KEYS.get(name)
-    if kind is None:
+def kind_of(name: str, where: str) -> type:
+    """What setting `name` takes. Raises: UsageError, which says `where`, for a name that is none."""
+    if name not in CONFIG_KEYS:
         nearest = difflib.get_close_matches(name, CONFIG_KEYS, n=1)
         hint = f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(CONFIG_KEYS)}"
         raise UsageError(f"{where}: there is no setting {name}; {hint}")
+    return CONFIG_KEYS[name]
+
+
+def _checked(name: str, value: Any, where: str) -> Any:
+    """`value`, which is what `name` takes. Raises: UsageError."""
+    kind = kind_of(name, where)
     if kind is str and type(value) is int and name in _SIZES:
         value = str(value)
     if kind is float and type(value) is int:

@@ -8,7 +8,7 @@ import pytest
 from support.scripted import ScriptedEngine
 
 import localoss
-from localoss import cli
+from localoss import cli, settings
 from localoss.chat import harmony
 from localoss.hub import registry
 
@@ -52,6 +52,18 @@ def test_a_setting_is_written_shown_and_used(run, tmp_path):
     run("run", "Hi there")
     assert run.engine.params.temperature == 1.0
     assert run("config", "temperature")[1] == "temperature is not set\n"
+
+
+def test_every_setting_is_taken_shown_and_taken_out(run):
+    examples = {"effort": "high", "kv_dtype": "int8", "gpu_layers": "3", "system": 'Say "no".'}
+    sizes = ("memory_limit", "gpu_memory", "expert_memory", "session_disk")
+    for name, kind in settings.CONFIG_KEYS.items():
+        value = examples.get(name) or ("4GB" if name in sizes else {str: "x", float: "0.5"}.get(kind, "1"))
+        code, out, err, *_ = run("config", name.replace("_", "-"), value)
+        assert code == 0 and out.startswith(f"{name} = "), (name, err)
+        assert run("config", name, "none")[1] == f"{name} is not set\n"
+    code, _, err, *_ = run("config", "efort", "high")
+    assert code and "did you mean effort?" in err
 
 
 def test_the_environment_goes_before_the_file(run, tmp_path, monkeypatch):

@@ -32,7 +32,7 @@ def config(
     """
     if name is not None:
         name = name.strip("-").replace("-", "_")
-        settings.parse_config(f"{name} = {_as_toml(name, '1')}", "localoss config")
+        settings.kind_of(name, "localoss config")
     if value is not None and name is not None:
         _set(name, value)
     found = settings.configured()
@@ -83,8 +83,7 @@ def _set(name: str, value: str) -> None:
 
 def _as_toml(name: str, value: str) -> str:
     """What was typed, as setting `name` is written. Raises: UsageError."""
-    kind = settings.CONFIG_KEYS.get(name, str)
-    return _toml(settings.from_text(value, kind, name))
+    return _toml(settings.from_text(value, settings.kind_of(name, "localoss config"), name))
 
 
 def _toml(value: Any) -> str:

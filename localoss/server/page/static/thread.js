@@ -67,12 +67,13 @@ function Exchange({ number, exchange, mine }) {
 function Welcome() {
   const { about } = state;
   if (!about) return null;
+  const tools = Object.entries(about.tools); // one of which may be the web
   return html`
     <div class="welcome">
       <img src="localoss/page/icon.svg" alt="" width="52" height="52" />
       <h2>What can I do for you?</h2>
-      <p>${about.introduction ?? html`<b>${about.model}</b> runs on this computer. Nothing that you write leaves it.`}</p>
-      <${Tools} tools=${Object.entries(about.tools)} />
+      <p>${about.introduction ?? html`<b>${about.model}</b> runs on this computer. ${!tools.length && "Nothing that you write leaves it."}`}</p>
+      <${Tools} tools=${tools} />
     </div>
   `;
 }

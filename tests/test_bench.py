@@ -104,6 +104,16 @@ def test_table(model, bench, monkeypatch):
     assert "pp11 " in once and "tg3 @ 11" in once and "±" not in once
 
 
+def test_a_narrow_terminal_cuts_no_number(model, bench, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    options = ["--depth", "20", "--repetitions", "2", "--depths", "0,9", "--parallel", "1,2"]
+    code, out, err = bench(model("window"), *SIZES, *options)
+    assert code == 0, err
+    lines = [line for line in out.splitlines() if line.startswith(("|", "model", "depth", " "))]
+    assert max(map(len, lines)) <= 40 and "…" not in out
+    assert "pp11 @ 20" in out and "tg3 @ 31" in out and out.startswith("model ")
+
+
 def test_too_many_tokens_is_one_line(model, bench):
     code, out, err = bench(model("window"), "--depth", "131072")
     assert code != 0 and not out

@@ -9,6 +9,7 @@ from support.live_server import live
 from support.page_client import PageClient, events_of, said
 from support.scripted import HELLO, ScriptedEngine, check
 
+from localoss.chat import harmony
 from localoss.chat.session import Session
 from localoss.chat.session_store import read_session, sessions
 from localoss.server.page import Page
@@ -212,6 +213,26 @@ def test_edits_and_other_answers_keep_what_was_there(server):
     way = {"revision": view["revision"], "exchange": 0, "is_answer": True, "rank": 0}
     assert said(tab.post(f"sessions/{name}/way", way).json()) == [("One", "Hello!")]
     assert tab.post(f"sessions/{name}/way", way).json()["error"]["code"] == "conversation_changed"
+
+
+def test_an_answer_is_edited_and_the_one_before_stays(server):
+    tab = PageClient(server)
+    name = tab.say(text="Hi")[0]["session"]
+    tab.say(session=name, revision=tab.view(name)["revision"], text="More")
+    view = tab.view(name)
+    edit = {"revision": view["revision"], "exchange": 0, "text": "Hello, said otherwise."}
+    edited = tab.post(f"sessions/{name}/edit", edit).json()
+    assert said(edited) == [("Hi", "Hello, said otherwise.")]
+    answer = edited["exchanges"][0]["answer"]
+    assert (answer["rank"], answer["ways"]) == (1, 2)
+    assert tab.post(f"sessions/{name}/edit", edit).json()["error"]["code"] == "conversation_changed"
+    tab.say(session=name, revision=edited["revision"], text="And now?")
+    prompt = harmony.encoding().decode(server.service.engine.prompts[-1])
+    assert "Hello, said otherwise." in prompt and "More" not in prompt
+    way = {"revision": tab.view(name)["revision"], "exchange": 0, "is_answer": True, "rank": 0}
+    assert said(tab.post(f"sessions/{name}/way", way).json())[1][0] == "More"
+    wrong = {"revision": tab.view(name)["revision"], "exchange": 9, "text": "x"}
+    assert tab.post(f"sessions/{name}/edit", wrong).status_code == 400
 
 
 def test_another_answer_that_is_stopped_before_a_word_leaves_the_first(server):

@@ -93,6 +93,14 @@ def test_edits_and_other_answers_stay(serve, open_tab):
     tab.page.keyboard.press("Escape")
     tab.page.wait_for_selector(".editor", state="detached")
     assert tab.questions() == ["First", "Second"]
+    tab.click("Edit the answer", nth=1)
+    tab.page.fill("[aria-label='The answer']", "Two, *corrected*.")
+    tab.click("Save")
+    tab.page.wait_for_selector(".answer em")
+    assert tab.answers() == ["One.", "Two, corrected."]
+    tab.click("Version before, of the answer")
+    tab.page.wait_for_selector("text=Two.")
+    assert tab.answers() == ["One.", "Two."]
 
 
 def test_markdown_code_and_mathematics(serve, open_tab):

@@ -266,6 +266,35 @@ def test_sessions_are_exported(chat, tmp_path, monkeypatch, capsys):
     assert out.splitlines()[0].startswith("trip") and "One" in out and "caches may take 4.00 GB" in err
 
 
+def ask_for_a_while(terminal, asked, rng):
+    """Type questions one after the other for a random time; the number of the next one."""
+    ends = time.monotonic() + rng.uniform(0.0, 1.5)
+    while time.monotonic() < ends:
+        terminal.type(f"Question {asked}\r")
+        asked += 1
+        while time.monotonic() < ends and "> " not in terminal.line() + " ":
+            terminal.take(0.01)
+        terminal.take(0.05)
+    return asked
+
+
+def ask_until_one_stands(terminal, asked, rng):
+    asked = ask_until_an_answer_begins(terminal, asked, rng)
+    terminal.wait_for_prompt()
+    return asked
+
+
+def ask_until_an_answer_begins(terminal, asked, rng):
+    """Type one, and wait until its answer is shown: that may take long on a busy machine."""
+    shown = terminal.everything().count("Answer ")
+    terminal.type(f"Question {asked}\r")
+    ends = time.monotonic() + 60
+    while terminal.everything().count("Answer ") <= shown and time.monotonic() < ends:
+        terminal.take(0.01)
+    terminal.take(rng.uniform(0.0, 0.1))
+    return asked + 1
+
+
 def kill_and_resume(tmp_path, kills, seed):
     """Kill a chat at random moments again and again; every time, see what the next one finds.
 
@@ -279,13 +308,8 @@ def kill_and_resume(tmp_path, kills, seed):
         started = time.monotonic()
         terminal.wait_for("tokens", where=terminal.status)  # the status, once all is loaded
         resume_s = time.monotonic() - started
-        dies_at = time.monotonic() + rng.uniform(0.0, 1.5)
-        while time.monotonic() < dies_at:
-            terminal.type(f"Question {asked}\r")
-            asked += 1
-            while time.monotonic() < dies_at and "> " not in terminal.line() + " ":
-                terminal.take(0.01)
-            terminal.take(0.05)
+        asks = (ask_for_a_while, ask_until_an_answer_begins, ask_until_one_stands)[kill % 3]
+        asked = asks(terminal, asked, rng)
         terminal.child.kill(signal.SIGKILL)
         terminal.take(0.2)
         text = terminal.everything()
@@ -313,4 +337,4 @@ def test_killed_at_random(tmp_path):
 @pytest.mark.soak
 def test_killed_fifty_times(tmp_path):
     told = kill_and_resume(tmp_path, 50, seed=2)
-    assert sum(role == "assistant" for role, _ in told) > 25
+    assert sum(role == "assistant" for role, _ in told) > 10

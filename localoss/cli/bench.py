@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _PROFILED_TOKENS = 32
 _MOST_PARALLEL = 64
+_WIDE = 70  # columns that the whole table takes, about
 _SHORT_CONTEXT = 2048  # tokens: up to there the KV cache hardly slows decoding down
 
 
@@ -145,7 +146,7 @@ def _print_together(console: "Console", results: "list[SideBySide]") -> None:
 
     table = Table(box=box.MARKDOWN)
     for name in ("sequences", "tokens/s in all", "over one", "each", "step p50", "p95", "p99 ms"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")  # a number that is cut says nothing
     for one in results:
         steps = [f"{1000 * seconds:.1f}" for seconds in one.step_s]
         each = f"{one.tokens_per_s / one.sequences:.2f}"
@@ -158,16 +159,20 @@ def _print_speeds(console: "Console", model: str, result: "Benchmark") -> None:
     from rich import box
     from rich.table import Table
 
-    table = Table("model", "size", "threads", "simd", "test", box=box.MARKDOWN)
+    machine = [model, f"{result.weights_bytes / 1e9:.2f} GB", str(result.threads), result.simd]
+    names = ["model", "size", "threads", "simd"]
+    if console.width < _WIDE:  # what each row would say again stands once above
+        console.print(" · ".join(f"{name} {value}" for name, value in zip(names, machine, strict=True)))
+        names = machine = []
+    table = Table(*names, "test", box=box.MARKDOWN)
     table.add_column("tokens/s", justify="right")
-    machine = (f"{result.weights_bytes / 1e9:.2f} GB", str(result.threads), result.simd)
     for name, tokens, depth, speeds in [
         ("pp", result.prompt_tokens, result.depth, result.prefill_runs_tokens_per_s),
         ("tg", result.gen_tokens, result.depth + result.prompt_tokens, result.decode_runs_tokens_per_s),
     ]:
         spread = f" ± {statistics.stdev(speeds):.2f}" if len(speeds) > 1 else ""
         test = f"{name}{tokens} @ {depth}" if depth else f"{name}{tokens}"
-        table.add_row(model, *machine, test, f"{statistics.mean(speeds):.2f}{spread}")
+        table.add_row(*machine, test, f"{statistics.mean(speeds):.2f}{spread}")
     console.print(table)
     read_gb, bandwidth_gb = result.decode_bytes_per_token / 1e9, result.read_bandwidth_bytes_per_s / 1e9
     if result.gpu:
@@ -181,7 +186,7 @@ def _print_speeds(console: "Console", model: str, result: "Benchmark") -> None:
         f"Loaded in {result.load_s:.1f} s, read through in {result.touch_s:.1f} s; "
         f"peak memory {result.peak_rss_bytes / 1e9:.2f} GB.\n"
         f"Decode reads {read_gb:.2f} GB a token, at {speed}\n",
-        soft_wrap=True,
+        soft_wrap=not console.is_terminal,
     )
 
 

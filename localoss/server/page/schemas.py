@@ -76,6 +76,14 @@ class Way(Strict):
     rank: Annotated[int, Field(ge=0)]
 
 
+class Edit(Strict):
+    """Other words in the place of an answer."""
+
+    revision: Annotated[str, Field(max_length=64)]
+    exchange: Annotated[int, Field(ge=0)]
+    text: Annotated[str, Field(min_length=1)]
+
+
 class Document(Strict):
     """A file that goes with a message. data: its bytes, in Base64."""
 

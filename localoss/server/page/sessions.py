@@ -1,5 +1,6 @@
 """The conversations: listed, opened, renamed, exported and removed. They are the terminal's sessions."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -8,6 +9,7 @@ from fastapi.responses import JSONResponse, Response
 
 from localoss.chat import branches, export
 from localoss.chat.conversation import Conversation
+from localoss.chat.harmony import Message
 from localoss.chat.session import Session
 from localoss.chat.session_store import free_name, read_session, remove_session, revision, sessions
 from localoss.errors import UsageError
@@ -16,7 +18,7 @@ from localoss.server.core.hosted import HostedTools
 from localoss.server.core.threads import in_thread
 from localoss.server.page.answers import Answers
 from localoss.server.page.origin import PageRoute
-from localoss.server.page.schemas import Change, Nothing, Setup, Way
+from localoss.server.page.schemas import Change, Edit, Nothing, Setup, Way
 from localoss.server.page.view import view_of
 from quant.errors import BusyError
 
@@ -84,17 +86,21 @@ async def change_session(body: Change, request: Request) -> Response:
 async def choose_way(body: Way, request: Request) -> Response:
     """Go on with another version of a question or an answer."""
 
-    def choose() -> dict[str, Any]:
-        with_session = opened(request.path_params["name"], body.revision)
-        try:
-            assert with_session.conversation and with_session.model
-            branches.choose(with_session.conversation, body.exchange, body.is_answer, body.rank)
-            with_session.save_messages(with_session.conversation, with_session.model)
-        finally:
-            with_session.close()
-        return _view(with_session.name, _hosted(request))
+    def choose(conversation: Conversation) -> None:
+        branches.choose(conversation, body.exchange, body.is_answer, body.rank)
 
-    return told(await in_thread(_as_told, choose))
+    return told(await in_thread(_as_told, _changed, request, body.revision, choose))
+
+
+@router.post("/{name}/edit")
+async def edit_answer(body: Edit, request: Request) -> Response:
+    """Put other words in an answer's place; the answer before stays as a version."""
+
+    def edit(conversation: Conversation) -> None:
+        branches.part(conversation, body.exchange, is_answer=True)
+        conversation.answer([Message("assistant", body.text, "final")])
+
+    return told(await in_thread(_as_told, _changed, request, body.revision, edit))
 
 
 @router.post("/{name}/copy")
@@ -193,6 +199,18 @@ def _revision(name: str) -> str:
         return revision(name)
     except UsageError as error:
         raise as_refusal(error) from None
+
+
+def _changed(request: Request, revision: str, change: Callable[[Conversation], None]) -> dict[str, Any]:
+    """The request's session after `change`. Raises: ApiError, UsageError."""
+    session = opened(request.path_params["name"], revision)
+    try:
+        assert session.conversation and session.model
+        change(session.conversation)
+        session.save_messages(session.conversation, session.model)
+    finally:
+        session.close()
+    return _view(session.name, _hosted(request))
 
 
 def _change(name: str, change: Change, hosted: HostedTools | None) -> dict[str, Any]:

@@ -6,10 +6,14 @@ import { copyText } from "./clipboard.js";
 import { Icon } from "./icons.js";
 import { Markdown } from "./markdown.js";
 import { Call } from "./calls.js";
-import { change, chooseWay, live, say, state } from "./store.js";
+import { change, chooseWay, editAnswer, live, say, state } from "./store.js";
 
 export function Question({ number, question, isLive }) {
-  if (state.editing === number) return html`<${Editor} number=${number} question=${question} />`;
+  if (state.editing === number) {
+    const send = (text, keptFiles) =>
+      say({ text, keptFiles, number, shown: { text, files: keptFiles.map((index) => question.files[index]) } });
+    return html`<${Editor} label="The question" before=${question.text} files=${question.files} done="Send" send=${send} />`;
+  }
   return html`
     <div class="question">
       ${question.is_left_out && html`<p class="left-out">The model no longer sees this.</p>`}
@@ -30,9 +34,9 @@ export function Question({ number, question, isLive }) {
   `;
 }
 
-function Editor({ number, question }) {
-  const [text, setText] = useState(question.text);
-  const [kept, setKept] = useState(question.files.map((_, index) => index));
+function Editor({ label, before, files, done, send: sendIt }) {
+  const [text, setText] = useState(before);
+  const [kept, setKept] = useState(files.map((_, index) => index));
   const place = useRef(null);
   useLayoutEffect(() => {
     place.current.focus();
@@ -41,8 +45,7 @@ function Editor({ number, question }) {
   const cancel = () => change({ editing: null });
   const send = (event) => {
     event?.preventDefault();
-    const files = kept.map((index) => question.files[index]);
-    if (text.trim()) say({ text, keptFiles: kept, number, shown: { text, files } });
+    if (text.trim()) sendIt(text, kept);
   };
   const onKey = (event) => {
     if (event.key === "Escape") {
@@ -56,18 +59,18 @@ function Editor({ number, question }) {
       html`<ul class="files" aria-label="Files">
         ${kept.map(
           (index) => html`<li>
-            <${Icon} name="file" /> ${question.files[index].name}
-            <button type="button" aria-label=${`Leave ${question.files[index].name} out`} onClick=${() => setKept(kept.filter((one) => one !== index))}>
+            <${Icon} name="file" /> ${files[index].name}
+            <button type="button" aria-label=${`Leave ${files[index].name} out`} onClick=${() => setKept(kept.filter((one) => one !== index))}>
               <${Icon} name="close" />
             </button>
           </li>`,
         )}
       </ul>`}
-      <textarea ref=${place} aria-label="The question" value=${text} rows=${Math.min(text.split("\n").length + 1, 12)} onInput=${({ target }) => setText(target.value)} onKeyDown=${onKey}></textarea>
+      <textarea ref=${place} aria-label=${label} value=${text} rows=${Math.min(text.split("\n").length + 1, 12)} onInput=${({ target }) => setText(target.value)} onKeyDown=${onKey}></textarea>
       <div class="row">
         <small>The version before stays: ‹ and › go back to it.</small>
         <button type="button" class="quiet" onClick=${cancel}>Cancel</button>
-        <button type="submit" class="primary" disabled=${!text.trim()}>Send</button>
+        <button type="submit" class="primary" disabled=${!text.trim()}>${done}</button>
       </div>
     </form>
   `;
@@ -79,6 +82,12 @@ export function Answer({ number, answer, mine, isLast }) {
   const said = parts.filter(({ kind }) => kind === "answer" || kind === "preamble");
   const text = said.map((part) => part.text).join("\n\n");
   const regenerate = () => say({ number });
+  const place = `answer ${number}`; // among those that can be edited
+  if (state.editing === place) {
+    const written = parts.filter(({ kind }) => kind === "answer").map((part) => part.text);
+    const send = (changed) => editAnswer(number, changed);
+    return html`<${Editor} label="The answer" before=${written.join("\n\n")} files=${[]} done="Save" send=${send} />`;
+  }
   if (!mine && !parts.length) {
     return html`
       <div class="answer">
@@ -103,6 +112,7 @@ export function Answer({ number, answer, mine, isLast }) {
       html`<div class=${isLast ? "actions is-shown" : "actions"}>
         <${Ways} number=${number} versions=${answer} isAnswer=${true} />
         <${Copy} text=${text} label="Copy the answer" />
+        <${Act} icon="edit" label="Edit the answer" isOff=${Boolean(live())} act=${() => change({ editing: place })} />
         <${Act} icon="regenerate" label="Another answer" isOff=${Boolean(live())} act=${regenerate} />
         ${figures && html`<span class="figures">${describe(figures)}</span>`}
       </div>`}

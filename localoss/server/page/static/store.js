@@ -255,11 +255,22 @@ export function stop() {
 }
 
 export function chooseWay(number, isAnswer, rank) {
-  const way = { revision: state.view.revision, exchange: number, is_answer: isAnswer, rank };
+  return goOn("way", number, { is_answer: isAnswer, rank });
+}
+
+/** Other words in an answer's place, which stays as a version. */
+export function editAnswer(number, text) {
+  return goOn("edit", number, { text });
+}
+
+/** Have the conversation go on from another version of a message. */
+function goOn(how, number, more) {
+  const { revision } = state.view;
   return attempt(async () => {
-    const view = await post(`sessions/${encodeURIComponent(state.name)}/way`, way);
+    const asked = { revision, exchange: number, ...more };
+    const view = await post(`sessions/${encodeURIComponent(state.name)}/${how}`, asked);
     delete state.figures[`${view.name} ${number}`];
-    change({ view, error: null });
+    change({ view, error: null, editing: null });
     others.postMessage("changed");
   });
 }

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
-from catalogue import ECHOED, KINDS, PROGRAMS, SHOUTED, Client, Kind, Program
+from catalogue import ECHOED, KINDS, PROGRAMS, SHOUTED, SNIPPET, Client, Kind, Program
 from install import programs_of, python_of
+from snippets import command_of, is_answer, snippets
 
 HERE = Path(__file__).parent
 _MARK = "LOCALOSS_CLIENTS_RUN"  # in the environment of all that an attempt starts
@@ -38,13 +39,15 @@ class Result:
 
     @property
     def passes(self) -> bool:
-        return not self.problem and all(self.word(kind) != "no" for kind in KINDS)
+        return not self.problem and all(self.word(kind) != "no" for kind in (*KINDS, SNIPPET))
 
     @property
     def text(self) -> str:
-        return "  ".join((*(f"{kind}: {self.word(kind)}" for kind in KINDS), self.problem, *self.notes))
+        return "  ".join(
+            (*(f"{kind}: {self.word(kind)}" for kind in (*KINDS, SNIPPET)), self.problem, *self.notes)
+        )
 
-    def word(self, kind: Kind) -> str:
+    def word(self, kind: Kind | str) -> str:
         return self.passed.get(kind, "no")
 
 
@@ -56,6 +59,7 @@ def try_client(folder: Path, client: Client, version: str, url: str, patience: f
         passed = _try_library(folder, client, url, patience * len(KINDS))
     else:
         passed = _Trial(folder, client, PROGRAMS[client.name], url, patience).passed()
+    passed |= _try_snippet(folder, client, url, patience)
     return Result(version, passed, notes=_refusals(_seen(wire, before)))
 
 
@@ -69,6 +73,17 @@ def _try_library(folder: Path, client: Client, url: str, patience: float) -> dic
     lines = output(folder, client.name, command, {}, patience).splitlines()
     told = [json.loads(line) for line in lines if line.startswith('["') and line.endswith("]")]
     return {what: word for what, word, _ in told}
+
+
+def _try_snippet(folder: Path, client: Client, url: str, patience: float) -> dict[str, str]:
+    """Whether the client's snippet in the documentation does what it says."""
+    if client.name not in snippets():
+        return {}
+    shutil.rmtree(folder / "work", ignore_errors=True)  # it makes its own files
+    command = command_of(client.name, url, python_of(folder, client), folder / "js")
+    path = f"{programs_of(folder, client)}{os.pathsep}{os.environ['PATH']}"
+    said = output(folder, client.name, command, {"PATH": path}, patience)
+    return {SNIPPET: _word(is_answer(client.name, said))}
 
 
 class _Trial:
@@ -170,7 +185,7 @@ def output(folder: Path, name: str, command: list, environment: dict[str, str], 
         file.write(f"\n(after {time.monotonic() - began_s:.1f} s: {process.returncode})\n")
         file.flush()
         file.seek(begins)
-        return file.read()
+        return "\n" + file.read()
 
 
 def _end_all(process: subprocess.Popen) -> None:

@@ -11,6 +11,7 @@ ECHOED = r"The tool said:.{0,400}?localoss-42"  # only what came back to the pla
 
 Kind = Literal["plain", "stream", "tool"]
 KINDS: tuple[Kind, ...] = ("plain", "stream", "tool")
+SNIPPET = "snippet"  # of docs/clients.md
 
 
 @dataclass(frozen=True)

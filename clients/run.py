@@ -18,10 +18,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from attempts import Result, try_client
-from catalogue import CLIENTS, KINDS
+from catalogue import CLIENTS, KINDS, SNIPPET
 from install import install
 
 HERE = Path(__file__).parent
+COLUMNS = (*KINDS, SNIPPET)
+_HEAD = "| Client | version | a plain answer | a stream | a tool's round trip | its snippet |"
 
 
 def main() -> int:
@@ -93,21 +95,22 @@ class Results:
 
 
 def write_table(path: Path, results: Results) -> None:
-    rows = ["| Client | version | a plain answer | a stream | a tool's round trip |", "|---|---|---|---|---|"]
+    rows = [_HEAD, "|---|---|---|---|---|---|"]
     notes = []
     for client in CLIENTS:
         result = results.get(client.name)
         if result is None:
-            rows.append(f"| {client.name} | | not tried | not tried | not tried |")
+            rows.append(f"| {client.name} | | not tried | not tried | not tried | not tried |")
             continue
-        rows.append(f"| {client.name} | {result.version} | {' | '.join(map(result.word, KINDS))} |")
+        rows.append(f"| {client.name} | {result.version} | {' | '.join(map(result.word, COLUMNS))} |")
         notes += [f"- {client.name}: {one}" for one in (client.note, *result.notes) if one]
     text = f"""\
 # Clients that were tried
 
 Written by `make clients` on {datetime.date.today()}: real clients, as npm and PyPI give them, against
 `localoss serve` with an engine that plays the model (clients/player.py). A stream counts where the
-answer came in several pieces, and a tool where it ran and the model was given its result.
+answer came in several pieces, and a tool where it ran and the model was given its result. Snippets are
+those of [clients.md](clients.md#a-snippet-for-each).
 
 """
     text += "\n".join(rows) + "\n"

@@ -18,6 +18,7 @@ import attempts  # noqa: E402
 import catalogue  # noqa: E402
 import player  # noqa: E402
 import run  # noqa: E402
+import snippets  # noqa: E402
 from wire import Wire  # noqa: E402
 
 from localoss.cli.launch import PROGRAMS as LAUNCHED  # noqa: E402
@@ -48,6 +49,7 @@ def test_every_client_has_a_way_to_be_tried():
     for client in catalogue.CLIENTS:
         if client.script:
             assert client.script in (python if client.registry == "PyPI" else javascript)
+    assert set(snippets.snippets()) == set(names)
     assert {one.launch for one in catalogue.PROGRAMS.values() if one.launch} <= set(LAUNCHED)
 
 
@@ -86,7 +88,7 @@ class TestAttempts:
     def test_a_client_that_streams(self, tried):
         result = tried(ASKS.replace("STREAM", "True"))
         assert result.passed == {"plain": "yes", "stream": "yes", "tool": "has none"}
-        assert result.passes and not result.notes
+        assert all(result.word(kind) != "no" for kind in catalogue.KINDS) and not result.notes
 
     def test_whole_answers_are_no_stream(self, tried):
         result = tried(ASKS.replace("STREAM", "False"))
@@ -126,7 +128,7 @@ def test_the_table_says_what_passed_and_what_was_not_tried(tmp_path):
     results.put(first.name, attempts.Result("1.2", {"plain": "yes", "stream": "has none"}, notes=["a note"]))
     run.write_table(tmp_path / "table.md", results)
     table = (tmp_path / "table.md").read_text(encoding="utf-8")
-    assert f"| {first.name} | 1.2 | yes | has none | no |" in table
-    assert f"| {second.name} | | not tried | not tried | not tried |" in table
+    assert f"| {first.name} | 1.2 | yes | has none | no | no |" in table
+    assert f"| {second.name} | | not tried | not tried | not tried | not tried |" in table
     assert f"- {first.name}: a note" in table
     assert not results.get(first.name).passes and results.get(second.name) is None

@@ -7,12 +7,13 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
-from catalogue import ECHOED, KINDS, PROGRAMS, SHOUTED, SNIPPET, Client, Kind, Program
+from catalogue import ECHOED, FOUND, KINDS, PROGRAMS, SHOUTED, SNIPPET, Client, Kind, Program
 from install import programs_of, python_of
 from snippets import command_of, is_answer, snippets
 
@@ -30,37 +31,36 @@ _GENERATES = (
 
 @dataclass
 class Result:
-    """What came of a client: passed is "yes", "no" or "has none" by kind. notes: what else was seen."""
+    """What came of a client: passed is "yes", "no" or "has none" by column. notes: what else was seen."""
 
-    version: str
     passed: dict[str, str] = field(default_factory=dict)
-    problem: str = ""
     notes: list[str] = field(default_factory=list)
+    version: str = ""
+    problem: str = ""
 
-    @property
-    def passes(self) -> bool:
-        return not self.problem and all(self.word(kind) != "no" for kind in (*KINDS, SNIPPET))
+    def passes(self, columns: Sequence[str]) -> bool:
+        return not self.problem and all(self.word(column) != "no" for column in columns)
 
-    @property
-    def text(self) -> str:
-        return "  ".join(
-            (*(f"{kind}: {self.word(kind)}" for kind in (*KINDS, SNIPPET)), self.problem, *self.notes)
-        )
+    def text(self, columns: Sequence[str]) -> str:
+        words = (f"{column}: {self.word(column)}" for column in columns)
+        return "  ".join(filter(None, (self.version, *words, self.problem, *self.notes)))
 
-    def word(self, kind: Kind | str) -> str:
-        return self.passed.get(kind, "no")
+    def word(self, column: str) -> str:
+        return self.passed.get(column, "no")
 
 
-def try_client(folder: Path, client: Client, version: str, url: str, patience: float) -> Result:
+def try_client(
+    folder: Path, client: Client, url: str, patience: float, kinds: tuple[Kind, ...] = KINDS
+) -> Result:
     wire = folder / "wire.jsonl"
     wire.touch()
     before = wire.stat().st_size
     if client.script:
         passed = _try_library(folder, client, url, patience * len(KINDS))
     else:
-        passed = _Trial(folder, client, PROGRAMS[client.name], url, patience).passed()
+        passed = _Trial(folder, client, PROGRAMS[client.name], url, patience).passed(kinds)
     passed |= _try_snippet(folder, client, url, patience)
-    return Result(version, passed, notes=_refusals(_seen(wire, before)))
+    return Result(passed, notes=_refusals(_seen(wire, before)))
 
 
 def _try_library(folder: Path, client: Client, url: str, patience: float) -> dict[str, str]:
@@ -83,7 +83,7 @@ def _try_snippet(folder: Path, client: Client, url: str, patience: float) -> dic
     command = command_of(client.name, url, python_of(folder, client), folder / "js")
     path = f"{programs_of(folder, client)}{os.pathsep}{os.environ['PATH']}"
     said = output(folder, client.name, command, {"PATH": path}, patience)
-    return {SNIPPET: _word(is_answer(client.name, said))}
+    return {SNIPPET: yes_or_no(is_answer(client.name, said))}
 
 
 class _Trial:
@@ -93,14 +93,14 @@ class _Trial:
         self._folder, self._client, self._program, self._url = folder, client, program, url
         self._patience, self._wire = patience, folder / "wire.jsonl"
 
-    def passed(self) -> dict[str, str]:
+    def passed(self, kinds: tuple[Kind, ...]) -> dict[str, str]:
         environment, arguments = self._told()
         for name, text in self._program.files:
             file = self._folder / "home" / name
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(self._filled(text))
         passed = {}
-        for kind, asked in zip(KINDS, self._program.attempts, strict=True):
+        for kind, asked in zip(kinds, self._program.attempts, strict=True):
             passed[kind] = "has none" if asked is None else self._try(kind, environment, [*arguments, *asked])
         return passed
 
@@ -114,14 +114,16 @@ class _Trial:
             self._output([*map(self._filled, self._program.before)], environment)
         said = self._output([self._program.command, *arguments], environment)
         if kind == "tool" and self._program.writes:
-            return _word(written.exists() and "localoss-42" in written.read_text())
+            return yes_or_no(written.exists() and "localoss-42" in written.read_text())
+        if kind == "web_search":
+            return yes_or_no(re.search(FOUND, said, re.S))
         if kind == "tool":
-            return _word(re.search(ECHOED, said, re.S))
+            return yes_or_no(re.search(ECHOED, said, re.S))
         streamed = any(
             one["streamed"] and one["pieces"] > 2 and one["path"] in _GENERATES
             for one in _seen(self._wire, before)
         )
-        return _word(SHOUTED in said and (kind == "plain" or streamed))
+        return yes_or_no(SHOUTED in said and (kind == "plain" or streamed))
 
     def _output(self, command: list[str], environment: dict[str, str]) -> str:
         name, *rest = command
@@ -221,5 +223,5 @@ def _refusals(seen: list[dict]) -> list[str]:
     return sorted(told)
 
 
-def _word(passes: object) -> str:
+def yes_or_no(passes: object) -> str:
     return "yes" if passes else "no"

@@ -9,7 +9,7 @@ SHOUTED = "BANANA SPLIT, PEELED"  # what the player makes of it; no echo of the 
 ECHO = '"echo localoss-$((40+2))"'
 ECHOED = r"The tool said:.{0,400}?localoss-42"  # only what came back to the player, and from it
 
-Kind = Literal["plain", "stream", "tool"]
+Kind = Literal["plain", "stream", "tool", "code_interpreter", "web_search"]
 KINDS: tuple[Kind, ...] = ("plain", "stream", "tool")
 SNIPPET = "snippet"  # of docs/clients.md
 
@@ -42,7 +42,7 @@ class Program:
     """
 
     command: str
-    attempts: tuple[tuple[str, ...] | None, tuple[str, ...] | None, tuple[str, ...] | None]
+    attempts: tuple[tuple[str, ...] | None, ...]
     launch: str | None = None
     environment: tuple[tuple[str, str], ...] = ()
     arguments: tuple[str, ...] = ()
@@ -67,6 +67,8 @@ _LLM_TOOL = (
     "def weather(city: str) -> str:\n    'The weather of a city.'\n    return 'localoss-' + str(40 + 2)"
 )
 _AIDER = ("--yes-always", "--no-git", "--no-check-update", "--analytics-disable", "--edit-format", "whole")
+
+CODEX_SEARCH = "codex, the server's tools"
 
 PROGRAMS = {
     "codex": Program("codex", ((*_CODEX, SHOUT), (*_CODEX, "--json", SHOUT), _CODEX_TOOL), launch="codex"),
@@ -102,6 +104,17 @@ PROGRAMS = {
             ("run", f'please @call bash {{"command": {ECHO}, "description": "x"}}@'),
         ),
         launch="opencode",
+    ),
+    CODEX_SEARCH: Program(
+        "codex",
+        (
+            None,
+            (
+                *(*_CODEX, "-c", "tools.web_search=true"),
+                'please @run browser.search {"query": "basalt"}@',
+            ),
+        ),
+        launch="codex",
     ),
     "qwen": Program(
         "qwen",
@@ -216,3 +229,12 @@ CLIENTS = [
     _package("openai-agents, chat", "@openai/agents", "zod", script="openai_agents_chat"),
     _package("openai-agents, responses", "@openai/agents", "zod", script="openai_agents_responses"),
 ]
+
+# These use tools that the server itself runs: `serve --tools python,browser`.
+HOSTED: tuple[Kind, ...] = ("code_interpreter", "web_search")
+HOSTED_CLIENTS = [
+    _library("openai, the server's tools", "openai", script="openai_hosted"),
+    _library("openai-agents, the server's tools", "openai-agents", script="openai_agents_hosted"),
+    Client(CODEX_SEARCH, "npm", ("@openai/codex",)),
+]
+FOUND = r"The tool said:.{0,600}?localoss-43"  # in the document that the browser of the run searches

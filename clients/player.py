@@ -2,7 +2,8 @@
 
 `@say WORDS@` in the newest user's message is answered with those words, `@shout words@` with them in
 capitals, which no echo of the prompt has. `@call NAME {"a": 1}@` makes a call of the function NAME, and after
-its result the answer quotes what the result says. Anything else is greeted. Where the rules of an answer
+its result the answer quotes what the result says; so does `@run TOOL INPUT@` with a tool of the server's,
+python or the browser. Anything else is greeted. Where the rules of an answer
 allow no such thing, the answer ends as soon as it can.
 """
 
@@ -20,10 +21,10 @@ from wire import Wire
 from localoss.chat import harmony
 
 _USER, _START = "<|start|>user<|message|>", "<|start|>assistant"
-_COMMENT = r"to=assistant<\|channel\|>commentary<\|message\|>(.*?)<\|end\|>"
+_COMMENT = r"to=assistant<\|channel\|>(?:commentary|analysis)<\|message\|>(.*?)<\|end\|>"
 _OBSERVED = r"<\|start\|>user<\|message\|>Observation:\s*(.*?)<\|end\|>"  # as smolagents gives results
-_RESULT = re.compile(rf"<\|start\|>functions\.[^<]*{_COMMENT}|{_OBSERVED}", re.S)
-_ORDER = re.compile(r"@(say|shout|call) (.*?)@(?!\w)", re.S)
+_RESULT = re.compile(rf"<\|start\|>(?:functions\.|python|browser)[^<]*{_COMMENT}|{_OBSERVED}", re.S)
+_ORDER = re.compile(r"@(say|shout|call|run) (.*?)@(?!\w)", re.S)
 _QUOTED_CHARS = 300
 _LAST_CALL = "type final_answer = "
 
@@ -34,13 +35,15 @@ def answer_to(prompt: str) -> str:
     if not orders:
         return _final("Hello from localoss.")
     kind, words = orders[-1].groups()
-    if kind != "call":
+    if kind not in ("call", "run"):
         return _final(words.upper() if kind == "shout" else words)
     if results := _RESULT.findall(prompt, orders[-1].end()):
         said = f"The tool said: {''.join(results[-1])[:_QUOTED_CHARS]}"
         # Where the answer has to be a call, as smolagents has it, one is there for it.
         return _call("final_answer", json.dumps({"answer": said})) if _LAST_CALL in prompt else _final(said)
     name, _, arguments = words.partition(" ")
+    if kind == "run":
+        return f"<|channel|>analysis to={name} code<|message|>{arguments}<|call|>"
     return _call(
         name, arguments if '\\"' not in arguments else arguments.replace('\\"', '"')
     )  # opencode quotes

@@ -19,6 +19,14 @@ SCHEMA = {
     "additionalProperties": False,
 }
 WEATHER = f"sunny {6 * 7}"
+HOSTED = {
+    "code_interpreter": {"type": "code_interpreter", "container": {"type": "auto"}},
+    "web_search": {"type": "web_search"},
+}
+ORDERS = {
+    "code_interpreter": 'please @run python print("localoss-" + str(40 + 2))@',
+    "web_search": 'please @run browser.search {"query": "basalt"}@',
+}
 
 
 def weather(city: str) -> str:
@@ -282,12 +290,40 @@ def inspect_ai(url):
     yield from _gathered(tried())
 
 
+def openai_hosted(url):
+    from openai import OpenAI
+
+    client = OpenAI(base_url=url + "/v1", api_key="none")
+    for what, tool in HOSTED.items():
+        answer = client.responses.create(model=MODEL, input=ORDERS[what], tools=[tool])
+        assert any(item.type.startswith(what) for item in answer.output), answer.output
+        yield what, answer.output_text
+
+
+def openai_agents_hosted(url):
+    import agents
+    from openai import AsyncOpenAI
+
+    agents.set_tracing_disabled(True)
+    client = AsyncOpenAI(base_url=url + "/v1", api_key="none")
+    model = agents.OpenAIResponsesModel(model=MODEL, openai_client=client)
+    interpreter = agents.CodeInterpreterTool(tool_config=HOSTED["code_interpreter"])
+
+    async def tried():
+        for what, tool in (("code_interpreter", interpreter), ("web_search", agents.WebSearchTool())):
+            agent = agents.Agent(name="Guide", model=model, tools=[tool])
+            yield what, (await agents.Runner.run(agent, ORDERS[what])).final_output
+
+    yield from _gathered(tried())
+
+
 CLIENTS = {name: value for name, value in list(globals().items()) if callable(value) and name[0] != "_"}
 CLIENTS.pop("weather")
 
 
 def main(name, url):
     expected = {"plain": SHOUTED, "stream": SHOUTED, "tool": WEATHER}
+    expected |= {"code_interpreter": "localoss-42", "web_search": "localoss-43"}
     for what, said in CLIENTS[name](url):
         text = "".join(said or ())
         passes = expected[what] in text

@@ -8,21 +8,25 @@ so that --only tries some and --resume goes on where a run was broken off.
 import argparse
 import contextlib
 import datetime
+import functools
 import json
 import os
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from attempts import Result, try_client
-from catalogue import CLIENTS, KINDS, SNIPPET
+from catalogue import CLIENTS, HOSTED, HOSTED_CLIENTS, KINDS, SNIPPET, Client
 from install import install
+from mcp_servers import SERVERS, TRANSPORTS, try_server
 
 HERE = Path(__file__).parent
 COLUMNS = (*KINDS, SNIPPET)
+_HOSTED_HEAD = "| Client | version | code_interpreter | web_search |"
+_SERVERS_HEAD = "| Server | version | stdio | streamable HTTP |"
 _HEAD = "| Client | version | a plain answer | a stream | a tool's round trip | its snippet |"
 
 
@@ -38,20 +42,36 @@ def main() -> int:
     results = Results(folder / "results")
     named = [client for client in CLIENTS if client.name == chosen.only]
     named = named or [client for client in CLIENTS if chosen.only.lower() in client.name.lower()]
+    hosted = [one for one in HOSTED_CLIENTS if chosen.only.lower() in one.name.lower()]
+    servers = [one for one in SERVERS if chosen.only.lower() in one.client.name.lower()]
+    if chosen.resume:
+        named = [one for one in named if not results.passed(one, COLUMNS)]
+        hosted = [one for one in hosted if not results.passed(one, HOSTED)]
+        servers = [one for one in servers if not results.passed(one.client, TRANSPORTS)]
     with served(folder) as url:
         for client in named:
-            if chosen.resume and (known := results.get(client.name)) and known.passes:
-                continue
-            version, problem = install(folder, client)
-            result = Result(version, problem=problem)
-            if not problem:
-                result = try_client(folder, client, version, url, chosen.patience)
-            results.put(client.name, result)
-            print(client.name, version, result.text, sep="  ", flush=True)
-            write_table(chosen.table, results)
-    failed = [client.name for client in named if not results.get(client.name).passes]
-    print(f"{len(named) - len(failed)} of {len(named)} pass", *failed, sep="\n  ")
+            work = functools.partial(try_client, folder, client, url, chosen.patience)
+            results.put(client, tried(folder, client, work), COLUMNS, chosen.table)
+        for client in hosted:
+            work = functools.partial(try_client, folder, client, url, chosen.patience, HOSTED)
+            results.put(client, tried(folder, client, work), HOSTED, chosen.table)
+    for server in servers:
+        work = functools.partial(try_server, folder, server, chosen.patience)
+        results.put(server.client, tried(folder, server.client, work), TRANSPORTS, chosen.table)
+    failed = [one.name for one in named if not results.passed(one, COLUMNS)]
+    failed += [one.name for one in hosted if not results.passed(one, HOSTED)]
+    failed += [one.client.name for one in servers if not results.passed(one.client, TRANSPORTS)]
+    count = len(named) + len(hosted) + len(servers)
+    print(f"{count - len(failed)} of {count} pass", *failed, sep="\n  ")
     return bool(failed)
+
+
+def tried(folder: Path, client: Client, work: Callable[[], Result]) -> Result:
+    """What comes of a client once it is installed."""
+    version, problem = install(folder, client)
+    result = Result() if problem else work()
+    result.version, result.problem = version, problem or result.problem
+    return result
 
 
 @contextlib.contextmanager
@@ -60,7 +80,11 @@ def served(folder: Path) -> Iterator[str]:
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "server.log"
     environment = os.environ | {"LOCALOSS_HOME": str(folder / "localoss"), "WIRE": str(folder / "wire.jsonl")}
+    papers = folder / "papers"
+    papers.mkdir(exist_ok=True)
+    (papers / "moon.md").write_text("# Moon localoss-43\n\nIts rock, localoss-43, is made of basalt.\n")
     command = [sys.executable, HERE / "player.py", "serve", "demo", "--port", "0", "--no-page"]
+    command += ["--tools", "python,browser", "--docs", papers]
     with open(log, "w") as file:
         server = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
         try:
@@ -85,25 +109,25 @@ class Results:
         file = self._file(name)
         return Result(**json.loads(file.read_text(encoding="utf-8"))) if file.exists() else None
 
-    def put(self, name: str, result: Result) -> None:
-        part = self._file(name).with_suffix(".part")
+    def passed(self, client: Client, columns: Sequence[str]) -> bool:
+        result = self.get(client.name)
+        return result is not None and result.passes(columns)
+
+    def put(self, client: Client, result: Result, columns: Sequence[str], table: Path) -> None:
+        """Keep it, say it, and write the table anew."""
+        part = self._file(client.name).with_suffix(".part")
         part.write_text(json.dumps(vars(result), indent=1), encoding="utf-8")
-        part.replace(self._file(name))
+        part.replace(self._file(client.name))
+        print(client.name, result.text(columns), sep="  ", flush=True)
+        write_table(table, self)
 
     def _file(self, name: str) -> Path:
         return self._folder / (re.sub(r"\W+", "-", name).strip("-") + ".json")
 
 
 def write_table(path: Path, results: Results) -> None:
-    rows = [_HEAD, "|---|---|---|---|---|---|"]
-    notes = []
-    for client in CLIENTS:
-        result = results.get(client.name)
-        if result is None:
-            rows.append(f"| {client.name} | | not tried | not tried | not tried | not tried |")
-            continue
-        rows.append(f"| {client.name} | {result.version} | {' | '.join(map(result.word, COLUMNS))} |")
-        notes += [f"- {client.name}: {one}" for one in (client.note, *result.notes) if one]
+    rows, notes = _rows(results, CLIENTS, COLUMNS)
+    servers, _ = _rows(results, [one.client for one in SERVERS], TRANSPORTS)
     text = f"""\
 # Clients that were tried
 
@@ -113,10 +137,38 @@ answer came in several pieces, and a tool where it ran and the model was given i
 those of [clients.md](clients.md#a-snippet-for-each).
 
 """
-    text += "\n".join(rows) + "\n"
+    text += "\n".join([_HEAD, "|---" * 6 + "|", *rows]) + "\n\n" + "".join(f"- {one}\n" for one in notes)
+    text += """
+## Tools of the server
+
+`code_interpreter` and `web_search` of the responses API, run by `localoss serve --tools python,browser`.
+
+"""
+    hosted, _ = _rows(results, HOSTED_CLIENTS, HOSTED)
+    text += "\n".join([_HOSTED_HEAD, "|---" * 4 + "|", *hosted]) + "\n"
+    text += """
+## MCP servers
+
+Those whose tools `localoss run --mcp` called, by a program that it starts and over HTTP. Servers that speak
+stdio alone were put behind HTTP by supergateway.
+
+"""
+    text += "\n".join([_SERVERS_HEAD, "|---" * 4 + "|", *servers]) + "\n"
     part = path.with_suffix(".part")
-    part.write_text(text + ("\n" + "\n".join(notes) + "\n" if notes else ""), encoding="utf-8")
+    part.write_text(text, encoding="utf-8")
     part.replace(path)
+
+
+def _rows(results: Results, clients: Sequence[Client], columns: Sequence[str]) -> tuple[list[str], list[str]]:
+    """A row for each client, and what is to be noted of them."""
+    rows, notes = [], []
+    for client in clients:
+        result = results.get(client.name)
+        words = [result.word(column) for column in columns] if result else ["not tried"] * len(columns)
+        rows.append(f"| {client.name} | {result.version if result else ''} | {' | '.join(words)} |")
+        told = (client.note, *(result.notes if result else ()))
+        notes += [f"{client.name}: {one}" for one in told if one]
+    return rows, notes
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ sys.path.insert(0, str(CLIENTS))
 
 import attempts  # noqa: E402
 import catalogue  # noqa: E402
+import mcp_servers  # noqa: E402
 import player  # noqa: E402
 import run  # noqa: E402
 import snippets  # noqa: E402
@@ -43,10 +44,11 @@ def test_every_client_has_a_way_to_be_tried():
     javascript = re.findall(
         r"^  async (\w+)\(", (CLIENTS / "js_clients.mjs").read_text(encoding="utf-8"), re.M
     )
+    every = [*catalogue.CLIENTS, *catalogue.HOSTED_CLIENTS]
     names = [client.name for client in catalogue.CLIENTS]
     assert len(set(names)) == len(names)
-    assert set(catalogue.PROGRAMS) == {one.name for one in catalogue.CLIENTS if not one.script}
-    for client in catalogue.CLIENTS:
+    assert set(catalogue.PROGRAMS) == {one.name for one in every if not one.script}
+    for client in every:
         if client.script:
             assert client.script in (python if client.registry == "PyPI" else javascript)
     assert set(snippets.snippets()) == set(names)
@@ -73,7 +75,7 @@ def tried(tmp_path_factory):
         program.chmod(0o755)
         asked = catalogue.Program("odd", ((catalogue.SHOUT,), (catalogue.SHOUT,), None))
         with mock.patch.dict(catalogue.PROGRAMS, {"odd": asked}):
-            return attempts.try_client(folder, client, "1", server.url, patience)
+            return attempts.try_client(folder, client, server.url, patience)
 
     with (
         mock.patch.object(live_server, "build_app", watched),
@@ -88,12 +90,12 @@ class TestAttempts:
     def test_a_client_that_streams(self, tried):
         result = tried(ASKS.replace("STREAM", "True"))
         assert result.passed == {"plain": "yes", "stream": "yes", "tool": "has none"}
-        assert all(result.word(kind) != "no" for kind in catalogue.KINDS) and not result.notes
+        assert result.passes(catalogue.KINDS) and not result.notes
 
     def test_whole_answers_are_no_stream(self, tried):
         result = tried(ASKS.replace("STREAM", "False"))
         assert result.passed == {"plain": "yes", "stream": "no", "tool": "has none"}
-        assert not result.passes
+        assert not result.passes(catalogue.KINDS)
 
     def test_an_echo_of_the_prompt_is_no_answer(self, tried):
         assert tried("import sys; print(sys.argv[-1])").passed["plain"] == "no"
@@ -125,10 +127,12 @@ def _runs(pid):
 def test_the_table_says_what_passed_and_what_was_not_tried(tmp_path):
     results = run.Results(tmp_path / "results")
     first, second, *_ = catalogue.CLIENTS
-    results.put(first.name, attempts.Result("1.2", {"plain": "yes", "stream": "has none"}, notes=["a note"]))
-    run.write_table(tmp_path / "table.md", results)
+    result = attempts.Result({"plain": "yes", "stream": "has none"}, ["a note"], "1.2")
+    results.put(first, result, run.COLUMNS, tmp_path / "table.md")
     table = (tmp_path / "table.md").read_text(encoding="utf-8")
     assert f"| {first.name} | 1.2 | yes | has none | no | no |" in table
-    assert f"| {second.name} | | not tried | not tried | not tried | not tried |" in table
+    assert f"| {second.name} |  | not tried | not tried | not tried | not tried |" in table
     assert f"- {first.name}: a note" in table
-    assert not results.get(first.name).passes and results.get(second.name) is None
+    assert f"| {mcp_servers.SERVERS[0].client.name} |  | not tried | not tried |" in table
+    assert not results.passed(first, run.COLUMNS) and not results.passed(second, run.COLUMNS)
+    assert results.passed(first, ["plain", "stream"])

@@ -63,6 +63,10 @@ def test_unknown_fields_are_named_to_the_client_and_once_in_the_log(served, capl
     assert "x-localoss-ignored" not in chat(server, ttl=60, colour=None).headers
     streamed = chat(server, colour=1, stream=True)
     assert streamed.headers["x-localoss-ignored"] == "colour"
+    nameless = chat(
+        server, colour=1, **{"": 1}
+    )  # last, it would leave the header's value with a blank at its end
+    assert nameless.headers["x-localoss-ignored"] == "colour, ?"
     many = chat(server, **{f"field{index}": index for index in range(500)})
     assert len(many.headers["x-localoss-ignored"].split(", ")) == 16
 

@@ -77,7 +77,8 @@ def leave_out(request: Request, names: Iterable[str]) -> None:
     state = request.app.state
     ignored = request.scope.setdefault("localoss.ignored", [])
     for name in names:
-        printable = re.sub(r"[^\w.:\[\]-]", "?", name[:_MAX_NAME_CHARS], flags=re.ASCII)
+        # A header's value must not end with a blank, as the list would after an empty name.
+        printable = re.sub(r"[^\w.:\[\]-]", "?", name[:_MAX_NAME_CHARS], flags=re.ASCII) or "?"
         if getattr(state, "strict", False):
             raise ApiError(
                 f"Unrecognized request argument supplied: {printable}",

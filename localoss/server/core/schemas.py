@@ -88,6 +88,9 @@ class ErrorBody(BaseModel):
 STREAMS: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
 }  # what an endpoint documents that can stream
+LINES: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"application/x-ndjson": {"schema": {"type": "string"}}}}
+}  # and one of Ollama's
 
 
 class StreamOptions(Known):

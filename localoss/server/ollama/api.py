@@ -30,7 +30,7 @@ from localoss.server.core.fields import note_unknown
 from localoss.server.core.json_text import dumps
 from localoss.server.core.keys import Client, client_of
 from localoss.server.core.models import Models, acquire, keep_for
-from localoss.server.core.schemas import Sampled, effort_of, stops_of
+from localoss.server.core.schemas import LINES, Sampled, effort_of, stops_of
 from localoss.server.core.service import Service, pieces_of, sampling_of
 from localoss.server.core.threads import compiling, in_thread
 from localoss.server.core.toolbox import Toolbox, open_toolbox
@@ -44,7 +44,7 @@ _PENALTIES = ("repeat_penalty", "presence_penalty", "frequency_penalty")
 _SAMPLED = ("temperature", "top_p", "top_k", "min_p", *_PENALTIES)
 
 
-@router.post("/chat", summary="Chat (Ollama)")
+@router.post("/chat", responses=LINES, summary="Chat (Ollama)")
 async def chat(body: ChatRequest, request: Request) -> Response:
     if not body.messages:
         return await _only_loaded(request, body, {"message": {"role": "assistant", "content": ""}})
@@ -57,7 +57,7 @@ async def chat(body: ChatRequest, request: Request) -> Response:
     return await _answered(request, service, body, question, _ChatWords(toolbox, _shows(body)))
 
 
-@router.post("/generate", summary="Generate (Ollama)")
+@router.post("/generate", responses=LINES, summary="Generate (Ollama)")
 async def generate(body: GenerateRequest, request: Request) -> Response:
     if not body.prompt:
         return await _only_loaded(request, body, {"response": ""})

@@ -17,6 +17,7 @@ from localoss.server.core.errors import ApiError
 from localoss.server.core.json_text import dumps
 from localoss.server.core.keys import check_is_host
 from localoss.server.core.models import Held, Models
+from localoss.server.core.schemas import LINES
 from localoss.server.core.threads import in_thread
 from localoss.server.ollama.schemas import NamedModel
 
@@ -68,7 +69,7 @@ async def show(body: NamedModel, request: Request) -> Response:
     return JSONResponse(shown)
 
 
-@router.post("/pull", summary="Pull a model that is there already (Ollama)")
+@router.post("/pull", responses=LINES, summary="Pull a model that is there already (Ollama)")
 async def pull(body: NamedModel, request: Request) -> Response:
     """Success for a model that is here. Raises: ApiError for another: the command line fetches models."""
     try:

@@ -107,16 +107,15 @@ def start_spread(host, model, tokens, turns):
 
 def _compare_hops(found, here):
     """Print what calls take beside what predict.py expects, Ray's own share being as measured here."""
-    # Half of the times on cores that others share are waits for these: the tenth least are looked at.
-    own_s = found["hop_s"][here][1]
-    peer = Peer(10**9, network=125e6, latency_s=0.0)
-    for name, (_, token, _, chunk) in found["hop_s"].items():
+    times, peer = found["hop_s"], Peer(10**9, network=125e6, latency_s=0.0)
+    for name in found["layers"]:
         if name != here:
-            expected = [own_s - CALL_S + call_s(peer, 2880, tokens) for tokens in (1, 128)]
-            print(f"{name}: a token {token * 1e3:.2f} ms, expected {1e3 * expected[0]:.2f}")
-            print(f"{name}: a chunk {chunk * 1e3:.2f} ms, expected {1e3 * expected[1]:.2f}")
-    hop_s = (found["token_s"] - found["alone_s"]) / len(found["layers"])
-    expected_s = sum(times[1] for times in found["hop_s"].values()) / len(found["hop_s"])
+            for tokens in (1, 128):
+                took_s, expected_s = times[f"{name} {tokens}"], times[f"{here} 1"] - CALL_S
+                expected_s += call_s(peer, 2880, tokens)
+                print(f"{name}, {tokens} tokens: {took_s * 1e3:.2f} ms, expected {expected_s * 1e3:.2f}")
+    hop_s = (times["all"] - times["one"]) / len(found["layers"])
+    expected_s = sum(times[f"{name} 1"] for name in found["layers"]) / len(found["layers"])
     print(f"decoding: {hop_s * 1e3:.2f} ms a machine, expected {expected_s * 1e3:.2f}")
 
 

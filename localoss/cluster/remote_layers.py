@@ -138,7 +138,7 @@ class RemoteLayers:
         return caches
 
     def try_out(self, caches: Sequence[LayerCaching]) -> None:
-        """A token through all machines. Their kernels were compiled when they loaded their layers."""
+        """Kernels were compiled and called when each machine loaded its layers."""
 
     def forward(self, x: F32Array, rows: Sequence[Rows], cancelled: Callable[[], bool]) -> None:
         self._free_caches()

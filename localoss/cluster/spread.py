@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 PASS_TOKENS = 1024  # of a prompt in a pass: eight chunks, which follow one another through the machines
 _OFFERS_S = 120.0  # for a machine to say what it has
 _ALIVE_S = 5.0
+_MOST_ASKED = 64  # machines that are asked what they have; few of them get layers
 _GONE = "it doesn't answer any more"
 
 
@@ -110,6 +111,9 @@ class Spread:
                 rooms.pop(number)
             if not links:
                 raise ClusterError(next(iter(faults.values())))
+        used = {links[share.room].name for share in shares}
+        for name in self._links.keys() - used:  # others may want its CPU
+            self._links.pop(name).close()
         parts = [Part(links[share.room], share.first, share.count) for share in shares]
         self._notice(_placed(parts, shares))
         return RemoteLayers(self.config, parts, self.again)
@@ -128,7 +132,7 @@ class Spread:
         for name in self._lost & self._links.keys():
             self._links.pop(name).close()
         asked = []
-        for machine in machines(self._ray):
+        for machine in machines(self._ray)[:_MOST_ASKED]:
             if machine.name not in self._lost:
                 link = self._links.get(machine.name) or self._link(machine)
                 asked.append((link, link.call("offer", machine.name)))

@@ -16,6 +16,8 @@ from localoss.cluster.remote_layers import PartRows
 from localoss.cluster.spread import load_spread
 from localoss.options import Listener, LoadOptions, SamplingParams
 
+_TURNS = 60
+
 
 def main(model: str, tokens: int, turns: int) -> None:
     notices: list[str] = []
@@ -28,7 +30,8 @@ def main(model: str, tokens: int, turns: int) -> None:
     whole = localoss.load(folder, options)
     random = np.random.default_rng(7)
     prompt = random.integers(1000, engine.config.vocab // 2, 300).tolist()
-    found: dict = {"load_s": load_s, "layers": stack.figures()["machines"], "hop_s": _hops(stack)}
+    found: dict = {"load_s": load_s, "layers": stack.figures()["machines"], "hop_s": {}}
+    found["hop_s"] = _hops(engine, whole, prompt)
     found["same_logits"] = bool(np.array_equal(engine.logits(prompt), whole.logits(prompt)))
     text: list[list[int]] = [[], []]
     times: list[list[float]] = [[], []]
@@ -53,23 +56,33 @@ def main(model: str, tokens: int, turns: int) -> None:
     Path("spread.json").write_text(json.dumps(found))
 
 
-def _hops(stack) -> dict[str, list[float]]:
-    """What a call that computes nothing takes by machine, with a token's residual stream of gpt-oss, and a
-    chunk's: the median and the tenth least of a hundred.
+def _hops(engine, whole, prompt) -> dict:
+    """What calls cost that compute nothing, by machine: with a token's residual stream of gpt-oss and with a
+    chunk's. And tokens over all machines and on one, in turns with these: what else runs here slows down all.
     """
-    found: dict[str, list[float]] = {}
-    for part in stack.parts:
-        for tokens in (1, 128):
-            x, angles = np.zeros((tokens, 2880), np.float32), np.zeros((tokens, 32), np.float32)
-            rows = [PartRows(0, tokens, 0, angles, angles)]
-            times = []
-            for _ in range(100):
-                began = time.perf_counter()
-                part.link.result(part.link.call("echo", x, rows))
-                times.append(time.perf_counter() - began)
-            times.sort()
-            found.setdefault(part.link.name, []).extend([times[50], times[10]])
-    return found
+    stack = engine.model.stacks[0]
+    params = SamplingParams(temperature=0, stop_ids=(), max_tokens=_TURNS + 1)
+    answers = {name: one.generate(prompt[:40], params) for name, one in (("all", engine), ("one", whole))}
+    times: dict[str, list[float]] = {}
+
+    def timed(name: str, work) -> None:
+        began = time.perf_counter()
+        work()
+        times.setdefault(name, []).append(time.perf_counter() - began)
+
+    def echo(link, tokens: int) -> None:
+        x, angles = np.zeros((tokens, 2880), np.float32), np.zeros((tokens, 32), np.float32)
+        link.result(link.call("echo", x, [PartRows(0, tokens, 0, angles, angles)]))
+
+    for answer in answers.values():
+        next(answer)
+    for _ in range(_TURNS):
+        for name, answer in answers.items():
+            timed(name, lambda answer=answer: next(answer))
+        for part in stack.parts:
+            for tokens in (1, 128):
+                timed(f"{part.link.name} {tokens}", lambda part=part, n=tokens: echo(part.link, n))
+    return {name: float(np.median(each)) for name, each in times.items()}
 
 
 if __name__ == "__main__":

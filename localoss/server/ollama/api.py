@@ -4,12 +4,11 @@ import datetime
 import json
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response
 
 from localoss.chat.harmony import ChatSetup
 from localoss.chat.rules import AnswerRules
@@ -25,15 +24,15 @@ from localoss.server.chat.prompts import (
 from localoss.server.chat.schemas import ChatMessage, ContentPart, SentCall
 from localoss.server.core.answering import Done, Piece, Question, Text
 from localoss.server.core.bodies import BodyRoute
-from localoss.server.core.errors import ApiError, as_api_error, ollama_body
+from localoss.server.core.errors import ApiError
 from localoss.server.core.fields import note_unknown
-from localoss.server.core.json_text import dumps
 from localoss.server.core.keys import Client, client_of
 from localoss.server.core.models import Models, acquire, keep_for
 from localoss.server.core.schemas import LINES, Sampled, effort_of, stops_of
 from localoss.server.core.service import Service, pieces_of, sampling_of
 from localoss.server.core.threads import compiling, in_thread
 from localoss.server.core.toolbox import Toolbox, open_toolbox
+from localoss.server.ollama.lines import line_stream
 from localoss.server.ollama.schemas import Asked, ChatRequest, GenerateRequest, OllamaMessage
 from localoss.settings import duration_s
 
@@ -230,19 +229,7 @@ async def _answered(
 
     if body.stream is False:
         return await whole()
-    return StreamingResponse(_told(lines()), media_type="application/x-ndjson")
-
-
-async def _told(lines: AsyncIterator[Line]) -> AsyncIterator[str]:
-    """Lines of JSON, the last of which is an error if there is one."""
-    try:
-        async for line in lines:
-            yield dumps(line) + "\n"
-    except Exception as error:
-        yield dumps(ollama_body(as_api_error(error))) + "\n"
-    finally:
-        with suppress(RuntimeError):
-            await lines.aclose()  # type: ignore[attr-defined]
+    return line_stream(lines())
 
 
 def _figures(done: Done, total_s: float) -> Line:

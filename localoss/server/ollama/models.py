@@ -1,6 +1,8 @@
 """Ollama's API about models: which there are, which are in memory, and what becomes of them."""
 
+import asyncio
 import datetime
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
 
@@ -14,11 +16,12 @@ from localoss.hub.registry import known_models, store_folder
 from localoss.server.core.bodies import BodyRoute
 from localoss.server.core.catalogue import Catalogue, Entry
 from localoss.server.core.errors import ApiError
-from localoss.server.core.json_text import dumps
 from localoss.server.core.keys import check_is_host
 from localoss.server.core.models import Held, Models
 from localoss.server.core.schemas import LINES
 from localoss.server.core.threads import in_thread
+from localoss.server.ollama.lines import line_stream
+from localoss.server.ollama.pulling import check_can_pull, pulling
 from localoss.server.ollama.schemas import NamedModel
 
 router = APIRouter(prefix="/api", route_class=BodyRoute)
@@ -69,20 +72,42 @@ async def show(body: NamedModel, request: Request) -> Response:
     return JSONResponse(shown)
 
 
-@router.post("/pull", responses=LINES, summary="Pull a model that is there already (Ollama)")
+@router.post("/pull", responses=LINES, summary="Pull a model (Ollama)")
 async def pull(body: NamedModel, request: Request) -> Response:
-    """Success for a model that is here. Raises: ApiError for another: the command line fetches models."""
-    try:
-        await _named(request.app.state.models, body)
-    except ApiError:
-        raise ApiError(
-            f"model {_name(body)[:100]!r} isn't here; `localoss pull` fetches models", status=404
-        ) from None
-    success = {"status": "success"}
+    """Success for a model that is here; another comes from the hub as by `localoss pull`, one at a time.
+
+    Raises: ApiError 404 for a name that stands for none, 403 for a key that may not, 429 during another pull.
+    """
+    name = _name(body)
+    lines = _there()
+    if await in_thread(request.app.state.models.catalogue.find, name) is None:
+        check_is_host(request, "models are pulled")
+        try:
+            await in_thread(check_can_pull, name)
+        except LocalossError as error:
+            raise ApiError(str(error), status=404) from None
+        if _pulls.locked():
+            raise ApiError("another model is being pulled; ask again once it is here", status=429)
+        lines = _one_at_a_time(pulling(name))
     if body.stream is False:
-        return JSONResponse(success)
-    lines = "".join(dumps(line) + "\n" for line in ({"status": "pulling manifest"}, success))
-    return Response(lines, media_type="application/x-ndjson")
+        async for _ in lines:
+            pass
+        return JSONResponse({"status": "success"})
+    return line_stream(lines)
+
+
+_pulls = asyncio.Lock()
+
+
+async def _one_at_a_time(lines: AsyncIterator[dict[str, str]]) -> AsyncIterator[dict[str, str]]:
+    async with _pulls:
+        async for line in lines:
+            yield line
+
+
+async def _there() -> AsyncIterator[dict[str, str]]:
+    yield {"status": "pulling manifest"}
+    yield {"status": "success"}
 
 
 @router.delete("/delete", summary="Delete a model (Ollama)")

@@ -8,6 +8,9 @@ from support.page_fixtures import LONG, RICH, final
 from support.pdf import pdf
 
 import localoss
+from localoss.chat.conversation import Conversation
+from localoss.chat.harmony import ChatSetup, Message
+from localoss.chat.session import Session
 from localoss.chat.session_store import read_session, sessions
 from localoss.hub.bundled import install
 from localoss.server.page import Page
@@ -215,3 +218,25 @@ def test_instructions_and_sampling_reach_the_model(serve, open_tab):
     tab.click("Save")
     tab.page.wait_for_selector("dialog", state="detached")
     assert read_session(tab.name())[0].setup.instructions == "Speak Greek."
+
+
+def test_a_long_conversation_is_opened_at_its_end(serve, open_tab):
+    conversation = Conversation(ChatSetup())
+    for number in range(120):
+        conversation.ask(f"Question {number}")
+        conversation.answer([Message("assistant", RICH, "final")])
+    session = Session("long")
+    session.save_messages(conversation, "tiny")
+    session.close()
+    tab = open_tab(serve(), at="/#long")
+    drawn = tab.page.wait_for_function(
+        "() => { const all = [...document.querySelectorAll('.answer .markdown')];"
+        " return all.at(-1)?.children.length && all.filter(one => one.children.length).length }"
+    ).json_value()
+    assert drawn < 120, "the last is there before the others"
+    tab.page.wait_for_function(
+        "() => [...document.querySelectorAll('.answer .markdown')].every(one => one.children.length)"
+    )
+    tab.page.wait_for_timeout(500)
+    left = "(t => t.scrollHeight - t.scrollTop - t.clientHeight)(document.querySelector('.thread'))"
+    assert abs(tab.page.evaluate(left)) < 2 and tab.overflow() <= 0

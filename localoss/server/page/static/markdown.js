@@ -27,21 +27,23 @@ const policy = window.trustedTypes?.createPolicy("localoss", { createScriptURL: 
 const workerAddress = () => new URL("./markdown_worker.js", import.meta.url).href;
 
 let worker = null;
-let waiting = []; // jobs of which the first is the worker's
+let waiting = []; // jobs for the worker: the last goes first, for a conversation is opened at its end
+let current = null; // the worker's
 let timer = null;
 
 /** The blocks of `text` as HTML; null for a text that can't be made into any. */
 function blocksOf(text, isLive) {
   return new Promise((resolve) => {
     waiting.push({ asked: { text, isLive }, resolve });
-    if (waiting.length === 1) next();
+    if (!current) next();
   });
 }
 
 function next() {
-  if (!waiting.length) return;
+  current = waiting.pop() ?? null;
+  if (!current) return;
   worker ??= started();
-  worker.postMessage(waiting[0].asked);
+  worker.postMessage(current.asked);
   timer = setTimeout(() => {
     worker.terminate();
     worker = null;
@@ -58,8 +60,9 @@ function started() {
 
 function finish(blocks) {
   clearTimeout(timer);
-  waiting.shift()?.resolve(blocks);
+  const done = current;
   next();
+  done?.resolve(blocks);
 }
 
 blocksOf("", false); // the worker is there before the first answer

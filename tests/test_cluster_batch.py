@@ -312,3 +312,22 @@ def test_other_versions_are_told():
 
 def test_a_copy_has_blocks_that_rays_store_takes():
     assert models.BLOCK_BYTES <= 16 << 20
+
+
+def test_a_batch_may_have_a_spread_model(tmp_path, monkeypatch):
+    """It is loaded as for any command then, and answers here."""
+    from localoss.cli import loading
+
+    asked = []
+    monkeypatch.chdir(tmp_path)
+    Path("in.jsonl").write_text(
+        json.dumps({"custom_id": "a", "url": "/v1/completions", "body": {"model": "demo", "prompt": "Hi"}})
+    )
+
+    def load(name, options, *_, **__):
+        asked.append((name, options.ray, options.spread))
+        raise UsageError("far enough")
+
+    monkeypatch.setattr(loading, "load_model", load)
+    assert cli.main(["batch", "in.jsonl", "-o", "out.jsonl", "--ray", "auto", "--spread"]) == 2
+    assert asked == [("demo", "auto", True)]

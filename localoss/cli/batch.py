@@ -73,6 +73,7 @@ def batch(
             )
         began = time.monotonic()
         if sum(journal.counts) < found.total:
+            ray = None if loading.spread else ray  # one model over all machines is loaded as any
             name = model or _named_model(list(found.models), is_here=ray is None)
             how = Answering(name, parallel, think_budget, replaces_model=model is not None)
             done = _answer(Work(requests, journal, found.total), how, loading, ray)

@@ -165,6 +165,16 @@ def test_the_plan_counts_them(plain):
         load_engine(plain, localoss.options.changed(options, {"memory_limit": limit}), Listener())
 
 
+def test_the_command_plan_counts_them(plain):
+    arguments = ["plan", str(plain), "--context", "64", "--json"]
+    results = [
+        json.loads(CliRunner().invoke(app, [*arguments, *more]).stdout)
+        for more in ([], ["--adapter", str(FOLDER / "experts")])
+    ]
+    counted = open_adapters([str(FOLDER / "experts")], plain, 512).nbytes
+    assert results[1]["total_bytes"] - results[0]["total_bytes"] == counted
+
+
 @pytest.mark.parametrize(
     ("given", "options", "said"),
     [

@@ -74,6 +74,7 @@ def plan(
         ),
     ] = None,
     expert_memory: options.ExpertMemory = None,
+    adapter: options.AdapterNames = None,
     measure: Annotated[
         bool,
         typer.Option("--measure", help="Measure how fast this disk brings experts, and keep it."),
@@ -107,6 +108,10 @@ def plan(
     machine = this_machine() if memory is None else Machine(memory, memory)
     cores = usual_threads() if memory is None else psutil.cpu_count(logical=False) or 1
     made = Plan(config, dtypes, kv_dtype=kv_dtype.value, slots=conversations, threads=threads or cores)
+    if adapter:
+        from localoss.model.adapters import bytes_of
+
+        made = replace(made, adapter_bytes=bytes_of(adapter, config, made.chunk_tokens))
     if context is None:
         made = choose_context(made, machine.limit_bytes)
     else:

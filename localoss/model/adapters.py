@@ -82,12 +82,21 @@ def open_adapters(given: Sequence[str], folder: Path, tokens: int) -> "Adapters"
     Adapters.
     """
     config = read_config(folder / "config.json")
-    by_name: dict[str, list[Adapting]] = {}
+    with ModelSource(folder) as model:
+        return Adapters(_by_name(given, config), config, tokens, model.column_factor)
+
+
+def bytes_of(given: Sequence[str], config: ModelConfig, tokens: int) -> int:
+    """What they would take of memory beside a model that needn't be there. Raises: QuantError."""
+    return Adapters(_by_name(given, config), config, tokens).nbytes
+
+
+def _by_name(given: Sequence[str], config: ModelConfig) -> dict[str, list[Adapting]]:
+    found: dict[str, list[Adapting]] = {}
     for text in given:
         name, rest = split_name(text)
-        by_name.setdefault(name, []).append(open_adapter(rest, config))
-    with ModelSource(folder) as model:
-        return Adapters(by_name, config, tokens, model.column_factor)
+        found.setdefault(name, []).append(open_adapter(rest, config))
+    return found
 
 
 class _Blank:

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from support import checkpoints
 from support.golden_files import read_golden
 
 import localoss
@@ -17,6 +18,8 @@ from localoss.plan.gpu_sizes import token_traffic
 from localoss.plan.gpu_speed import CARD_BYTES_PER_S, gpu_estimate, shares
 from localoss.plan.memory import Plan, gpu_reserve_bytes, with_experts_apart
 from localoss.plan.speed import decode_bytes
+from quant.convert import convert
+from quant.format.manifest import Dtypes
 
 KEPT = dict(attention="bf16", embedding="bf16", unembedding="bf16")
 OPTIONS = dict(context_tokens=192, activations="f32", kv_dtype="f32", chunk_tokens=48, slots=3)
@@ -106,8 +109,8 @@ def test_what_a_token_takes_of_the_bus(layers, experts, load):
     found = [figures[f"{name}_per_token"] for name in ("submits", "written_bytes", "read_bytes")]
     assert found == list(expected)
     assert figures["read_backs_per_token"] == expected.submits
-    end = 2 if layers == 3 else 1  # final norm and unembedding, or the last sum
-    assert figures["dispatches_per_token"] == 8 * layers + 2 * experts + end
+    end = 2 if layers == 3 else 0  # final norm and unembedding
+    assert figures["dispatches_per_token"] == 6 * layers + 2 * experts + end
 
 
 @pytest.mark.parametrize("where", ["record", "write", "_read"])
@@ -221,3 +224,39 @@ def test_speed_follows_from_bandwidths(plan, monkeypatch, tmp_path):
     assert read.in_memory < 0.01 * read.on_gpu
     faster = gpu_estimate(split, 2 * CARD_BYTES_PER_S)
     assert faster.tokens_per_s > 1.3 * last
+
+
+@pytest.mark.parametrize("experts", ["none", None])
+def test_keys_and_values_beyond_float16(experts, tmp_path, gpu_adapter):
+    """They become the largest number of an f16 cache, as on the CPU, and nothing becomes infinite or NaN."""
+    config = checkpoints.config_for(**checkpoints.CHECKPOINTS["short"])
+    tensors = checkpoints.make_tensors(config, seed=5)
+    for name in ("k", "v"):
+        bias = tensors[f"model.layers.1.self_attn.{name}_proj.bias"]
+        large = np.where(np.arange(len(bias)) % 3, 1.5e5, -1.5e5).astype(np.float32)
+        bias[:] = (large.view(np.uint32) >> 16).astype(np.uint16)
+    checkpoints.write_tensors(tmp_path / "source", config, tensors)
+    convert(tmp_path / "source", tmp_path / "model", Dtypes(**KEPT))
+    tokens, found = read_golden("short").tokens[:30], []
+    for layers in (0, "all"):
+        options = dict(gpu_layers=layers, gpu_experts=experts if layers else None)
+        engine = localoss.load(tmp_path / "model", **OPTIONS | options | dict(kv_dtype="f16"))
+        sequence = engine.sequence()
+        found.append([engine.prefill(sequence, tokens[:end]) for end in (28, 29, 30)])
+        values = sequence.cache.layers[1].read(0, 30)[1].view(np.float16)
+        assert np.abs(values).max() == 65504
+    assert np.isfinite(found).all() and np.abs(found[1][0]).max() > 0.1
+    assert np.abs(np.subtract(*found)).max() <= 3e-3
+
+
+def test_three_sequences_are_one_pass(load):
+    """Whatever their number, a step hands over once for each layer with experts in memory, and once more."""
+    engine = load("short", 3, 1)
+    caches = [engine.sequence().cache for _ in range(3)]
+    device = engine.model.stacks[-1].device
+    for step in range(2):
+        before = replace(device.traffic)
+        engine.model.forward([Chunk([7 + i], step, cache) for i, cache in enumerate(caches)])
+        taken = device.traffic.since(before)
+        assert (taken.submits, taken.read_backs) == (3, 3)
+        assert taken.read_bytes == 3 * (2 * (4 * 96 + 8 * 4) + 4 * 96)

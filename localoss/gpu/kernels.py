@@ -23,7 +23,7 @@ class Kernels:
             "HEAD_DIM": config.head_dim,
         }
 
-    def norm(self, adding: bool = False, summed: bool = False) -> Kernel:
+    def norm(self, adding: bool = False) -> Kernel:
         return self._kernel(
             "wrrrrwu",
             "norm",
@@ -31,13 +31,14 @@ class Kernels:
             ACTIVE=self._config.active_experts,
             EPS=float(self._config.rms_norm_eps),
             ADDING=adding,
-            SUMMED=summed,
         )
 
-    def matmul(self, matrix: GpuMatrix, adding: bool, at_once: int) -> Kernel:
+    def matmul(self, matrix: GpuMatrix, adding: bool, at_once: int, normed: bool) -> Kernel:
+        """normed: its input, of one token, is to be normed on the way."""
         return self._kernel(
-            "rrrrwuu",
+            "rrrrwuur" if normed else "rrrrwuu",
             matrix.dtype,
+            "normed" if normed else "plain",
             "tiles",
             "matmul",
             M=at_once,
@@ -46,6 +47,7 @@ class Kernels:
             ROWS=8 * matrix.groups,
             BIASED=matrix.bias is not None,
             ADDING=adding,
+            EPS=float(self._config.rms_norm_eps),
         )
 
     def rotate(self, slots: int) -> Kernel:
@@ -70,29 +72,44 @@ class Kernels:
     def gate_up(self, at_once: int) -> Kernel:
         run = expert_run(self._config, self._dtypes.experts)
         places = (run.gate_up_codes, run.gate_up_scales, run.gate_up_bias)
-        return self._experts(True, places, 2 * self._config.intermediate, self._config.hidden, at_once)
+        rows, columns = 2 * self._config.intermediate, self._config.hidden
+        if at_once == 1:
+            return self._experts("rrrwrrur", ("normed", "tiles", "experts"), places, (rows, columns), 1)
+        return self._experts("rrrwrru", ("plain", "tiles", "experts"), places, (rows, columns), at_once)
 
     def down(self, at_once: int) -> Kernel:
         run = expert_run(self._config, self._dtypes.experts)
         places = (run.down_codes, run.down_scales, run.down_bias)
-        return self._experts(False, places, self._config.hidden, self._config.intermediate, at_once)
+        rows, columns = self._config.hidden, self._config.intermediate
+        last = "down_alone" if at_once == 1 else "experts"
+        return self._experts("rrrwrru", ("plain", "tiles", last), places, (rows, columns), at_once)
 
     def _experts(
-        self, is_gate_up: bool, places: tuple[int, int, int], rows: int, columns: int, at_once: int
+        self,
+        access: str,
+        files: tuple[str, ...],
+        places: tuple[int, int, int],
+        shape: tuple[int, int],
+        at_once: int,
     ) -> Kernel:
-        """places: byte offsets of codes, scales and bias in an expert's run."""
-        codes, scales, bias = places
+        """places: byte offsets of codes, scales and bias in an expert's run. shape: rows, columns."""
+        run, (codes, scales, bias), (rows, columns) = (
+            expert_run(self._config, self._dtypes.experts),
+            places,
+            shape,
+        )
         return self._kernel(
-            "rrrwrru",
+            access,
             self._dtypes.experts,
-            "tiles",
-            "experts",
+            *files,
             M=at_once,
             THREADS=_threads(self._dtypes.experts, columns // 32, at_once),
             BLOCKS=columns // 32,
             ROWS=rows,
-            GATE_UP=is_gate_up,
-            EXPERT_WORDS=expert_run(self._config, self._dtypes.experts).size // 4,
+            GATE_UP=codes == run.gate_up_codes,
+            ACTIVE=self._config.active_experts,
+            EPS=float(self._config.rms_norm_eps),
+            EXPERT_WORDS=run.size // 4,
             CODES_WORD=codes // 4,
             SCALES_WORD=scales // 4,
             BIAS_WORD=bias // 4,

@@ -17,7 +17,6 @@ from quant.format.config import ModelConfig
 from quant.format.layout import round_up
 
 F32Array = NDArray[np.float32]
-NOTHING, EXPERTS, SUM = "nothing", "experts", "sum"  # what a norm adds to x before it
 
 
 class Part(NamedTuple):
@@ -64,17 +63,17 @@ class Lane:
         return tokens
 
     def attention(
-        self, layer: GpuLayer, parts: Sequence[Part], index: int, window: int, joined: str
+        self, layer: GpuLayer, parts: Sequence[Part], index: int, window: int, joins: bool
     ) -> list[Dispatch]:
-        """x += attention of it, and each token's experts, in expert_ids, from norm(x), in normed.
+        """x += attention of it, and each token's experts, in expert_ids; norm(x) is in normed then, but not a
+        lone token's, which products make of x on the way.
 
-        index: of the layer among the parts' caches. window: of its attention, 0 for all positions. joined:
-        what the layer before left to be added to x, one of NOTHING, EXPERTS and SUM.
+        index: of the layer among the parts' caches. window: of its attention, 0 for all positions. joins:
+        whether x is without what the experts of the layer before gave: see `experts`.
         """
         at, kernels, config = self.at, self._kernels, self.config
         tokens = sum(part.tokens for part in parts)
-        work = [self.norm(layer.attention_norm, tokens, joined)]
-        work += self._product(layer.qkv, "normed", "qkv", tokens)
+        work = self._normed_product(layer.attention_norm, layer.qkv, "qkv", tokens, joins)
         offsets = [layer.qkv.bias, at["offsets"]]
         for part, rows in zip(parts, self._rows, strict=False):
             cache = part.caches[index]
@@ -86,52 +85,65 @@ class Lane:
             attending = [at["qkv"], *keys, *offsets, layer.sinks, at["attended"], rows]
             work.append(self._dispatch(attend, attending, config.heads, part.tokens, bound))
         work += self._product(layer.output, "attended", "x", tokens, adding=True)
-        work.append(self.norm(layer.mlp_norm, tokens))
-        work += self._product(layer.router, "normed", "router_logits", tokens)
+        work += self._normed_product(layer.mlp_norm, layer.router, "router_logits", tokens)
         order = [at["sources"], at["places"], at["runs"]]
         choosing = [at["router_logits"], layer.router_bias, at["expert_ids"], at["expert_weights"], *order]
         return [*work, self._dispatch(kernels.route(tokens == 1), choosing, tokens)]
 
     def experts(self, layer: GpuLayer, tokens: int) -> list[Dispatch]:
-        """What the chosen experts give, in y: the norm that follows is to add it to x."""
+        """What the chosen experts give: a lone token's is added to x, else it is in y for the next norm."""
         at, kernels, once = self.at, self._kernels, tokens_at_once(tokens)
-        runs = most_runs(tokens * self.config.active_experts, self.config.experts, once)
+        groups = self.config.intermediate // 4, self.config.hidden // 8
         order = [at["sources"], at["places"], at["runs"]]
         work = []
-        if tokens > 1:
-            work.append(self._dispatch(kernels.sort(once), [at["expert_ids"], *order, self._batch], 1))
-        products = (
-            (kernels.gate_up(once), "normed", "h", self.config.intermediate // 4),
-            (kernels.down(once), "h", "y", self.config.hidden // 8),
-        )
-        for kernel, source, target, groups in products:
-            for part in layer.experts:
-                buffers = [at[source], at[target], at["runs"], at["sources"], part.which]
-                work.append(self._dispatch(kernel, [part.runs, part.runs, *buffers], groups, runs))
-        return work
+        if tokens == 1:
+            ends = [at["x"], at["h"], at["runs"], at["sources"]], [layer.mlp_norm]
+            work += self._of_experts(kernels.gate_up(1), layer, *ends, groups[0], self.config.active_experts)
+            ends = [at["h"], at["x"], at["expert_ids"], at["expert_weights"]], []
+            return [*work, *self._of_experts(kernels.down(1), layer, *ends, groups[1], 1)]
+        runs = most_runs(tokens * self.config.active_experts, self.config.experts, once)
+        work.append(self._dispatch(kernels.sort(once), [at["expert_ids"], *order, self._batch], 1))
+        ends = [at["normed"], at["h"], at["runs"], at["sources"]], []
+        work += self._of_experts(kernels.gate_up(once), layer, *ends, groups[0], runs)
+        ends = [at["h"], at["y"], at["runs"], at["sources"]], []
+        return [*work, *self._of_experts(kernels.down(once), layer, *ends, groups[1], runs)]
 
-    def norm(self, weight: Any, tokens: int, joined: str = NOTHING, last: bool = False) -> Dispatch:
-        """x, with what is to be joined to it, to normed; or only the last row of the pass."""
+    def _of_experts(
+        self, kernel: Kernel, layer: GpuLayer, ends: list[Any], more: list[Any], groups: int, runs: int
+    ) -> list[Dispatch]:
+        """`kernel` over each part of the layer's experts. ends: what it binds after codes and scales."""
+        return [
+            self._dispatch(kernel, [part.runs, part.runs, *ends, part.which, *more], groups, runs)
+            for part in layer.experts
+        ]
+
+    def norm(self, weight: Any, tokens: int, joins: bool = False, last: bool = False) -> Dispatch:
+        """x, with what y has of experts if it joins it, to normed; or only the last row of the pass."""
         at = self.at
-        given = at["added"] if joined == SUM else at["y"]
         rows = self._batch if last else self._zeros
-        buffers = [at["x"], given, at["places"], at["expert_weights"], weight, at["normed"], rows]
-        return self._dispatch(self._kernels.norm(joined == EXPERTS, joined == SUM), buffers, tokens)
+        buffers = [at["x"], at["y"], at["places"], at["expert_weights"], weight, at["normed"], rows]
+        return self._dispatch(self._kernels.norm(joins), buffers, tokens)
 
-    def unembed(self, matrix: GpuMatrix, weight: Any, rows: int, joined: str, last: bool) -> list[Dispatch]:
+    def _normed_product(
+        self, weight: Any, matrix: GpuMatrix, target: str, tokens: int, joins: bool = False
+    ) -> list[Dispatch]:
+        """`matrix` times norm(x): of a lone token in one go, since its x needs no more than reading."""
+        if tokens == 1:
+            return self._product(matrix, "x", target, 1, normed=weight)
+        return [self.norm(weight, tokens, joins), *self._product(matrix, "normed", target, tokens)]
+
+    def unembed(self, matrix: GpuMatrix, weight: Any, rows: int, joins: bool, last: bool) -> list[Dispatch]:
         """Logits of `rows` rows of x, from the first or from the pass's last on, with the final norm."""
         return [
-            self.norm(weight, rows, joined, last),
+            self.norm(weight, rows, joins, last),
             *self._product(matrix, "normed", "logits", rows),
         ]
 
     def read_chosen(self, tokens: int) -> list[Reading]:
-        """Where each token's experts are, their weights, and norm(x): what experts elsewhere are given."""
+        """Where each token's experts are, their weights, and x: what experts elsewhere are given."""
         pairs = 4 * tokens * self.config.active_experts
-        normed = 4 * tokens * self.config.hidden
-        return [(self.at[name], 0, pairs) for name in ("expert_ids", "expert_weights")] + [
-            (self.at["normed"], 0, normed)
-        ]
+        chosen = [(self.at[name], 0, pairs) for name in ("expert_ids", "expert_weights")]
+        return [*chosen, *self.read_x(tokens)]
 
     def read_x(self, tokens: int) -> list[Reading]:
         return [(self.at["x"], 0, 4 * tokens * self.config.hidden)]
@@ -140,15 +152,23 @@ class Lane:
         return [(self.at["logits"], 0, 4 * rows * round_up(self.config.vocab, 8))]
 
     def _product(
-        self, matrix: GpuMatrix, source: str, target: str, tokens: int, adding: bool = False
+        self,
+        matrix: GpuMatrix,
+        source: str,
+        target: str,
+        tokens: int,
+        adding: bool = False,
+        normed: Any = None,
     ) -> list[Dispatch]:
-        kernel = self._kernels.matmul(matrix, adding, tokens_at_once(tokens))
+        """normed: the weight of a norm that a lone token goes through first."""
+        kernel = self._kernels.matmul(matrix, adding, tokens_at_once(tokens), normed is not None)
+        more = [] if normed is None else [normed]
         bias = matrix.bias or self.device.upload(None)
         ends = [bias, self.at[source], self.at[target], self._batch]
         return [
             self._dispatch(
                 kernel,
-                [part.codes, part.scales, *ends, part.which],
+                [part.codes, part.scales, *ends, part.which, *more],
                 part.groups,
                 -(-tokens // tokens_at_once(tokens)),
             )

@@ -2,7 +2,7 @@
 
 Routing, the KV cache and the residual stream stay there. Where it holds all experts of its layers, too, a
 decoded token is one submit and one read-back. Each layer whose experts lie in this machine's memory is one
-more of both: the cores are given norm(x) and give a sum. T tokens, D hidden, V vocabulary: model/forward.py.
+more of both: the cores are given x and give x with the experts added. T tokens, D hidden, V vocabulary.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from localoss.errors import Cancelled, GpuError
 from localoss.gpu.cache import GpuLayerCache
 from localoss.gpu.device import Device, Dispatch, Reading, Recording, Traffic
 from localoss.gpu.kernels import Kernels
-from localoss.gpu.lane import EXPERTS, NOTHING, SUM, Lane, Part
+from localoss.gpu.lane import Lane, Part
 from localoss.gpu.weights import GpuLayer, GpuMatrix, Tensors, upload_layer, upload_matrix
 from localoss.model.rope import Rope
 from localoss.model.stack import ExpertRunner, Rows
@@ -101,7 +101,7 @@ class GpuLayers:
         device.write(offsets, _offsets(config))
         self._lanes = []
         for tokens in lane_tokens(most, self._elsewhere):
-            sizes = gpu_buffer_sizes(config, tokens, self.unembeds, with_experts, self._elsewhere)
+            sizes = gpu_buffer_sizes(config, tokens, self.unembeds, with_experts)
             self._lanes.append(Lane(device, config, kernels, sizes, offsets))
         self._weights: list[GpuLayer] = []
         for index, layer in enumerate(tensors[self.first : config.layers]):
@@ -259,41 +259,42 @@ class GpuLayers:
         """Have the cores run the experts of `layer` that the GPU chose, and copy what they give to it."""
         assert self._cores
         tokens, active = len(half.x), self.config.active_experts
-        ids, weights, normed = chosen
+        ids, weights, x = chosen
+        half.x[:] = np.frombuffer(x, np.float32).reshape(half.x.shape)
         self._cores.run_chosen(
             self.first + layer,
             np.frombuffer(ids, np.int32).reshape(tokens, active),
             np.frombuffer(weights, np.float32).reshape(tokens, active),
-            np.frombuffer(normed, np.float32).reshape(tokens, -1),
             half.x,
         )
-        self.device.write(half.lane.at["added"], half.x)
+        self.device.write(half.lane.at["x"], half.x)
 
     def _stages(self, half: Half, end: str, by_layer: bool) -> Iterator[Stage]:
         """What is submitted for one half of a pass. end: what is read at last, one of _X, _LOGITS, _NOTHING.
         by_layer: submit each layer by itself.
         """
-        lane, tokens, joined = half.lane, len(half.x), NOTHING
+        lane, tokens, joins = half.lane, len(half.x), False
         work: list[Dispatch] = []
         for index, layer in enumerate(self._weights):
             window = self.config.sliding_window if self.config.is_sliding[self.first + index] else 0
-            work += lane.attention(layer, half.parts, index, window, joined)
+            work += lane.attention(layer, half.parts, index, window, joins)
             if index < self._elsewhere:
                 yield Stage(work, lane.read_chosen(tokens), index)
-                work, joined = [], SUM
+                work = []
                 continue
             work += lane.experts(layer, tokens)
-            joined = EXPERTS
+            joins = tokens > 1
             if by_layer:
                 yield Stage(work, self.device.anything)
                 work = []
         if end == _LOGITS:
             assert self._unembedding
-            work += lane.unembed(self._unembedding, self._final_norm, 1, joined, last=True)
+            work += lane.unembed(self._unembedding, self._final_norm, 1, joins, last=True)
             yield Stage(work, lane.read_logits(1))
         elif end == _X:
             unread = self._weights[-1].attention_norm  # of the norm itself nobody reads anything
-            yield Stage([*work, lane.norm(unread, tokens, joined)], lane.read_x(tokens))
+            work += [lane.norm(unread, tokens, joins)] if joins else []
+            yield Stage(work, lane.read_x(tokens))
         else:
             yield Stage(work, self.device.anything)
 
@@ -304,7 +305,7 @@ class GpuLayers:
         for first in range(0, len(x), LOGIT_ROWS):
             rows = x[first : first + LOGIT_ROWS]
             lane.load_x(rows)
-            work = lane.unembed(self._unembedding, self._final_norm, len(rows), NOTHING, last=False)
+            work = lane.unembed(self._unembedding, self._final_norm, len(rows), joins=False, last=False)
             (data,) = self.device.run(work, lane.read_logits(len(rows)))
             out[first : first + len(rows), :width] = np.frombuffer(data, np.float32).reshape(-1, width)
 

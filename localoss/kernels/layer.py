@@ -122,6 +122,14 @@ def sort_choices(buffers, tokens):
 
 
 @jit
+def take_choices(x, norm, columns, buffers, tokens, work):
+    """As `route`, of x (tokens, columns) whose experts and their weights are in the buffers already."""
+    weight, eps = norm
+    rms_norm(Work(*work).blocks, x, weight, tokens, columns, eps)
+    return sort_choices(buffers, tokens)
+
+
+@jit
 def route(x, norm, router, router_bias, buffers, tokens, work):
     """Choose each token's experts: the first phase of a mixture of experts. Gives how many have tokens.
 

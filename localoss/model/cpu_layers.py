@@ -98,17 +98,14 @@ class CpuLayers:
     def lend(self, cores: ExpertRunner) -> None:
         """It runs its experts itself."""
 
-    def run_chosen(
-        self, index: int, ids: NDArray[np.int32], weights: F32Array, normed: F32Array, out: F32Array
-    ) -> None:
+    def run_chosen(self, index: int, ids: NDArray[np.int32], weights: F32Array, x: F32Array) -> None:
         """See ExpertRunner; of no more tokens than the buffers take, and on threads that use_threads set."""
-        b, tokens = self.buffers, len(out)
-        blocks = b.blocks[: out.size].reshape(-1, tokens, 32)
-        np.copyto(blocks, normed.reshape(tokens, -1, 32).swapaxes(0, 1))
+        b, tokens = self.buffers, len(x)
         b.expert_ids[:tokens], b.expert_weights[:tokens] = ids, weights
-        out[:] = 0
-        count = self.kernels.sort_choices(self._expert_buffers, tokens)
-        self._run_experts(index, RowChunk(address(out), tokens, (), [], blocks, (), None), count)
+        layer, chunk = self.weights.layers[index], RowChunk(address(x), tokens, (), [], b.blocks, (), None)
+        norm, columns = (layer.mlp_norm, self._eps), self.config.hidden
+        count = self.kernels.take_choices(chunk.x, norm, columns, self._expert_buffers, tokens, self._work)
+        self._run_experts(index, chunk, count)
 
     def figures(self) -> dict[str, Any] | None:
         return None

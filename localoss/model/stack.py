@@ -45,12 +45,10 @@ class LayerCaching(Protocol):
 class ExpertRunner(Protocol):
     """What runs experts of any layer that others chose: this machine's cores."""
 
-    def run_chosen(
-        self, index: int, ids: NDArray[np.int32], weights: F32Array, normed: F32Array, out: F32Array
-    ) -> None:
-        """Write Σ weight * expert(normed) over each token's experts of layer `index` to out (T, D).
+    def run_chosen(self, index: int, ids: NDArray[np.int32], weights: F32Array, x: F32Array) -> None:
+        """x (T, D) += Σ weight * expert(norm(x)) over each token's experts of layer `index`.
 
-        ids (T, A), weights (T, A): as routed. normed (T, D): norm(x), which these were chosen by.
+        ids (T, A), weights (T, A): as they were routed by norm(x).
         """
 
 

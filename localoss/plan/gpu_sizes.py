@@ -30,12 +30,10 @@ def most_runs(pairs: int, experts: int, tokens_at_once: int) -> int:
     return min(pairs, pairs // tokens_at_once + experts)
 
 
-def gpu_buffer_sizes(
-    config: ModelConfig, tokens: int, unembeds: bool, here: int, elsewhere: int
-) -> dict[str, ArraySize]:
+def gpu_buffer_sizes(config: ModelConfig, tokens: int, unembeds: bool, here: int) -> dict[str, ArraySize]:
     """The arrays that a forward pass of up to `tokens` tokens writes on the GPU.
 
-    here, elsewhere: how many of its layers have their experts there, and how many don't.
+    here: how many of its layers have their experts there.
     """
     pairs = tokens * config.active_experts if here else 0
     runs = most_runs(pairs, config.experts, tokens_at_once(tokens))
@@ -55,7 +53,6 @@ def gpu_buffer_sizes(
         "runs": ArraySize((max(runs, config.active_experts), 4), "int32"),
         "h": ArraySize((pairs, config.intermediate), "float32"),
         "y": ArraySize((pairs, config.hidden), "float32"),
-        "added": ArraySize((tokens if elsewhere else 0, config.hidden), "float32"),  # by experts elsewhere
         "logits": ArraySize((logits,), "float32"),
     }
 
@@ -76,8 +73,8 @@ class TokenTraffic(NamedTuple):
 def token_traffic(config: ModelConfig, elsewhere: int, unembeds: bool) -> TokenTraffic:
     """Of a token through layers of which `elsewhere` have their experts in this machine's memory.
 
-    Such a layer gives norm(x), and each expert's number and weight, and gets a sum; a token comes as x and
-    the angles of its position, and leaves as logits or x.
+    Such a layer gives x, each expert's number and its weight, and gets x with the experts added. A token
+    comes as x and the angles of its position, and leaves as logits or x.
     """
     x, uniforms = 4 * config.hidden, 2 * 16  # the pass's, and its sequence's
     chosen = x + 8 * config.active_experts

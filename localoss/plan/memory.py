@@ -140,7 +140,7 @@ class Plan:
         here, every = self.gpu_expert_layers, class_bytes(config, self.dtypes)
         elsewhere, experts = self.gpu_layers - here, every["experts"] // config.layers
         lanes = [
-            gpu_buffer_sizes(config, tokens, self.unembeds_on_gpu, here, elsewhere)
+            gpu_buffer_sizes(config, tokens, self.unembeds_on_gpu, here)
             for tokens in lane_tokens(chunk, elsewhere)
         ]
         scratch = sum(size.nbytes for sizes in lanes for size in sizes.values())

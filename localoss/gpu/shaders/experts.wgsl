@@ -1,6 +1,7 @@
 // One of the two products of each expert, over the runs of places that sort.wgsl made. A workgroup takes a row
 // group and a run, if the run's expert is among those in `codes`: their bytes as they lie in the model's file.
-// GATE_UP: out (P, ROWS / 2) = SwiGLU(W @ x[source of the place] + bias), rows being gate, up, gate, up ...
+// GATE_UP: out (P, ROWS / 2) = SwiGLU(W @ x[source of the place] + bias), rows being gate, up, gate, up ...; of a
+// lone token with norm(x): see normed.wgsl.
 // else: out (P, ROWS) = W @ x[place] + bias.
 struct Part { first_expert: u32, end_expert: u32 }
 
@@ -12,8 +13,8 @@ struct Part { first_expert: u32, end_expert: u32 }
 @group(0) @binding(5) var<storage, read> sources: array<u32>;
 @group(0) @binding(6) var<uniform> part: Part;
 
-fn biased(m: u32, row: u32, bias: u32) -> f32 {
-  return products[m * THREADS + row / 4u][row % 4u] + bitcast<f32>(scales[bias + row]);
+fn biased(m: u32, row: u32, bias: u32, factor: f32) -> f32 {
+  return products[m * THREADS + row / 4u][row % 4u] * factor + bitcast<f32>(scales[bias + row]);
 }
 
 @compute @workgroup_size(THREADS)
@@ -35,18 +36,19 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
   let tile = id.x * BLOCKS;
   multiply((begin + CODES_WORD) / 4u + tile * CODE_VECTORS, begin + SCALES_WORD + tile * SCALE_WORDS, rows, thread);
   let bias = begin + BIAS_WORD + 8u * id.x;
+  let factor = norm_factor(thread);
   if (GATE_UP) {
     let m = thread / 4u;
     if (m < min(M, run.z)) {
       let row = 2u * (thread % 4u);
-      let gate = min(biased(m, row, bias), LIMIT);
-      let up = clamp(biased(m, row + 1u, bias), -LIMIT, LIMIT);
+      let gate = min(biased(m, row, bias, factor), LIMIT);
+      let up = clamp(biased(m, row + 1u, bias, factor), -LIMIT, LIMIT);
       out[(run.y + m) * (ROWS / 2u) + 4u * id.x + row / 2u] = (up + 1.0) * gate / (1.0 + exp(-ALPHA * gate));
     }
   } else {
     let m = thread / 8u;
     if (m < min(M, run.z)) {
-      out[(run.y + m) * ROWS + 8u * id.x + thread % 8u] = biased(m, thread % 8u, bias);
+      out[(run.y + m) * ROWS + 8u * id.x + thread % 8u] = biased(m, thread % 8u, bias, factor);
     }
   }
 }

@@ -1,4 +1,4 @@
-// out (T, ROWS) = W @ x + bias, or out += ... with ADDING; x (T, 32 * BLOCKS).
+// out (T, ROWS) = W @ x + bias, or out += ... with ADDING; x (T, 32 * BLOCKS), or norm(x): see normed.wgsl.
 struct Part { first_group: u32 }  // of the rows that `codes` and `scales` hold
 
 @group(0) @binding(0) var<storage, read> codes: array<vec4<u32>>;
@@ -17,11 +17,12 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     rows[m] = min(first + m, batch.tokens - 1u) * 8u * BLOCKS;
   }
   multiply(id.x * BLOCKS * CODE_VECTORS, id.x * BLOCKS * SCALE_WORDS, rows, thread);
+  let factor = norm_factor(thread);
   let m = thread / 8u;
   let token = first + m;
   if (m < M && token < batch.tokens) {
     let row = 8u * (part.first_group + id.x) + thread % 8u;
-    var value = products[m * THREADS + thread % 8u / 4u][thread % 4u];
+    var value = products[m * THREADS + thread % 8u / 4u][thread % 4u] * factor;
     if (BIASED) {
       value += bias[row];
     }

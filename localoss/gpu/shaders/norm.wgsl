@@ -1,6 +1,5 @@
 // out[t] = x[t] / rms(x[t]) * weight, for a workgroup per token; x (T, COLUMNS) from row batch.first_row on.
-// With ADDING, x += each token's experts, weighted, before that; y (P, COLUMNS). With SUMMED it is x += y, of
-// experts that were added up elsewhere; y (T, COLUMNS).
+// With ADDING, x += each token's experts, weighted, before that; y (P, COLUMNS).
 const THREADS = 256u;
 
 @group(0) @binding(0) var<storage, read_write> x: array<vec4<f32>>;
@@ -29,10 +28,6 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     var v = x[row + i];
     if (ADDING) {
       v += experts(batch.first_row + id.x, i);
-      x[row + i] = v;
-    }
-    if (SUMMED) {
-      v += y[row + i];
       x[row + i] = v;
     }
     sum += dot(v, v);

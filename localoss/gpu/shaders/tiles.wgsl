@@ -26,9 +26,9 @@ fn multiply(tile: u32, scale_at: u32, rows: array<u32, M>, thread: u32) {
     let s = scale(scale_at + b * SCALE_WORDS, lane % 2u);
     let at = 8u * b + column;
 // each m
-    var value_@ = x[rows[@] + at] * w[0];
+    var value_@ = input(rows[@], at) * w[0];
 // each q
-    value_@ += x[rows[@] + at + $u] * w[$];
+    value_@ += input(rows[@], at + $u) * w[$];
 // end
     sum_@ += s * value_@;
 // end

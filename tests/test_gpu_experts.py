@@ -11,6 +11,7 @@ import localoss
 from localoss.errors import Cancelled, UsageError
 from localoss.gpu.choice import asked_for, filled
 from localoss.gpu.device import Device
+from localoss.gpu.layers import GpuLayers
 from localoss.hub.registry import known_models
 from localoss.model.forward import Chunk
 from localoss.options import LoadOptions
@@ -260,3 +261,12 @@ def test_three_sequences_are_one_pass(load):
         taken = device.traffic.since(before)
         assert (taken.submits, taken.read_backs) == (3, 3)
         assert taken.read_bytes == 3 * (2 * (4 * 96 + 8 * 4) + 4 * 96)
+
+
+def test_kernels_of_the_cores_are_there_before_layers_are_tried(model, gpu_adapter, monkeypatch):
+    """On a first start they compile for a minute: a notice says so, as without a GPU."""
+    order, try_out = [], GpuLayers.try_out
+    monkeypatch.setattr("localoss.engine.warmup.warm_up", lambda *form: order.append("compiled"))
+    monkeypatch.setattr(GpuLayers, "try_out", lambda *its: (order.append("tried"), try_out(*its)))
+    localoss.load(model("short", **KEPT), gpu_experts="none", **OPTIONS)
+    assert order == ["compiled", "tried", "compiled"]

@@ -64,12 +64,15 @@ def load_engine(model: str | Path, options: LoadOptions, listener: Listener) -> 
         limits = options.memory_limit, options.memory_limit
     adapters = _adapters(folder, options) if options.adapters else None
     loading = _Loading(folder, config, dtypes, limits, options, listener, adapters)
+    form = KernelForm(options.kv_dtype, options.is_exact, adapters is not None)
+    # Loading tries the experts on the cores then: what is to be compiled for that comes with a notice before.
+    if options.gpu_experts is not None:
+        warm_up(form, options.threads or 1, listener.compiling)
     engine = loading.on_gpu(on_gpu) if options.uses_a_device else None
     plan = Plan.of(config, dtypes, options)
     if adapters:
         plan = replace(plan, adapter_bytes=adapters.nbytes)
     engine = engine or loading.engine(loading.sized(plan))
-    form = KernelForm(options.kv_dtype, options.is_exact, adapters is not None)
     warm_up(form, engine.threads, listener.compiling)
     return engine
 

@@ -89,6 +89,7 @@ class Chat:
         self.expert_counts: NDArray[np.int64] | None = None  # (layers, experts) of the last answer
         self._attempts = 0  # answers to the last message so far
         self._warned = False
+        self.unsaved = ""  # why the session couldn't be saved last
         self._usual_budget: int | None = None
 
     def use(self, folder: Path, engine: "Engine | RemoteModel", note: Callable[[str], None] = say) -> None:
@@ -250,8 +251,11 @@ class Chat:
         if self.session and (self.conversation.messages or self.session.is_kept):
             try:
                 self.session.save_messages(self.conversation, self.model)
+                self.unsaved = ""
             except LocalossError as error:
-                say(f"error: {error}")
+                if str(error) != self.unsaved:  # once: each message tries it anew
+                    self.unsaved = str(error)
+                    say(f"error: {error}")
 
     def leave_session(self) -> None:
         """Close the session; at a terminal, say how to go on with it."""

@@ -100,7 +100,7 @@ def test_a_huge_result_is_cut_and_a_hanging_one_is_stopped(start):
     tools = start("tools=huge,hang,echo")
     assert len(call(tools, "huge").text) <= mcp_tools._MOST_RESULT_CHARS + 100
     stop = Stop()
-    threading.Timer(0.3, stop.tell, ["user"]).start()
+    threading.Timer(0.3, stop.request, ["user"]).start()
     began = time.monotonic()
     with pytest.raises(LocalossError, match="stopped"):
         call(tools, "hang", stop=stop)

@@ -114,7 +114,7 @@ def test_it_shows_what_a_notebook_shows(python):
 def test_an_endless_loop_ends_when_it_is_told_and_the_worker_is_replaced(python):
     python("kept = 1")
     stop = Stop()
-    threading.Timer(0.5, stop.tell, ["time"]).start()
+    threading.Timer(0.5, stop.request, ["time"]).start()
     began = time.monotonic()
     result = python("print('begun')\nwhile True:\n    pass", stop)
     assert time.monotonic() - began < 20 and not result.ok

@@ -124,10 +124,15 @@ def _place(folder: Path) -> Path:
     return place
 
 
+class _Pages(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *words: object) -> None:
+        """Nothing: the run's own lines are enough."""
+
+
 @contextlib.contextmanager
 def _site(place: Path) -> Iterator[str]:
     """The address of a site whose pages are the files of `place`."""
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(place))
+    handler = functools.partial(_Pages, directory=str(place))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as site:
         threading.Thread(target=site.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{site.server_port}"

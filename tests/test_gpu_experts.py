@@ -20,6 +20,7 @@ from localoss.plan.gpu_speed import CARD_BYTES_PER_S, gpu_estimate, shares
 from localoss.plan.memory import Plan, gpu_reserve_bytes, with_experts_apart
 from localoss.plan.speed import decode_bytes
 from quant.convert import convert
+from quant.format.config import read_config
 from quant.format.manifest import Dtypes
 
 KEPT = dict(attention="bf16", embedding="bf16", unembedding="bf16")
@@ -270,3 +271,15 @@ def test_kernels_of_the_cores_are_there_before_layers_are_tried(model, gpu_adapt
     monkeypatch.setattr(GpuLayers, "try_out", lambda *its: (order.append("tried"), try_out(*its)))
     localoss.load(model("short", **KEPT), gpu_experts="none", **OPTIONS)
     assert order == ["compiled", "tried", "compiled"]
+
+
+def test_what_the_gpu_holds_leaves_memory_for_context(model, gpu_adapter):
+    """The limit is too small for a long context with the experts, but they are to be on the GPU."""
+    whole = Plan.of(read_config(model("short", **KEPT) / "config.json"), Dtypes(**KEPT), LoadOptions())
+    here = replace(whole, gpu_layers=3, context_tokens=32_768)
+    limit = (here.total_bytes + replace(here, gpu_experts=0).total_bytes) // 2
+    engine = localoss.load(
+        model("short", **KEPT), context_tokens=None, memory_limit=limit, gpu_experts="auto", gpu_memory=10**9
+    )
+    assert engine.context_tokens == 32_768
+    assert engine.device_figures()["layers_with_experts"] == 3

@@ -166,7 +166,9 @@ class _Loading:
         """An engine with the layers of `plan` on a GPU; None, and a line that says so, if there is none."""
         try:
             device = open_gpu()
-            return self.engine(fit_gpu(self.sized(plan), self.options, device.adapter), device)
+            # Fitted twice: what the GPU holds leaves memory for slots and context; it has their caches, too.
+            fitted = self.sized(fit_gpu(plan, self.options, device.adapter))
+            return self.engine(fit_gpu(fitted, self.options, device.adapter), device)
         except GpuError as error:
             self.listener.notice(f"no layers on a GPU: {error}; the CPU runs them all")
             return None

@@ -176,7 +176,7 @@ def test_dripping_listings_end(hostile, monkeypatch):
     assert "not whole after" in refused(hostile)
 
 
-# Linux counts what a process had before its exec, which is all that its parent has: so a small parent measures.
+# Linux counts what a process had before its exec, which is all that its parent has: a small parent measures.
 MEASURED = """
 import resource, subprocess, sys
 code = subprocess.run(sys.argv[1:]).returncode

@@ -5,6 +5,7 @@ in the same sitting, since how fast a machine is says nothing.
 """
 
 import asyncio
+import gc
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +26,7 @@ from support.scripted import ScriptedEngine
 from localoss.server.core import connections, threads
 from localoss.server.core.errors import ApiError
 from localoss.server.core.keys import Client
+from localoss.server.core.models import collect
 from localoss.server.core.scheduler import Scheduler
 
 ATTACKERS = Path(__file__).parent / "support" / "attackers.py"
@@ -237,3 +240,25 @@ def test_large_bodies_leave_time_to_others(monkeypatch):
     assert asyncio.run(both()) == ["done", "done"]
     threads._one.submit(int).result()
     assert len(rests) == 2 and all(0.19 < rest < 0.5 for rest in rests)
+
+
+def test_what_is_loaded_is_left_out_of_later_collections():
+    """And is found all the same once a model is let go."""
+
+    class Model:
+        def __init__(self):
+            self.cycle = self
+
+    model = Model()
+    gone = weakref.ref(model)
+    try:
+        collect()
+        before = gc.get_freeze_count()
+        assert before > 1000
+        del model
+        gc.collect()
+        assert gone() is not None, "it was left out"
+        collect()
+        assert gone() is None
+    finally:
+        gc.unfreeze()

@@ -34,7 +34,7 @@ from localoss.server.core.guard import LOOPBACK
 from localoss.server.core.hosted import HostedTools
 from localoss.server.core.keys import Keys
 from localoss.server.core.metrics import Metrics
-from localoss.server.core.models import Models
+from localoss.server.core.models import Models, collect
 from localoss.server.core.parked import ParkedCaches
 from localoss.server.core.pool import SequencePool
 from localoss.server.core.response_store import ResponseStore
@@ -119,6 +119,7 @@ def serve(
         page=options.page,
     )
     try:
+        collect()
         run_server(app, models, bound, options.host, listening)
     finally:
         models.stop()

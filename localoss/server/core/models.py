@@ -198,7 +198,7 @@ class Models:
         del self._held[held.entry.name]
         await in_thread(held.service.close)
         del held
-        await in_thread(gc.collect)  # an engine has cycles, and gigabytes
+        await in_thread(collect)  # an engine has cycles, and gigabytes
 
     def _wait_idle(self, held: Held) -> None:
         _stop_timer(held)
@@ -213,6 +213,17 @@ class Models:
                     await self._let_go(held)
 
         self._letting_go = asyncio.create_task(let_go())  # a task that nobody holds may be lost
+
+
+def collect() -> None:
+    """Free what has only cycles to hold it, and look at what is left no more.
+
+    Each later pass stops all threads for as long as it takes: over what a loaded model and its libraries
+    are made of, a tenth of a second, as often as a body with many lists is parsed.
+    """
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
 
 
 def only(service: Service, folder: Path, aliases: Sequence[str] = ()) -> Models:

@@ -2,6 +2,9 @@
 
 import gc
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +21,11 @@ from quant.format.manifest import Dtypes
 if TYPE_CHECKING:
     from support.pseudo_terminal import Terminal
 
+_FOR_FORKS = "LOCALOSS_TESTS_FORK"
+# A shell that starts this in the background has it ignore Ctrl-C, and with it all that tests start.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # A busy machine draws slowly: that says nothing about the code.
 hypothesis_settings.register_profile("any machine", suppress_health_check=[HealthCheck.too_slow])
 hypothesis_settings.load_profile("any machine")
@@ -29,6 +37,34 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("soak"):
                 item.add_marker(pytest.mark.skip(reason="LOCALOSS_SOAK is not set"))
+
+
+def runs_elsewhere(item: pytest.Item) -> bool:
+    """Whether `item` forks, and this process, which may have run kernels or be large, isn't made for it."""
+    return bool(item.get_closest_marker("forks")) and not os.environ.get(_FOR_FORKS)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Run a test that forks in a small process that has run nothing, none of its fixtures here."""
+    if runs_elsewhere(item) and not any(item.iter_markers("skip")):
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", item.nodeid]
+        done = subprocess.run(
+            command,
+            cwd=item.config.rootpath,
+            env=os.environ | {_FOR_FORKS: "1"},
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            pytest.fail(done.stdout[-8000:], pytrace=False)
+        item.fixturenames.clear()  # type: ignore[attr-defined]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """What ran elsewhere has passed."""
+    return True if runs_elsewhere(pyfuncitem) else None
 
 
 def pytest_collection_finish() -> None:

@@ -207,6 +207,7 @@ def test_a_server_on_a_full_disk(container, demo, variables, tmp_path):
         server.kill()
 
 
+@pytest.mark.forks
 @pytest.mark.parametrize("every", [25, pytest.param(1, marks=pytest.mark.soak)])
 def test_an_export_on_a_disk_that_is_full_from_any_step_on(every, model, tmp_path, monkeypatch):
     """One line; and with room again the same command makes it whole."""

@@ -21,7 +21,10 @@ from localoss import cli
 from localoss.chat.harmony import encoding
 from localoss.server.core.response_store import Record, ResponseStore
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows can't fork")
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows can't fork"),
+    pytest.mark.forks,
+]
 
 
 def rounds(short, long):

@@ -9,7 +9,9 @@ from pathlib import Path
 
 from localoss import settings
 from localoss.plan.memory import FITS, Plan
+from quant.format.layout import layer_specs
 from quant.format.sizes import class_bytes
+from quant.format.writer import spec_bytes
 
 FILE = "speed.json"
 TYPICAL_BYTES_PER_S = 40e9  # a laptop's with two channels of DDR4-3200 or LPDDR5
@@ -48,7 +50,9 @@ def decode_bytes(plan: Plan) -> int:
     """Bytes of weights that a token reads: all but the embedding, and of the experts the active ones."""
     weights, config = class_bytes(plan.config, plan.dtypes), plan.config
     experts = weights["experts"] * config.active_experts // config.experts
-    return sum(weights.values()) - weights["embedding"] - weights["experts"] + experts
+    layer = layer_specs(config, plan.dtypes.attention, plan.dtypes.experts)
+    router = sum(spec_bytes(spec) for name, spec in layer.items() if name.startswith("router"))
+    return weights["attention"] + config.layers * router + experts + weights["unembedding"]
 
 
 def estimate(plan: Plan, limit_bytes: int) -> Estimate | None:

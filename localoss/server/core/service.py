@@ -200,4 +200,9 @@ def event_stream(
 
 def pieces_of(job: Job, idle_s: float | None = None) -> AsyncIterator[Piece | None]:
     """The job's pieces, with None after every `idle_s` without any; by default now and then."""
-    return job.items(_PING_AFTER_S if idle_s is None else idle_s)
+    return job.items(idle_of(idle_s))
+
+
+def idle_of(idle_s: float | None) -> float:
+    """After how long a stream gives a sign of life."""
+    return _PING_AFTER_S if idle_s is None else idle_s

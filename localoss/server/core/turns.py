@@ -10,9 +10,8 @@ from localoss.chat.tools import answer_message
 from localoss.server.core.answering import Done, Piece, Question, Usage
 from localoss.server.core.hosted import Workshop, is_hosted
 from localoss.server.core.scheduler import Job
-from localoss.server.core.service import Service, pieces_of
+from localoss.server.core.service import Service, idle_of, pieces_of
 
-_PING_S = 10.0
 Ask = Callable[[Question, bool], Job]  # a question, and whether it follows one that was let in
 
 
@@ -51,7 +50,7 @@ class Turns:
         if self._call:
             self._call.cancel()
 
-    async def pieces(self, idle_s: float = _PING_S) -> AsyncIterator[Piece | CallDone | None]:
+    async def pieces(self, idle_s: float | None = None) -> AsyncIterator[Piece | CallDone | None]:
         """None after every `idle_s` without anything. Raises: ApiError, LocalossError."""
         while True:
             done: Done | None = None
@@ -67,7 +66,7 @@ class Turns:
             if not (self._workshop and call and done.reason == "tool_calls" and is_hosted(call.recipient)):
                 yield self._total(done)
                 return
-            async for made in self._make(call, done, idle_s):
+            async for made in self._make(call, done, idle_of(idle_s)):
                 yield made
             if self._is_cancelled:
                 return

@@ -162,7 +162,8 @@ class CpuLayers:
         self.kernels.norm_and_multiply(
             b.at.qkv, x, layer.attention_norm, self._eps, layer.qkv.tiles, tokens, work
         )
-        self._adapt("qkv", index, chunk, b.at.qkv, b.qkv.strides[0])
+        if chunk.adapted:
+            self._adapt("qkv", index, chunk, b.at.qkv, b.qkv.strides[0])
         window = self.config.sliding_window if self.config.is_sliding[index] else 0
         offsets = (layer.key_bias, *self._offsets)
         for part, its_qkv in zip(chunk.rows, chunk.qkv, strict=True):
@@ -180,7 +181,8 @@ class CpuLayers:
                 b.at.counter,
             )
         self.kernels.multiply(x, layer.output.tiles, tokens, True, work)
-        self._adapt("output", index, chunk, x, b.x.strides[0])
+        if chunk.adapted:
+            self._adapt("output", index, chunk, x, b.x.strides[0])
 
     def _adapt(self, matrix: str, index: int, chunk: RowChunk, out: int, row_bytes: int) -> None:
         """Add what adapters add to a product with `matrix` of LayerFactors, whose input is in blocks."""
@@ -200,7 +202,7 @@ class CpuLayers:
         layer: Layer = self.weights.layers[index]
         norm, buffers, tokens = (layer.mlp_norm, self._eps), self._expert_buffers, chunk.tokens
         count: int
-        if any(part.adapter and part.adapter.layers[index].router for part in chunk.adapted):
+        if chunk.adapted and any(p.adapter and p.adapter.layers[index].router for p in chunk.adapted):
             logits = self.buffers.router_logits
             self.kernels.score_experts(chunk.x, norm, layer.router.tiles, buffers, tokens, self._work)
             self._adapt("router", index, chunk, self.buffers.at.router_logits, logits.strides[0])

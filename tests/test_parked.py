@@ -135,3 +135,17 @@ def test_short_ones_are_read_again(engine, tmp_path):
     made = ParkedCaches(tmp_path / "parked", BYTES)
     made.park(SimpleNamespace(tokens=tokens_of(1)), ("", None))
     assert not (tmp_path / "parked").exists()
+
+
+def test_who_cannot_be_parked_costs_the_others_nothing(engine, parked, monkeypatch):
+    pool, first = SequencePool(engine, 1, parked), tokens_of(1)
+    answer(engine, pool, first)
+    answer(engine, pool, tokens_of(2))  # parks the first one
+
+    def fails(*arguments):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("quant.format.disk.free_bytes", fails)
+        answer(engine, pool, tokens_of(3))
+    assert answer(engine, pool, first)[1] >= len(first) - 1

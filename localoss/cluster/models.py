@@ -69,17 +69,22 @@ def source_of(name: str) -> Source:
     return Source(name, str(folder.absolute()), (folder / MANIFEST).read_bytes())
 
 
+def _here(source: Source) -> Path | None:
+    """The model's folder where it needs no copy: this machine's own, or one that machines share."""
+    if own := _own(source):
+        return own
+    shared = Path(source.folder) if source.folder else None
+    return shared if shared and _is_same(shared, source) else None
+
+
 def located(source: Source, fetch: Fetch | None, told: Callable[[str], None] = lambda line: None) -> Path:
     """The folder of that model on this machine, copied from the head if need be.
 
     fetch: reads a part of a file of the head's; None where there is nobody to ask. told: hears a line as
     files come. Raises: ModelError.
     """
-    own = _own(source)
-    if own:
-        return own
-    if source.folder and _is_same(Path(source.folder), source):
-        return Path(source.folder)
+    if here := _here(source):
+        return here
     if source.manifest is None or fetch is None:
         raise ModelError(
             f"{source.name} isn't on this machine, nor on the one that asks; "
@@ -172,11 +177,8 @@ def located_part(source: Source, fetch: Fetch | None, first: int, count: int) ->
 
     Raises: ModelError.
     """
-    own = _own(source)
-    if own:
-        return own
-    if source.folder and _is_same(Path(source.folder), source):
-        return Path(source.folder)
+    if here := _here(source):
+        return here
     if source.manifest is None or fetch is None:
         return located(source, fetch)  # which says what is missing
     folder = settings.home() / "parts" / f"{Path(source.name).name}-{source.digest}"

@@ -60,18 +60,20 @@ class ParkedCaches:
         if earlier and earlier.tokens == tokens:
             self._touch(earlier)
             return
+        parked = earlier
         try:
             needed = _needed_bytes(sequence)
             if not self._make_room(needed, earlier):
                 return
-            folder = earlier.saved.folder if earlier else self._own_folder() / secrets.token_hex(8)
-            parked = earlier or Parked(SavedCache(folder, {}), [], whose, 0)
+            if parked is None:
+                folder = self._own_folder() / secrets.token_hex(8)
+                parked = Parked(SavedCache(folder, {}), [], whose, 0)
             self._parked = [one for one in self._parked if one is not parked] + [parked]
             parked.saved.save(sequence, len(tokens))
-            parked.tokens, parked.nbytes = tokens, _bytes_of(folder)
+            parked.tokens, parked.nbytes = tokens, _bytes_of(parked.saved.folder)
         except (OSError, BusyError, LocalossError):
-            if self._parked and not (earlier and earlier.tokens):
-                self._drop(self._parked[-1])
+            if parked:  # half written; the others are as they were
+                self._drop(parked)
 
     def shared(self, tokens: Seq[int], whose: tuple[str, str | None]) -> tuple[int, Parked | None]:
         """The most of `tokens` that one of `whose` begins with, and which that is."""

@@ -2,12 +2,13 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from localoss.cli.progress import PLAIN_INTERVAL_S, duration_text, size_text
 from localoss.cli.terminal import printable
+from localoss.hub.listing import RemoteFile
 from localoss.hub.progress import Progress
 
 if TYPE_CHECKING:
@@ -68,12 +69,12 @@ class PlainProgress(Progress):
     def say(self, text: str) -> None:
         self._show(text)
 
-    def begin(self, shards: dict[str, int], here: dict[str, int]) -> None:
-        self._meter.begin(shards, here)
+    def begin(self, files: Sequence[RemoteFile], here: dict[str, int]) -> None:
+        self._meter.begin(_sizes(files), here)
         there = sum(here.values())
-        if shards:
+        if files:
             already = f", {size_text(there)} are here already" if there else ""
-            self._show(f"to download: {size_text(sum(shards.values()) - there)}{already}")
+            self._show(f"to download: {size_text(self._meter.total_bytes - there)}{already}")
 
     def fetched(self, name: str, done_bytes: int, total_bytes: int) -> None:
         self._meter.update(name, done_bytes)
@@ -108,8 +109,8 @@ class BarProgress(Progress):
     def say(self, text: str) -> None:
         self._bars.console.print(printable(text), highlight=False, markup=False)
 
-    def begin(self, shards: dict[str, int], here: dict[str, int]) -> None:
-        self._meter.begin(shards, here)
+    def begin(self, files: Sequence[RemoteFile], here: dict[str, int]) -> None:
+        self._meter.begin(_sizes(files), here)
 
     def fetched(self, name: str, done_bytes: int, total_bytes: int) -> None:
         self._meter.update(name, done_bytes)
@@ -121,6 +122,10 @@ class BarProgress(Progress):
 
     def converted(self, done_bytes: int, total_bytes: int) -> None:
         self._bars.update(self._converted, completed=done_bytes, total=total_bytes, visible=True)
+
+
+def _sizes(files: Sequence[RemoteFile]) -> dict[str, int]:
+    return {file.name: file.size for file in files}
 
 
 @contextmanager

@@ -117,9 +117,8 @@ class PulledSource(HuggingFaceSource):
 
     def arrange(self, outputs: list[str], flush: Callable[[], None]) -> Iterator[str]:
         steps = self.steps(outputs)
-        shards = [step.shard for step in steps if step.shard]
-        sizes = {shard: self._hub.file(shard).size for shard in shards}
-        self._progress.begin(sizes, {shard: size - self.left_bytes(shard) for shard, size in sizes.items()})
+        files = [self._hub.file(step.shard) for step in steps if step.shard]
+        self._progress.begin(files, {file.name: file.size - self.left_bytes(file.name) for file in files})
         yield from (output for output in outputs if output not in self._needs)
         left = [output for step in steps for output in step.outputs]
         for step in steps:

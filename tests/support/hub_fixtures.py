@@ -30,8 +30,8 @@ class Told(Progress):
     def say(self, text):
         self.lines.append(text)
 
-    def begin(self, shards, here):
-        self.shards, self.here = shards, here
+    def begin(self, files, here):
+        self.shards, self.here = {file.name: file.size for file in files}, here
 
     def fetched(self, name, done_bytes, total_bytes):
         self.fetched_bytes[name] = done_bytes

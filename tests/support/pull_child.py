@@ -15,7 +15,7 @@ from support.faults import KILL, Faults
 
 
 class Telling(Progress):
-    def begin(self, shards, here):
+    def begin(self, files, here):
         print("begun", flush=True)
 
 

@@ -22,6 +22,7 @@ from localoss.options import LoadOptions
 from localoss.server.core.bodies import Bodies
 from localoss.server.core.catalogue import Catalogue, Entry
 from localoss.server.core.errors import ApiError
+from localoss.server.core.pulls import Pulls
 from localoss.server.core.scheduler import going_down
 from localoss.server.core.service import Service
 from localoss.server.core.threads import in_thread
@@ -69,7 +70,7 @@ class Models:
         idle_s: after how long without a request a model is let go. capacity: how many requests may wait for
         a model to be loaded.
         """
-        self.catalogue, self.bodies = catalogue, Bodies()
+        self.catalogue, self.bodies, self.pulls = catalogue, Bodies(), Pulls()
         self.store, self.metrics, self.hosted = first.store, first.metrics, first.hosted
         self._start, self._idle_s, self._capacity = start, idle_s, capacity
         self._held = {first.model: Held(catalogue.first, first, idle_s)}
@@ -154,10 +155,12 @@ class Models:
 
     async def end(self) -> None:
         """`stop` lets go of the models, once the server is gone."""
+        await self.pulls.ended()
 
     def refuse_waiting(self) -> None:
         """Begin to go down: what runs goes on, what waits is refused."""
         self._closed = True
+        self.pulls.stop()
         for held in self._held.values():
             held.service.scheduler.refuse_waiting()
 

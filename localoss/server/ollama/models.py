@@ -1,6 +1,5 @@
 """Ollama's API about models: which there are, which are in memory, and what becomes of them."""
 
-import asyncio
 import datetime
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -21,7 +20,7 @@ from localoss.server.core.models import Held, Models
 from localoss.server.core.schemas import LINES
 from localoss.server.core.threads import in_thread
 from localoss.server.ollama.lines import line_stream
-from localoss.server.ollama.pulling import check_can_pull, pulling
+from localoss.server.ollama.pulling import model_to_pull, pulling
 from localoss.server.ollama.schemas import NamedModel
 
 router = APIRouter(prefix="/api", route_class=BodyRoute)
@@ -79,16 +78,11 @@ async def pull(body: NamedModel, request: Request) -> Response:
     Raises: ApiError 404 for a name that stands for none, 403 for a key that may not, 429 during another pull.
     """
     name = _name(body)
+    models: Models = request.app.state.models
     lines = _there()
-    if await in_thread(request.app.state.models.catalogue.find, name) is None:
+    if await in_thread(models.catalogue.find, name) is None:
         check_is_host(request, "models are pulled")
-        try:
-            await in_thread(check_can_pull, name)
-        except LocalossError as error:
-            raise ApiError(str(error), status=404) from None
-        if _pulls.locked():
-            raise ApiError("another model is being pulled; ask again once it is here", status=429)
-        lines = _one_at_a_time(pulling(name))
+        lines = pulling(models.pulls, await in_thread(model_to_pull, name))
     if body.stream is False:
         async for _ in lines:
             pass
@@ -96,16 +90,7 @@ async def pull(body: NamedModel, request: Request) -> Response:
     return line_stream(lines)
 
 
-_pulls = asyncio.Lock()
-
-
-async def _one_at_a_time(lines: AsyncIterator[dict[str, str]]) -> AsyncIterator[dict[str, str]]:
-    async with _pulls:
-        async for line in lines:
-            yield line
-
-
-async def _there() -> AsyncIterator[dict[str, str]]:
+async def _there() -> AsyncIterator[dict[str, Any]]:
     yield {"status": "pulling manifest"}
     yield {"status": "success"}
 

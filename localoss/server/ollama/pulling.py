@@ -1,43 +1,47 @@
-"""A model that isn't here, fetched for a client of Ollama's API: by `localoss pull`, a process of its own.
+"""A model that isn't here, fetched for a client of Ollama's API, in the words that its progress bars want."""
 
-So the engine keeps its processor's caches and its thread, and a client that goes away ends the download,
-which goes on where it stopped when it is asked for again.
-"""
-
-import asyncio
-import sys
 from collections.abc import AsyncIterator
+from typing import Any
 
 from localoss.errors import LocalossError
 from localoss.hub.pull import Order
+from localoss.server.core.errors import ApiError
+from localoss.server.core.pulls import Pulls, Told
 
-_LINE_CHARS = 500
-
-
-def check_can_pull(name: str) -> None:
-    """Raises: LocalossError for a name that stands for nothing on the hub."""
-    assert Order(name).repository
+_IDLE_S = 10.0
+_DIGEST_CHARS = 12  # of a file's digest: what Ollama shows beside its bar
 
 
-async def pulling(name: str) -> AsyncIterator[dict[str, str]]:
-    """What happens, in Ollama's words. Raises: LocalossError if it fails."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "localoss", "pull", "--", name),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    assert process.stderr
+def model_to_pull(name: str) -> str:
+    """The name that `name` has here. Raises: ApiError 404 if it stands for nothing on the hub."""
     try:
+        order = Order(name)
+        assert order.repository
+    except LocalossError as error:
+        raise ApiError(str(error), status=404) from None
+    return order.stored_name
+
+
+def pulling(pulls: Pulls, name: str) -> AsyncIterator[dict[str, Any]]:
+    """What happens, in Ollama's words. Raises: ApiError 429 during another model's pull.
+
+    The iterator raises LocalossError if it fails.
+    """
+    pulls.check(name)
+
+    async def lines() -> AsyncIterator[dict[str, Any]]:
         yield {"status": "pulling manifest"}
-        said = ""
-        async for line in process.stderr:
-            if said := line.decode(errors="replace").strip()[:_LINE_CHARS] or said:
-                yield {"status": said}
-        if await process.wait():
-            raise LocalossError(said.removeprefix("error: ") or f"{name} couldn't be pulled")
+        async for told in pulls.follow(name, _IDLE_S):
+            yield _line(told)
         yield {"status": "success"}
-    finally:
-        if process.returncode is None:
-            process.terminate()
-            await process.wait()
+
+    return lines()
+
+
+def _line(told: Told) -> dict[str, Any]:
+    """A line about a file has what a bar needs; programs show the others as they are, each once."""
+    if "file" not in told:
+        return {"status": told["say"]}
+    label = f"pulling {told['digest'][:_DIGEST_CHARS]}"
+    digest = f"sha256:{told['digest']}"
+    return {"status": label, "digest": digest, "total": told["total"], "completed": told["done"]}

@@ -160,4 +160,3 @@ def test_a_server_that_goes_down_ends_a_pull(played):
         assert "shutting down" in list(lines)[-1]["error"]
     assert is_over(played)
     assert played.post("/api/pull", {"model": NAME}).status_code == 503
-

@@ -161,14 +161,15 @@ def test_stepping_back(exact, common, kept):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_any_way_to_a_conversation_gives_its_logits(exact, seed):
-    """Continued, cut back, replaced, and cancelled between any two layers."""
+    """Continued, cut back, replaced, and cancelled between any two layers; one token alone before the first."""
     rng, sequence, tokens = np.random.RandomState(seed), exact.sequence(), []
     for _ in range(25):
         keep = int(rng.choice([len(tokens), rng.randint(len(tokens) + 1)]))
         tokens = [*tokens[:keep], *rng.randint(0, VOCAB, rng.randint(1, 50)).tolist()][:256]
         if rng.random_sample() < 0.4:
+            layers = rng.randint(LAYERS) if len(tokens) > keep + 1 else 0
             with pytest.raises(Cancelled):
-                exact.prefill(sequence, tokens, cancelled=CancelAfter(rng.randint(LAYERS)))
+                exact.prefill(sequence, tokens, cancelled=CancelAfter(layers))
         else:
             logits = exact.prefill(sequence, tokens)
             assert np.abs(logits - exact.logits(tokens, [len(tokens) - 1])).max() <= CLOSE

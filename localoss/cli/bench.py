@@ -112,7 +112,7 @@ def bench(
     if together:
         _print_together(console, together)
     if profile:
-        _print_profile(console, f"A token after {depth + prompt_tokens:,}", decode)
+        _print_profile(console, f"A token after {depth + prompt_tokens:,}, kernel by kernel", decode)
         console.print(f"Calling kernels that have nothing to do takes {1000 * calling_s:.2f} ms a token.\n")
         _print_profile(console, f"A prompt of {prompt_tokens:,} after {depth:,}", prefill)
 

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -95,8 +94,10 @@ class PartMachine:
         return lambda buffers: StreamedLayers(config, dense, Rope(config), buffers, cache)
 
     def new_caches(self, key: int, slots: Sequence[int], kv_dtype: str) -> None:
+        from localoss.model.kv_cache import LayerCaches
+
         layers = [] if not slots else self._stack.new_caches(slots, kv_dtype)
-        self._caches[key] = SimpleNamespace(layers=layers)
+        self._caches[key] = LayerCaches(layers, kv_dtype)
 
     def free(self, key: int) -> None:
         self._caches.pop(key, None)

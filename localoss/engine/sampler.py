@@ -99,8 +99,8 @@ class Sampler:
 
     def _load(self, logits: NDArray[np.float32]) -> float:
         """Copy `logits` into the working buffer, and give ln of the sum of their exponentials."""
-        self._logits[: self._vocab] = logits
-        log_total = float(self.kernels.log_sum_exp(self._logits))
+        row = np.ascontiguousarray(logits, np.float32)
+        log_total = float(self.kernels.load(self._logits, row))
         if not np.isfinite(log_total):
             raise LocalossError(
                 "the model's output is not finite: `localoss verify` tells whether its files are damaged; "

@@ -142,9 +142,10 @@ def _run(form: KernelForm, threads: int, replace_calls: Mapping[str, Any] = Mapp
         weights = replace(weights, adapters=blank_adapters(_TINY))
     model = Model(_TINY, weights, threads, form.is_exact, max_tokens=1)
     stubs = {name: lambda *arguments, given=given: given for name, given in replace_calls.items()}
-    for caller in model.kernel_callers:
+    for caller in model.kernel_callers if stubs else []:
         caller.kernels = SimpleNamespace(**(vars(caller.kernels) | stubs))
-    for adapter in [None, weights.adapters.find(None)] if weights.adapters else [None]:
+    adapters = [None, weights.adapters.find(None)] if weights.adapters else [None]
+    for adapter in adapters if stubs else [None, *adapters]:  # twice: layers run at once from then on
         x = model.forward([Chunk([0], 0, KVCache(_TINY, 64, 1, form.kv_dtype), adapter)])
         logits = model.logits(x, adapters=[adapter])
     if not has_sampler:

@@ -31,18 +31,28 @@ def _bin(weight_bits):
 
 
 @jit
-def log_sum_exp(logits):
-    """ln Σ exp(logits). logits (V,) f32 array, V a multiple of 8. Sums of a span in f32, of spans in f64."""
-    start = logits.ctypes.data
+def load(work, logits):
+    """Copy logits (V,) f32 to the front of work, and give ln Σ exp(logits): one pass less over them.
+
+    Arrays; work (V rounded up to 8,) f32, of which what lies behind V is -inf. Sums of a span in f32, of
+    spans in f64.
+    """
+    source, target = logits.ctypes.data, work.ctypes.data
     top = splat_f32(-np.inf)
-    for i in range(0, len(logits), 8):
-        top = maximum(top, load_f32x8(start + 4 * i))
+    in_eights = len(logits) // 8 * 8
+    work[in_eights : len(logits)] = logits[in_eights:]
+    for i in range(0, in_eights, 8):
+        here = load_f32x8(source + 4 * i)
+        store_f32x8(target + 4 * i, here)
+        top = maximum(top, here)
+    if in_eights < len(work):
+        top = maximum(top, load_f32x8(target + 4 * in_eights))
     largest = max_lanes(top)
     shift, total = splat_f32(largest), np.float64(0.0)
-    for first in range(0, len(logits), _SPAN):
+    for first in range(0, len(work), _SPAN):
         span = zero()
-        for i in range(first, min(first + _SPAN, len(logits)), 8):
-            span = add(span, exp(sub(load_f32x8(start + 4 * i), shift)))
+        for i in range(first, min(first + _SPAN, len(work)), 8):
+            span = add(span, exp(sub(load_f32x8(target + 4 * i), shift)))
         total += np.float64(sum_lanes(span))
     return np.float64(largest) + np.log(total)
 

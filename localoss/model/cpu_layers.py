@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from localoss.errors import Cancelled
 from localoss.kernels import layer as kernels
+from localoss.model.at_once import AtOnce
 from localoss.model.buffers import Buffers
 from localoss.model.kv_cache import LayerCache
 from localoss.model.rope import Rope
@@ -69,6 +70,8 @@ class CpuLayers:
         self._offsets = rope.offsets
         self._eps = np.float32(config.rms_norm_eps)
         self._swiglu = np.float32(SWIGLU_ALPHA), np.float32(config.swiglu_limit)
+        numbers = (self._eps, *self._swiglu)
+        self._at_once = AtOnce(config, weights, rope, buffers, numbers, self._expert_buffers)
 
     def new_caches(self, slots: Sequence[int], kv_dtype: str) -> list[LayerCache]:
         return [LayerCache(self.config, count, kv_dtype) for count in slots]
@@ -81,6 +84,32 @@ class CpuLayers:
         through each layer in chunks.
         """
         chunks = self._chunks(rows)
+        if len(chunks) == 1 and self._needs_no_look(chunks[0]):
+            if self._at_once.is_ready(rows[0].cache):
+                self._run_at_once(chunks[0], cancelled)
+                return
+            with self._at_once.listening(self, rows[0].cache):
+                self._run_one_by_one(chunks, cancelled)
+        else:
+            self._run_one_by_one(chunks, cancelled)
+
+    def _needs_no_look(self, chunk: RowChunk) -> bool:
+        """Whether nothing has to be done between the kernels of a layer."""
+        is_watched = self.routed is not None or self.expert_counts is not None or self.kernels is not kernels
+        return not (chunk.adapted or is_watched)
+
+    def _run_at_once(self, chunk: RowChunk, cancelled: Callable[[], bool]) -> None:
+        """All layers in one compiled call; one by one for a prompt, which takes long enough to be stopped."""
+        step = self.count if chunk.tokens == len(chunk.rows) else 1
+        sequences = self._at_once.sequences(chunk.rows)
+        for index in range(self.first, self.first + self.count, step):
+            if cancelled():
+                raise Cancelled("stopped")
+            span = index, min(index + step, self.first + self.count)
+            self._at_once.run(chunk.x, chunk.tokens, span, sequences, chunk.rows[0].cache)
+
+    def _run_one_by_one(self, chunks: list[RowChunk], cancelled: Callable[[], bool]) -> None:
+        """Kernel after kernel, for what has to know of what happens between them, and for many chunks."""
         for index in range(self.first, self.first + self.count):
             for chunk in chunks:
                 if cancelled():

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from localoss.kernels.layers import CACHE_FIELDS
 from localoss.model.stack import Array, LayerCaching, LayerStack
-from localoss.plan.sizes import KEY_LANES, layer_cache_sizes, layer_slots
+from localoss.model.weights import address
+from localoss.plan.sizes import KEY_LANES, KV_NUMPY_DTYPES, layer_cache_sizes, layer_slots
 from quant.format.config import ModelConfig
 
 _COPIED_AT_ONCE = 256  # positions
@@ -57,7 +59,32 @@ class LayerCache:
             own[:, :end] = its[:, :end]
 
 
-class KVCache:
+class LayerCaches:
+    """The caches of a sequence's layers, and where they lie.
+
+    numbers: an empty array of the type that keys and values have. places: see list_places.
+    """
+
+    def __init__(self, layers: list[LayerCaching], kv_dtype: str) -> None:
+        self.layers = layers
+        self.numbers: Array = np.empty(0, KV_NUMPY_DTYPES[kv_dtype])
+        self.list_places()
+
+    def list_places(self) -> None:
+        """Have `places` (layers, CACHE_FIELDS) i64 say where each layer's arrays lie, and its slots: what
+        kernels/layers.py reads. A row of zeros stands for what lies elsewhere.
+        """
+        rows = [
+            [*map(address, layer.arrays), layer.slots]
+            if isinstance(layer, LayerCache)
+            else [0] * CACHE_FIELDS
+            for layer in self.layers
+        ]
+        self.places = np.array(rows, np.int64)
+        self.at_places = address(self.places)
+
+
+class KVCache(LayerCaches):
     """One cache per layer: rings for the sliding layers, the whole context for the others.
 
     `layers` has them all, in order; each stack of the model made those of its own layers.
@@ -79,11 +106,12 @@ class KVCache:
         self.stacks = tuple(stacks)
         self.keep_at: Sequence[int] = ()  # positions whose windows a pass that goes beyond them is to keep
         self.kept: dict[int, list[list[Array]]] = {}  # by position, of each ring that was run
-        self.layers: list[LayerCaching] = []
+        layers: list[LayerCaching] = []
         for stack in stacks:
-            self.layers += self._of(stack)
+            layers += self._of(stack)
         if not stacks:
-            self.layers += [LayerCache(config, count, kv_dtype) for count in self._slots]
+            layers += [LayerCache(config, count, kv_dtype) for count in self._slots]
+        super().__init__(layers, kv_dtype)
 
     @property
     def rings(self) -> list[LayerCaching]:
@@ -99,6 +127,7 @@ class KVCache:
             if stack not in self.stacks:
                 self.layers[stack.first : stack.first + stack.count] = self._of(stack)
         self.stacks = tuple(stacks)
+        self.list_places()
 
     def _of(self, stack: LayerStack) -> Sequence[LayerCaching]:
         return stack.new_caches(self._slots[stack.first : stack.first + stack.count], self._kv_dtype)

@@ -91,6 +91,10 @@ class StreamedLayers(CpuLayers):
     def close(self) -> None:
         self.cache.close()
 
+    def _needs_no_look(self, chunk: RowChunk) -> bool:
+        """Experts are fetched once they are chosen."""
+        return False
+
     def _run_experts(self, index: int, chunk: RowChunk, count: int) -> None:
         b, cache = self.buffers, self.cache
         active = b.active[:count]

@@ -161,7 +161,7 @@ def test_stepping_back(exact, common, kept):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_any_way_to_a_conversation_gives_its_logits(exact, seed):
-    """Continued, cut back, replaced, and cancelled between any two layers; one token alone before the first."""
+    """Continued, cut back, replaced, and cancelled between any two layers; one token before the first."""
     rng, sequence, tokens = np.random.RandomState(seed), exact.sequence(), []
     for _ in range(25):
         keep = int(rng.choice([len(tokens), rng.randint(len(tokens) + 1)]))

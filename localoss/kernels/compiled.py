@@ -19,8 +19,8 @@ FOLDER = KernelFolder(_SOURCES, settings.simd() or "best")
 
 
 def _kept(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """Numba's jit with `options`, whose compiled code is kept on disk."""
-    compiled = njit(nogil=True, **options)
+    """Numba's jit with `options`, whose compiled code is kept on disk; without the form for callers in C."""
+    compiled = njit(nogil=True, no_cfunc_wrapper=True, **options)
     return lambda function: FOLDER.cached(compiled(function))
 
 

@@ -60,6 +60,25 @@ def random_weights(dtype, rows, columns, seed):
     return weights_of(dtype, codes, scales)
 
 
+_LIMITS = {
+    "mxfp4": (15, 7, np.uint8(127)),
+    "int4": (-8, 7, np.float16(1)),
+    "int8": (-127, 127, np.float16(1)),
+}
+
+
+def limits_of(dtype):
+    """Weights of one block whose products are as large as they get, and codes (17, 32) of activations so."""
+    rng = np.random.RandomState(0)
+    lowest, highest, one = _LIMITS[dtype]
+    kind = np.uint8 if dtype == "mxfp4" else np.int8
+    rows = [np.full(32, lowest), np.full(32, highest), np.tile([lowest, highest], 16), np.zeros(32)]
+    rows += [np.repeat([lowest, highest], 16), *rng.choice([lowest, highest], (19, 32))]
+    codes = [np.full(32, -127), np.full(32, 127), np.tile([-127, 127], 16), np.zeros(32)]
+    codes += [np.repeat([127, -127], 16), *rng.choice([-127, 127], (12, 32))]
+    return weights_of(dtype, np.array(rows).astype(kind), np.full((24, 1), one)), np.array(codes, np.int64)
+
+
 @dataclass(frozen=True)
 class Activations:
     """What a product reads, (C/32, T, 32) f32 if exact, else int8 and scales (C/32, T); and values (T, C)."""

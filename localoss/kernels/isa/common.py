@@ -12,8 +12,9 @@ from localoss.kernels.simd import FASTMATH, high_nibbles, load_i8x32, low_nibble
 FP4_TWICE = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12]
 INT4 = [0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1]
 
-# Vectors must stay in registers: LLVM inlines these at every call.
-force_inline = njit(fastmath=FASTMATH, forceinline=True)
+# Vectors must stay in registers: LLVM inlines these at every call. Kernels alone may call them: the forms for
+# callers in Python and C would take half of their time to compile, and are left out.
+force_inline = njit(fastmath=FASTMATH, forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 @force_inline

@@ -14,13 +14,14 @@ from localoss.chat.agent import Agent, Stop
 from localoss.chat.conversation import Conversation
 from localoss.chat.harmony import ChatSetup, Message
 from localoss.errors import LocalossError, UsageError
-from localoss.tools import mcp_tools
+from localoss.tools import mcp_link, mcp_tools
 from localoss.tools.approval import REFUSED, Approvals
 from localoss.tools.mcp_config import McpServer, read_servers
 from localoss.tools.toolset import Toolset
 
 pytest.importorskip("mcp")
 from localoss.tools.mcp_client import McpLoop
+from localoss.tools.mcp_link import McpLink
 from localoss.tools.mcp_tools import McpTools, model_name, open_servers
 
 SERVER = str(Path(__file__).parent / "support" / "hostile_mcp.py")
@@ -41,7 +42,7 @@ def start(loop):
     def begin(*words, name="bad", start_s=20.0, env=()):
         server = McpServer(name, sys.executable, (SERVER, *words), env)
         told = []
-        tools = McpTools(server, loop, told.append, start_s)
+        tools = McpTools(McpLink(server, loop, told.append, start_s))
         tools.told = told
         started.append(tools)
         return tools
@@ -199,6 +200,24 @@ def test_a_server_that_doesnt_start(start, words, says):
     with pytest.raises(LocalossError, match=says):
         start(*words, start_s=1.0)
     assert time.monotonic() - began < 15
+
+
+def test_a_server_that_doesnt_list_its_tools_is_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(mcp_link, "_LIST_S", 0.5)
+    path = tmp_path / "mcp.json"
+    server = {"command": sys.executable, "args": [SERVER, "unlisted"]}
+    path.write_text(json.dumps({"mcpServers": {"bad": server}}))
+    told = []
+    loop, tools = open_servers(path, told.append)
+    loop.close()
+    assert tools == [] and told == ["(MCP server bad: no answer within 0 s; it is left out)"]
+
+
+def test_a_tool_may_be_called_as_what_reads_resources_is(start):
+    tools = start("tools=read_resource")
+    assert "read_resource got" in call(tools, "read_resource").text
+    reader = tools.functions[1].name.removeprefix("bad__")
+    assert "the note note://one" in call(tools, reader, '{"uri": "note://one"}').text
 
 
 def test_garbage_between_messages_is_passed_over(start):

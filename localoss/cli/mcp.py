@@ -43,14 +43,15 @@ def test(file: McpFile, as_json: AsJson = False) -> None:
     """Start each server of a file, and show what it offers."""
     from localoss.tools.mcp_client import McpLoop
     from localoss.tools.mcp_config import read_servers
-    from localoss.tools.mcp_tools import McpTools
+    from localoss.tools.mcp_link import McpLink
+    from localoss.tools.mcp_tools import opened
 
     servers, loop, failed = read_servers(file), McpLoop(), False
     report: list[dict[str, object]] = []
     for server in servers:
         began = time.monotonic()
         try:
-            tools = McpTools(server, loop, say)
+            tools = opened(McpLink(server, loop, say))
         except LocalossError as error:
             report.append({"name": server.name, "error": str(error)})
             failed = True

@@ -1,11 +1,16 @@
 """Which addresses of the network pages may be fetched from: public ones, and what the user allowed."""
 
+import asyncio
 import ipaddress
 import socket
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from localoss.errors import LocalossError, UsageError
+
+if TYPE_CHECKING:
+    import httpx2
 
 _PORTS = {"http": 80, "https": 443}
 
@@ -58,6 +63,28 @@ def resolve(host: str, port: int, allowed: Collection[str] = ()) -> str:
                     f"{host} is at {address}, an address that isn't public: it isn't fetched"
                 )
     return addresses[0]
+
+
+def direct(request: "httpx2.Request", address: str) -> None:
+    """Have `request` go to an address that was looked at, under the name of its host."""
+    url = request.url
+    request.headers["Host"] = url.netloc.decode("ascii")
+    name = url.raw_host.decode("ascii").rstrip(".")
+    request.extensions = {**request.extensions, "sni_hostname": name}
+    request.url = url.copy_with(host=address)
+
+
+def connect_to_public(allowed: Collection[str]) -> "Callable[[httpx2.Request], Awaitable[None]]":
+    """What an asynchronous client does before each request, so that none goes to this network.
+
+    allowed: see resolve. It raises as resolve does.
+    """
+
+    async def before(request: "httpx2.Request") -> None:
+        _, host, port = split(str(request.url))
+        direct(request, await asyncio.to_thread(resolve, host, port, allowed))
+
+    return before
 
 
 def is_public(address: str) -> bool:

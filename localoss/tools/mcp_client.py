@@ -5,7 +5,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -61,8 +61,9 @@ class McpLoop:
 class Connection:
     """A server that runs. A task of its own holds the connection open: it must end where it began."""
 
-    def __init__(self, server: McpServer, loop: McpLoop) -> None:
-        self.server, self._loop = server, loop
+    def __init__(self, server: McpServer, loop: McpLoop, allowed: Collection[str] | None = None) -> None:
+        """allowed: hosts that may have private addresses; None for any, where who asks named the server."""
+        self.server, self._loop, self._allowed = server, loop, allowed
         self.client: Client | None = None
         self._task: asyncio.Task[None] | None = None
         self._leave: asyncio.Event | None = None
@@ -92,8 +93,10 @@ class Connection:
             raise LocalossError(f"MCP server {self.server.name} has ended")
         try:
             return self._loop.wait(self._while_alive(work(self.client)), seconds, stop)
-        except (LocalossError, Cancelled, TimeoutError):
+        except (LocalossError, Cancelled):
             raise
+        except TimeoutError as error:
+            raise LocalossError(f"MCP server {self.server.name}: {error}") from None
         except Exception as error:
             self._is_lost = _is_lost(error)
             raise LocalossError(f"MCP server {self.server.name}: {reason(error)}") from None
@@ -173,11 +176,17 @@ class Connection:
         import httpx2
         from mcp.client.streamable_http import streamable_http_client
 
-        timeout = httpx2.Timeout(30.0, read=300.0)
-        client = await stack.enter_async_context(
-            httpx2.AsyncClient(headers=dict(server.headers), timeout=timeout, trust_env=False)
+        client = httpx2.AsyncClient(
+            headers=dict(server.headers),
+            timeout=httpx2.Timeout(30.0, read=300.0),
+            trust_env=False,
+            follow_redirects=False,  # an address that nobody named, perhaps one of this network
         )
-        return streamable_http_client(server.url, http_client=client)
+        if self._allowed is not None:
+            from localoss.tools.addresses import connect_to_public
+
+            client.event_hooks = {"request": [connect_to_public(self._allowed)]}
+        return streamable_http_client(server.url, http_client=await stack.enter_async_context(client))
 
     async def _while_alive(self, work: Coroutine[Any, Any, T]) -> T:
         """`work`, unless the connection ends before. Raises: LocalossError if it does."""

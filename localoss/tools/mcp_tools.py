@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,22 +13,21 @@ from localoss.chat.agent import Result, Stop
 from localoss.chat.harmony import Function, Message
 from localoss.chat.pieces import has_endless_word
 from localoss.chat.tools import called_name
-from localoss.errors import Cancelled, LocalossError
+from localoss.errors import LocalossError
 from localoss.tools.approval import Question
 from localoss.tools.arguments import arguments_of
-from localoss.tools.mcp_client import START_S, Connection, McpLoop
+from localoss.tools.mcp_client import McpLoop
 from localoss.tools.mcp_config import McpServer, read_servers
+from localoss.tools.mcp_link import CALL_S, McpLink, Notice
 from localoss.tools.quoting import shell_command, shell_word
 from localoss.tools.toolset import Tool
 
-_CALL_S, _LIST_S = 120.0, 20.0
 _MOST_TOOLS, _MOST_RESOURCES, _MOST_PROMPTS = 100, 20, 50
 _MOST_SCHEMA_CHARS, _MOST_DEPTH, _MOST_DESCRIPTION = 20_000, 20, 1500
 _MOST_RESULT_CHARS = 1_000_000
 _MOST_NAME = 64
 _READ = "read_resource"
 _URI = {"type": "object", "properties": {"uri": {"type": "string"}}, "required": ["uri"]}
-Notice = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -44,18 +43,25 @@ class Prompt:
 class McpTools(Tool):
     """The tools of one server, under names of their own."""
 
-    limit_s = _CALL_S
+    limit_s = CALL_S
 
-    def __init__(self, server: McpServer, loop: McpLoop, notice: Notice, start_s: float = START_S) -> None:
-        """notice: told a line for the user. Raises: LocalossError if it doesn't start."""
-        self.name, self._server, self._loop, self._notice = server.name, server, loop, notice
-        self._connection = Connection(server, loop)
-        self._was_restarted = False
-        self._connection.start(start_s)
+    def __init__(self, link: McpLink, name: str | None = None, tools_only: bool = False) -> None:
+        """name: what the server is called here; None for its own. tools_only: no resources, no prompts.
+
+        Raises: LocalossError if it doesn't list its tools.
+        """
+        self.name, self._link = name or link.server.name, link
         self._names: dict[str, str] = {}  # the server's names of its tools, by the model's
-        self.functions = tuple(self._functions())
-        self.prompts = tuple(self._prompts())
-        self.reach = f"all that MCP server {server.name} reaches ({shell_command(server.words)})"
+        self.listed: dict[str, Any] = {}  # as the server lists them, by the model's names
+        functions = self._functions()
+        self.functions = tuple(functions if tools_only else functions + self._readers())
+        self.prompts = () if tools_only else tuple(self._prompts())
+        self.reach = f"all that MCP server {self.name} reaches ({shell_command(link.server.words)})"
+
+    @property
+    def mark(self) -> str:
+        """What stands before all that the server gives."""
+        return f"[data from MCP server {self.name}]\n"
 
     def approval_keys(self) -> dict[str, str]:
         tools = {f"{self.name}/{tool}": f"mcp:{self.name}/{tool}" for tool in self._names.values()}
@@ -69,10 +75,11 @@ class McpTools(Tool):
 
     def run(self, call: Message, stop: Stop) -> Result:
         arguments = arguments_of(call.text)
-        tool = self._names[called_name(call.recipient or "")]
-        if tool == _READ:
+        name = called_name(call.recipient or "")
+        tool = self._names[name]
+        if tool == _READ and name not in self.listed:
             return self._read(str(arguments.get("uri", "")), stop)
-        answer = self._ask(lambda client: client.call_tool(tool, arguments), stop)
+        answer = self._link.ask(lambda client: client.call_tool(tool, arguments), stop)
         text = _text_of(answer.content)
         if not text and answer.structured_content is not None:
             text = json.dumps(answer.structured_content, ensure_ascii=False)
@@ -80,52 +87,35 @@ class McpTools(Tool):
 
     def prompt(self, name: str, arguments: Mapping[str, str]) -> str:
         """The text of a prompt. Raises: LocalossError."""
-        answer = self._ask(lambda client: client.get_prompt(name, dict(arguments)), Stop())
+        answer = self._link.ask(lambda client: client.get_prompt(name, dict(arguments)), Stop())
         return "\n\n".join(_text_of([message.content]) for message in answer.messages)[:_MOST_RESULT_CHARS]
 
     def close(self) -> None:
-        self._connection.close()
-
-    def _ask(self, work: Callable[[Any], Any], stop: Stop) -> Any:
-        """What the server answers; one that has died is started again, once. Raises: LocalossError."""
-        if not self._connection.is_alive:
-            self._restart()
-        try:
-            return self._connection.ask(work, _CALL_S, stop)
-        except Cancelled:
-            raise LocalossError("stopped") from None
-        except LocalossError:
-            if self._connection.is_alive or self._was_restarted:
-                raise
-        self._restart()
-        return self._connection.ask(work, _CALL_S, stop)
-
-    def _restart(self) -> None:
-        if self._was_restarted:
-            raise LocalossError(f"MCP server {self.name} has ended again; it isn't restarted any more")
-        self._was_restarted = True
-        self._connection.close()
-        self._connection = Connection(self._server, self._loop)
-        self._connection.start()
-        self._notice(f"(MCP server {self.name} had ended; it was started again)")
+        self._link.close()
 
     def _functions(self) -> list[Function]:
         found: list[Function] = []
-        listed = self._connection.list_all("list_tools", "tools", _LIST_S)
+        listed = self._link.list_all("list_tools", "tools")
         for tool in listed[:_MOST_TOOLS]:
             problem = _problem(tool.input_schema)
             if problem:
-                self._notice(f"(MCP server {self.name}: {tool.name[:64]!r} is left out: {problem})")
+                self._link.notice(f"(MCP server {self.name}: {tool.name[:64]!r} is left out: {problem})")
                 continue
-            found.append(self._function(tool.name, tool.description or "", tool.input_schema))
+            function = self._function(tool.name, tool.description or "", tool.input_schema)
+            self.listed[function.name] = tool
+            found.append(function)
         if len(listed) > _MOST_TOOLS:
-            self._notice(
+            self._link.notice(
                 f"(MCP server {self.name}: only the first {_MOST_TOOLS} of {len(listed)} tools are taken)"
             )
-        if resources := self._listed("list_resources", "resources")[:_MOST_RESOURCES]:
-            names = "; ".join(f"{resource.uri} ({resource.name})" for resource in resources)
-            found.append(self._function(_READ, f"Reads a resource. There are: {names}", _URI))
         return found
+
+    def _readers(self) -> list[Function]:
+        """What reads the server's resources, if it has any."""
+        resources = self._listed("list_resources", "resources")[:_MOST_RESOURCES]
+        names = "; ".join(f"{resource.uri} ({resource.name})" for resource in resources)
+        described = f"Reads a resource. There are: {names}"
+        return [self._function(_READ, described, _URI)] if resources else []
 
     def _function(self, tool: str, description: str, schema: dict[str, Any]) -> Function:
         name = model_name(self.name, tool, self._names)
@@ -147,16 +137,16 @@ class McpTools(Tool):
     def _listed(self, method: str, field: str) -> list[Any]:
         """Entries of a list that not every server has."""
         try:
-            return self._connection.list_all(method, field, _LIST_S)
+            return self._link.list_all(method, field)
         except LocalossError:
             return []
 
     def _read(self, uri: str, stop: Stop) -> Result:
-        answer = self._ask(lambda client: client.read_resource(uri), stop)
+        answer = self._link.ask(lambda client: client.read_resource(uri), stop)
         return Result(self._as_data(_text_of(answer.contents)))
 
     def _as_data(self, text: str) -> str:
-        return f"[data from MCP server {self.name}]\n{text[:_MOST_RESULT_CHARS]}"
+        return f"{self.mark}{text[:_MOST_RESULT_CHARS]}"
 
 
 def open_servers(path: Path, notice: Notice, taken: Collection[str] = ()) -> "tuple[McpLoop, list[McpTools]]":
@@ -169,7 +159,7 @@ def open_servers(path: Path, notice: Notice, taken: Collection[str] = ()) -> "tu
 
     def start(server: McpServer) -> McpTools | str:
         try:
-            return McpTools(server, loop, notice)
+            return opened(McpLink(server, loop, notice))
         except LocalossError as error:
             return f"({error}; it is left out)"
 
@@ -179,6 +169,15 @@ def open_servers(path: Path, notice: Notice, taken: Collection[str] = ()) -> "tu
         if isinstance(problem, str):
             notice(problem)
     return loop, [tools for tools in started if isinstance(tools, McpTools)]
+
+
+def opened(link: McpLink) -> McpTools:
+    """The tools at the end of a link, which is closed if they can't be had. Raises: LocalossError."""
+    try:
+        return McpTools(link)
+    except BaseException:
+        link.close()
+        raise
 
 
 def model_name(server: str, tool: str, taken: Collection[str]) -> str:

@@ -108,12 +108,8 @@ class WebSource:
     def _request(self, url: str) -> "httpx2.Request":
         """A request to the address that was looked at, under the host's name. Raises: AddressRefused."""
         _, host, port = addresses.split(url)
-        address = addresses.resolve(host, port, self._allowed)
-        target = self._httpx.URL(url)
-        request = self._client.build_request(
-            "GET", target.copy_with(host=address, port=port), extensions={"sni_hostname": host}
-        )
-        request.headers["Host"] = target.netloc.decode("ascii")
+        request = self._client.build_request("GET", url)
+        addresses.direct(request, addresses.resolve(host, port, self._allowed))
         return request
 
     @contextmanager

@@ -1,6 +1,7 @@
 """An MCP server over standard input and output, as bad as its arguments say; written without any library.
 
 python hostile_mcp.py [tools=NAME,NAME] [slow=S] [schema=deep|wide|word|none|cycle] [garbage] [dies] [silent]
+[unlisted]
 """
 
 import json
@@ -92,6 +93,8 @@ def main():
         if "garbage" in OPTIONS:
             print("Debug: listening { not json", flush=True)
         if "id" not in message or "silent" in OPTIONS:
+            continue
+        if "unlisted" in OPTIONS and message["method"] == "tools/list":
             continue
         found = answer(message)
         reply = {"jsonrpc": "2.0", "id": message["id"]}

@@ -9,7 +9,7 @@ SHOUTED = "BANANA SPLIT, PEELED"  # what the player makes of it; no echo of the 
 ECHO = '"echo localoss-$((40+2))"'
 ECHOED = r"The tool said:.{0,400}?localoss-42"  # only what came back to the player, and from it
 
-Kind = Literal["plain", "stream", "tool", "code_interpreter", "web_search"]
+Kind = Literal["plain", "stream", "tool", "code_interpreter", "web_search", "mcp"]
 KINDS: tuple[Kind, ...] = ("plain", "stream", "tool")
 SNIPPET = "snippet"  # of docs/clients.md
 
@@ -113,6 +113,7 @@ PROGRAMS = {
                 *(*_CODEX, "-c", "tools.web_search=true"),
                 'please @run browser.search {"query": "basalt"}@',
             ),
+            None,
         ),
         launch="codex",
     ),
@@ -230,8 +231,8 @@ CLIENTS = [
     _package("openai-agents, responses", "@openai/agents", "zod", script="openai_agents_responses"),
 ]
 
-# These use tools that the server itself runs: `serve --tools python,browser`.
-HOSTED: tuple[Kind, ...] = ("code_interpreter", "web_search")
+# These use tools that the server itself runs: `serve --tools python,browser --mcp FILE`.
+HOSTED: tuple[Kind, ...] = ("code_interpreter", "web_search", "mcp")
 HOSTED_CLIENTS = [
     _library("openai, the server's tools", "openai", script="openai_hosted"),
     _library("openai-agents, the server's tools", "openai-agents", script="openai_agents_hosted"),

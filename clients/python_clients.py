@@ -22,10 +22,12 @@ WEATHER = f"sunny {6 * 7}"
 HOSTED = {
     "code_interpreter": {"type": "code_interpreter", "container": {"type": "auto"}},
     "web_search": {"type": "web_search"},
+    "mcp": {"type": "mcp", "server_label": "place", "require_approval": "never"},
 }
 ORDERS = {
     "code_interpreter": 'please @run python print("localoss-" + str(40 + 2))@',
     "web_search": 'please @run browser.search {"query": "basalt"}@',
+    "mcp": 'please @call place__echo {"text": "localoss-44"}@',
 }
 
 
@@ -307,10 +309,14 @@ def openai_agents_hosted(url):
     agents.set_tracing_disabled(True)
     client = AsyncOpenAI(base_url=url + "/v1", api_key="none")
     model = agents.OpenAIResponsesModel(model=MODEL, openai_client=client)
-    interpreter = agents.CodeInterpreterTool(tool_config=HOSTED["code_interpreter"])
+    tools = {
+        "code_interpreter": agents.CodeInterpreterTool(tool_config=HOSTED["code_interpreter"]),
+        "web_search": agents.WebSearchTool(),
+        "mcp": agents.HostedMCPTool(tool_config=HOSTED["mcp"]),
+    }
 
     async def tried():
-        for what, tool in (("code_interpreter", interpreter), ("web_search", agents.WebSearchTool())):
+        for what, tool in tools.items():
             agent = agents.Agent(name="Guide", model=model, tools=[tool])
             yield what, (await agents.Runner.run(agent, ORDERS[what])).final_output
 
@@ -324,6 +330,7 @@ CLIENTS.pop("weather")
 def main(name, url):
     expected = {"plain": SHOUTED, "stream": SHOUTED, "tool": WEATHER}
     expected |= {"code_interpreter": "localoss-42", "web_search": "localoss-43"}
+    expected["mcp"] = 'echo got {"text": "localoss-44"}'
     for what, said in CLIENTS[name](url):
         text = "".join(said or ())
         passes = expected[what] in text

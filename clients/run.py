@@ -25,7 +25,7 @@ from mcp_servers import SERVERS, TRANSPORTS, try_server
 
 HERE = Path(__file__).parent
 COLUMNS = (*KINDS, SNIPPET)
-_HOSTED_HEAD = "| Client | version | code_interpreter | web_search |"
+_HOSTED_HEAD = "| Client | version | code_interpreter | web_search | mcp |"
 _SERVERS_HEAD = "| Server | version | stdio | streamable HTTP |"
 _HEAD = "| Client | version | a plain answer | a stream | a tool's round trip | its snippet |"
 
@@ -84,7 +84,9 @@ def served(folder: Path) -> Iterator[str]:
     papers.mkdir(exist_ok=True)
     (papers / "moon.md").write_text("# Moon localoss-43\n\nIts rock, localoss-43, is made of basalt.\n")
     command = [sys.executable, HERE / "player.py", "serve", "demo", "--port", "0", "--no-page"]
-    command += ["--tools", "python,browser", "--docs", papers]
+    command += ["--tools", "python,browser", "--docs", papers, "--mcp", folder / "served-mcp.json"]
+    program = {"command": sys.executable, "args": [str(HERE.parent / "tests" / "support" / "hostile_mcp.py")]}
+    (folder / "served-mcp.json").write_text(json.dumps({"mcpServers": {"place": program}}))
     with open(log, "w") as file:
         server = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
         try:
@@ -141,11 +143,12 @@ those of [clients.md](clients.md#a-snippet-for-each).
     text += """
 ## Tools of the server
 
-`code_interpreter` and `web_search` of the responses API, run by `localoss serve --tools python,browser`.
+`code_interpreter`, `web_search` and `mcp` of the responses API, run by
+`localoss serve --tools python,browser --mcp FILE`.
 
 """
     hosted, _ = _rows(results, HOSTED_CLIENTS, HOSTED)
-    text += "\n".join([_HOSTED_HEAD, "|---" * 4 + "|", *hosted]) + "\n"
+    text += "\n".join([_HOSTED_HEAD, "|---" * 5 + "|", *hosted]) + "\n"
     text += """
 ## MCP servers
 

@@ -161,9 +161,7 @@ def test_tool_choice(served):
     assert respond(server, [INTERPRETER], tool_choice="required").output_text == "One."
 
 
-@pytest.mark.parametrize(
-    "options", [ToolOptions(("tools.json",)), ToolOptions(folder="x"), ToolOptions(mcp="x")]
-)
+@pytest.mark.parametrize("options", [ToolOptions(("tools.json",)), ToolOptions(folder="x")])
 def test_a_server_runs_nothing_that_asks_its_user(options):
-    with pytest.raises(UsageError, match="a server runs python, cpython and the browser only"):
+    with pytest.raises(UsageError, match="a server runs python, cpython, the browser and MCP servers only"):
         check_hosted(options)

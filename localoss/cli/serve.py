@@ -182,6 +182,8 @@ def web(
     Without MODEL, the one that is installed, or the demo model that comes with localoss.
     Conversations are the sessions of `localoss chat`. Ctrl-C ends the server.
     """
+    if tooling.mcp:
+        raise UsageError("the page can't ask before an MCP server's tool runs; use localoss chat --mcp FILE")
     host = "127.0.0.1"
     key = _key(api_key, host)
 
@@ -233,6 +235,7 @@ def listen(
         from localoss.server.page import Page
         from localoss.server.run import ServeOptions, open_socket
         from localoss.server.run import serve as run_server
+        from localoss.tools.approval import Approvals
     except ModuleNotFoundError as error:
         raise UsageError(f"{error.name} isn't installed: pip install 'localoss[server]'") from None
     from localoss.cli.loading import introduction
@@ -241,6 +244,7 @@ def listen(
 
     model = model or default_model()
     check_hosted(tooling)
+    approvals = Approvals(None, settings.home() / "approvals.json")
     keys = None if api_key is None and api_key_file is None else Keys(api_key, api_key_file)
     if api_key_file and others_may_read(api_key_file):
         say(f"note: {api_key_file} can be read by other users; chmod 600 {api_key_file}")
@@ -261,7 +265,7 @@ def listen(
             host=host,
             responses=settings.home() / "server" / "responses.sqlite3",
             keys=keys,
-            hosted=HostedTools(tooling) if tooling.wants_any else None,
+            hosted=HostedTools(tooling, approvals) if tooling.wants_any else None,
             page=Page(name_of(folder), introduction(model), folder) if has_page else None,
             **server_options,
         )

@@ -60,7 +60,8 @@ def resolve(host: str, port: int, allowed: Collection[str] = ()) -> str:
         for address in addresses:
             if not is_public(address):
                 raise AddressRefused(
-                    f"{host} is at {address}, an address that isn't public: it isn't fetched"
+                    f"{host} is at {address}, an address that isn't public: it isn't asked "
+                    f"unless --web-allow {host} is given"
                 )
     return addresses[0]
 
@@ -85,6 +86,15 @@ def connect_to_public(allowed: Collection[str]) -> "Callable[[httpx2.Request], A
         direct(request, await asyncio.to_thread(resolve, host, port, allowed))
 
     return before
+
+
+def is_literal(host: str) -> bool:
+    """Whether a host is an address itself, rather than a name."""
+    try:
+        ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    return True
 
 
 def is_public(address: str) -> bool:

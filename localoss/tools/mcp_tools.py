@@ -58,11 +58,6 @@ class McpTools(Tool):
         self.prompts = () if tools_only else tuple(self._prompts())
         self.reach = f"all that MCP server {self.name} reaches ({shell_command(link.server.words)})"
 
-    @property
-    def mark(self) -> str:
-        """What stands before all that the server gives."""
-        return f"[data from MCP server {self.name}]\n"
-
     def approval_keys(self) -> dict[str, str]:
         tools = {f"{self.name}/{tool}": f"mcp:{self.name}/{tool}" for tool in self._names.values()}
         return {self.name: f"mcp:{self.name}"} | tools
@@ -146,7 +141,7 @@ class McpTools(Tool):
         return Result(self._as_data(_text_of(answer.contents)))
 
     def _as_data(self, text: str) -> str:
-        return f"{self.mark}{text[:_MOST_RESULT_CHARS]}"
+        return f"{mark_of(self.name)}{text[:_MOST_RESULT_CHARS]}"
 
 
 def open_servers(path: Path, notice: Notice, taken: Collection[str] = ()) -> "tuple[McpLoop, list[McpTools]]":
@@ -169,6 +164,11 @@ def open_servers(path: Path, notice: Notice, taken: Collection[str] = ()) -> "tu
         if isinstance(problem, str):
             notice(problem)
     return loop, [tools for tools in started if isinstance(tools, McpTools)]
+
+
+def mark_of(server: str) -> str:
+    """What stands before all that a server gives, for the model to read."""
+    return f"[data from MCP server {server}]\n"
 
 
 def opened(link: McpLink) -> McpTools:

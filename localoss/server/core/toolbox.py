@@ -15,6 +15,8 @@ from localoss.chat.tools import ToolCall, parse_function
 from localoss.errors import UsageError
 from localoss.server.core.errors import ApiError
 from localoss.server.core.json_text import printable
+from localoss.server.core.mcp_links import ServedMcp
+from localoss.tools.mcp_tools import model_name as mcp_name
 
 _MAX_NAME_CHARS, _MAX_FUNCTIONS = 64, 1024
 _HOSTED = {"code_interpreter": "python", "web_search": "browser"}  # what OpenAI runs, and who does here
@@ -28,11 +30,16 @@ def hosted_tool(kind: str) -> str | None:
 
 @dataclass(frozen=True)
 class Offered:
-    """A tool as its client calls it. is_custom: it takes text, not JSON."""
+    """A tool as its client calls it. is_custom: it takes text, not JSON.
+
+    server: the client's label of the MCP server whose it is; asks: whether its user is asked before a call.
+    """
 
     name: str
     namespace: str | None = None
     is_custom: bool = False
+    server: str | None = None
+    asks: bool = False
 
     def text_of(self, call: ToolCall) -> str:
         """What the tool is called with: JSON, or a custom tool's text."""
@@ -64,6 +71,30 @@ class Toolbox:
     def as_offered(self, name: str) -> Offered:
         return self.offered.get(name, Offered(name))
 
+    @property
+    def has_mcp(self) -> bool:
+        return any(offered.server is not None for offered in self.offered.values())
+
+    def with_mcp(self, served: Sequence[ServedMcp]) -> "Toolbox":
+        """The toolbox with MCP servers' tools. Raises: ApiError for two tools of a name."""
+        functions, offered = list(self.functions), dict(self.offered)
+        for one in served:
+            for function in one.functions:
+                name = function.name
+                if name in offered:
+                    raise ApiError(f"two tools have the name {name!r}", param="tools")
+                listed = one.tools.listed[name].name
+                offered[name] = Offered(listed, server=one.label, asks=name in one.asking)
+                functions.append(function)
+        return replace(self, functions=tuple(functions), offered=offered)
+
+    def function_of(self, server: str, tool: str) -> str:
+        """The model's name of an MCP server's tool."""
+        for name, offered in self.offered.items():
+            if (offered.server, offered.name) == (server, tool):
+                return name
+        return mcp_name(server, tool, ())
+
     def choose(self, choice: Any) -> "Toolbox":
         """The toolbox with a request's tool_choice. Raises: ApiError for one that can't be met."""
         mode, names = self._chosen(choice)
@@ -80,18 +111,23 @@ class Toolbox:
         if not isinstance(choice, Mapping):
             raise ApiError("tool_choice must be a word or an object", param="tool_choice")
         if choice.get("type") != "allowed_tools":
-            return "required", (self._named(choice),)
+            return "required", self._named(choice)
         allowed = choice.get("allowed_tools", choice)
         tools = allowed.get("tools") if isinstance(allowed, Mapping) else None
         if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
             raise ApiError("tool_choice: allowed_tools needs a list of tools", param="tool_choice")
-        known = [tool for tool in tools if tool.get("type", "function") in ("function", "custom")]
-        return str(allowed.get("mode", "auto")), tuple(dict.fromkeys(map(self._named, known)))
+        kinds = ["function", "custom", *(["mcp"] * self.has_mcp)]
+        known = [tool for tool in tools if tool.get("type", "function") in kinds]
+        names = [name for tool in known for name in self._named(tool)]
+        return str(allowed.get("mode", "auto")), tuple(dict.fromkeys(names))
 
-    def _named(self, choice: Mapping[str, Any]) -> str:
+    def _named(self, choice: Mapping[str, Any]) -> tuple[str, ...]:
+        """The functions that are meant; of an MCP server all, unless one is named."""
         kind = choice.get("type", "function")
         if (hosted := hosted_tool(str(kind))) in self.hosted:
-            return str(hosted)
+            return (str(hosted),)
+        if kind == "mcp":
+            return self._of_server(choice)
         if kind not in ("function", "custom"):
             raise ApiError(
                 f"tool_choice names a tool of type {str(kind)[:64]!r}, which this server can't run",
@@ -101,11 +137,28 @@ class Toolbox:
         wanted = inner.get("name") if isinstance(inner, Mapping) else None
         namespace = choice.get("namespace")
         for name, offered in self.offered.items():
-            if wanted in (name, offered.name) and namespace in (None, offered.namespace):
-                return name
-        raise ApiError(
-            f"tool_choice names {str(wanted)[:64]!r}, which isn't among the tools", param="tool_choice"
-        )
+            is_named = wanted in (name, offered.name) and namespace in (None, offered.namespace)
+            if is_named and offered.server is None:
+                return (name,)
+        raise _not_there(wanted)
+
+    def _of_server(self, choice: Mapping[str, Any]) -> tuple[str, ...]:
+        server, tool = choice.get("server_label"), choice.get("name")
+        names = [
+            name
+            for name, offered in self.offered.items()
+            if server is not None and offered.server == server and tool in (None, offered.name)
+        ]
+        if not names:
+            raise _not_there(f"{server}/{tool}" if tool else server)
+        return tuple(names)
+
+
+def _not_there(name: Any) -> ApiError:
+    return ApiError(f"tool_choice names {str(name)[:64]!r}, which isn't among the tools", param="tool_choice")
+
+
+NO_TOOLS = Toolbox()
 
 
 def open_toolbox(definitions: Sequence[Any], hosted: Sequence[str] = ()) -> Toolbox:

@@ -19,6 +19,7 @@ from localoss.errors import ContextFullError, UsageError
 from localoss.options import SamplingParams
 from localoss.server.core.answering import Question
 from localoss.server.core.errors import ApiError
+from localoss.server.core.hosted import RequestTools
 from localoss.server.core.keys import client_of
 from localoss.server.core.models import Held, Models
 from localoss.server.core.scheduler import Job
@@ -63,11 +64,12 @@ async def take_turn(body: Turn, request: Request) -> Response:
     try:
         held, service = await models.take(models.catalogue.first.name, taken)
         conversation, other = await in_thread(_changed, session, body)
-        workshop = None
+        tools = None
         if service.hosted:
             conversation.setup = service.hosted.add_to(conversation.setup, service.hosted.names)
             workshop = await service.hosted.workshop(session.folder.as_posix())
             service.hosted.keep(session.folder.as_posix(), workshop)
+            tools = RequestTools(workshop)
         prompt = await _prompt(service, conversation, body.trim)
         question = Question(
             prompt,
@@ -82,7 +84,7 @@ async def take_turn(body: Turn, request: Request) -> Response:
                 return service.ask(question, client, follows)
             return service.submit(SessionAnswering(service, question, session, page.folder), client, follows)
 
-        turns = Turns(service, question, conversation.messages[conversation.left_out :], workshop, ask)
+        turns = Turns(service, question, conversation.messages[conversation.left_out :], tools, ask)
         try:
             await in_thread(session.save_messages, conversation, page.opens_as)
         except BaseException:
@@ -93,7 +95,7 @@ async def take_turn(body: Turn, request: Request) -> Response:
             models.give_back(one)
         session.close()
         raise
-    find = workshop.toolset.citation if workshop else _nothing_shown
+    find = tools.workshop.toolset.citation if tools else _nothing_shown
     answer = LiveAnswer(
         held, session, conversation, page.opens_as, turns, len(prompt), find, question.reading, other
     )

@@ -17,9 +17,11 @@ from localoss.server.core.answering import Done, Question, Usage
 from localoss.server.core.bodies import BodyRoute
 from localoss.server.core.errors import ApiError, as_api_error
 from localoss.server.core.fields import leave_out, note_unknown
-from localoss.server.core.hosted import Workshop
+from localoss.server.core.hosted import RequestTools
 from localoss.server.core.json_text import printable
 from localoss.server.core.keys import Client, client_of
+from localoss.server.core.mcp_links import ServedMcp
+from localoss.server.core.mcp_requests import is_mcp, parse_wanted
 from localoss.server.core.models import acquire
 from localoss.server.core.response_store import Record, StoreError
 from localoss.server.core.scheduler import Job
@@ -31,7 +33,8 @@ from localoss.server.core.service import (
 )
 from localoss.server.core.threads import compiling, in_thread
 from localoss.server.core.toolbox import Toolbox, open_toolbox
-from localoss.server.core.turns import Turns
+from localoss.server.core.turns import Approved, Turns, put
+from localoss.server.responses.hosted_items import item_id
 from localoss.server.responses.items import Event, Output
 from localoss.server.responses.prompts import convert_items, with_references
 from localoss.server.responses.schemas import (
@@ -50,21 +53,23 @@ logger = logging.getLogger("localoss.server")
 async def create_response(body: ResponseRequest, request: Request) -> Response:
     refuse_unless(body, NEUTRAL)
     service = await acquire(request, body.model)
-    hosted = service.hosted.names if service.hosted else ()
-    toolbox = (await in_thread(open_toolbox, body.tools or [], hosted)).choose(body.tool_choice)
-    note_unknown(body, request, [*toolbox.left_out, *_unheeded(body)])
     client = client_of(request)
+    toolbox, served = await _tools(service, body, client)
+    toolbox = toolbox.choose(body.tool_choice)
+    note_unknown(body, request, [*toolbox.left_out, *_unheeded(body)])
     question, said = await _question(service, body, toolbox, client)
     leave_out(request, said.left_out)
-    workshop = None
-    if service.hosted and toolbox.hosted:
-        workshop = await service.hosted.workshop(body.previous_response_id)
-    answer = _Answer(service, body, question, said, workshop)
+    tools = None
+    if service.hosted and (toolbox.hosted or served):
+        tools = RequestTools(await service.hosted.workshop(body.previous_response_id), served)
+    if said.approved and not (tools and tools.runs(said.approved.call.recipient)):
+        raise ApiError("the call that was approved is of no tool of type mcp in this request", param="tools")
+    answer = _Answer(service, body, question, said, tools)
 
     def ask(question: Question, follows: bool) -> Job:
         return service.ask(question, client, follows)
 
-    turns = Turns(service, question, said.prompted, workshop, ask)
+    turns = Turns(service, question, said.prompted, tools, ask, said.approved)
     if body.stream:
         return event_stream(answer.events(turns.pieces()), named=True, last=None)
     return await answer.whole(turns.pieces())
@@ -72,12 +77,22 @@ async def create_response(body: ResponseRequest, request: Request) -> Response:
 
 @router.post("/v1/responses/input_tokens", summary="Count a response's input tokens")
 async def count_input_tokens(body: ResponseRequest, request: Request) -> Response:
-    service = await acquire(request, body.model)
-    hosted = service.hosted.names if service.hosted else ()
-    toolbox = (await in_thread(open_toolbox, body.tools or [], hosted)).choose("none")
+    service, client = await acquire(request, body.model), client_of(request)
+    toolbox = (await _tools(service, body, client))[0].choose("none")
     note_unknown(body, request, toolbox.left_out)
-    question, _ = await _question(service, body, toolbox, client_of(request))
+    question, _ = await _question(service, body, toolbox, client)
     return JSONResponse({"object": "response.input_tokens", "input_tokens": len(question.prompt)})
+
+
+async def _tools(service: Service, body: ResponseRequest, client: Client) -> tuple[Toolbox, list[ServedMcp]]:
+    """The request's tools, and those of them that are MCP servers'. Raises: ApiError."""
+    hosted, given = service.hosted, body.tools or []
+    servers = hosted.mcp.servers if hosted and hosted.mcp else ()
+    wanted = parse_wanted(given, servers)
+    others = [tool for tool in given if not is_mcp(tool)]
+    toolbox = await in_thread(open_toolbox, others, hosted.names if hosted else ())
+    served = await hosted.open_mcp(wanted, client.key) if hosted else []
+    return toolbox.with_mcp(served), served
 
 
 @router.get("/v1/responses/{response_id}")
@@ -117,7 +132,7 @@ class _Said:
     """What the new input adds to the conversation, and the calls that results may name.
 
     prompted: all messages of the prompt. toolbox: the request's tools. left_out: types of items that say
-    nothing to this model.
+    nothing to this model. approved: the call that is to be made first.
     """
 
     messages: list[Message]
@@ -125,6 +140,7 @@ class _Said:
     toolbox: Toolbox
     left_out: list[str]
     prompted: list[Message]
+    approved: Approved | None
 
 
 def _unheeded(body: ResponseRequest) -> list[str]:
@@ -142,7 +158,8 @@ async def _question(
     before, calls = await _previous(service, body.previous_response_id, client.key)
     items = [InputItem(role="user", content=body.input)] if isinstance(body.input, str) else body.input
     items = await in_thread(with_references, items, lambda name: service.store.item(name, client.key))
-    new, left_out = convert_items(items, service.thoughts.of(client.key), calls)
+    said = convert_items(items, service.thoughts.of(client.key), calls, before, toolbox)
+    new = said.messages
     if not new and not before and not body.instructions:
         raise ApiError("input holds nothing that this model can read", param="input")
     instructions, messages = split_instructions([*before, *new])
@@ -150,12 +167,13 @@ async def _question(
     effort = body.reasoning.effort if body.reasoning else None
     setup = ChatSetup(effort_of(effort), "\n\n".join(filter(None, parts)) or None, toolbox.functions)
     if service.hosted:
-        setup = service.hosted.add_to(setup, toolbox.hosted)
+        setup = service.hosted.add_to(setup, toolbox.hosted, toolbox.has_mcp)
     prompt = await service.prompt(setup, messages, "input")
     params = sampling_of(body, limit_of(body.max_output_tokens), body.seed)
     params = replace(params, logprobs=body.top_logprobs or 0)
     rules = replace(rules, think_budget=service.think_budget(body.think_budget, effort))
-    return Question(prompt, setup, rules, params), _Said(new, calls, toolbox, left_out, messages)
+    question = Question(prompt, setup, rules, params)
+    return question, _Said(new, calls, toolbox, said.left_out, messages, said.approved)
 
 
 async def _previous(
@@ -196,15 +214,17 @@ class _Answer:
         body: ResponseRequest,
         question: Question,
         said: _Said,
-        workshop: Workshop | None,
+        tools: RequestTools | None,
     ) -> None:
-        self._service, self._body, self._said, self._workshop = service, body, said, workshop
+        self._service, self._body, self._said, self._tools = service, body, said, tools
+        workshop, approved = tools and tools.workshop, said.approved
         self._output = Output(
             said.toolbox,
             with_logprobs=LOGPROBS in (body.include or []),
             with_summary=bool(body.reasoning and body.reasoning.summary),
             cited=workshop.toolset.citation if workshop else lambda cursor: None,
             container=workshop.container if workshop else "",
+            approvals={approved.id: item_id("mcpr", approved.id)} if approved else {},
         )
         self._response = _blank(service.model, body, question.setup.effort if question.setup else "medium")
 
@@ -231,16 +251,34 @@ class _Answer:
     async def _events(self, pieces: AsyncIterator[Any]) -> AsyncIterator[Event]:
         yield {"type": "response.created", "response": dict(self._response)}
         yield {"type": "response.in_progress", "response": dict(self._response)}
+        for served in self._newly_listed():
+            for event in self._output.listed(served):
+                yield event
         async for piece in pieces:
             if piece is None:  # a sign of life that is no comment: Codex doesn't count those
                 yield {"type": "response.in_progress", "response": dict(self._response)}
                 continue
+            if isinstance(piece, CallDone):
+                self._note_approved(piece)
             told = self._output.hosted_events if isinstance(piece, CallDone) else self._output.events
             for event in told(piece):
                 yield event
             if isinstance(piece, Done):
                 await self._finish(piece)
                 yield {"type": f"response.{self._response['status']}", "response": self._response}
+
+    def _newly_listed(self) -> list[ServedMcp]:
+        """The MCP servers whose tools the conversation doesn't hold a list of yet."""
+        sent = self._body.input if isinstance(self._body.input, list) else []
+        listed = {item.server_label for item in sent if item.type == "mcp_list_tools"}
+        listed |= {label for item, label in self._said.calls.items() if item.startswith("mcpl_")}
+        return [one for one in self._tools.served if one.label not in listed] if self._tools else []
+
+    def _note_approved(self, done: CallDone) -> None:
+        """Have what an approved call gave stand where the input's answer did."""
+        approved = self._said.approved
+        if approved and done.call is approved.call:
+            put(self._said.messages, approved.result, done.result)
 
     async def _finish(self, done: Done) -> None:
         self._service.note(done)
@@ -252,8 +290,8 @@ class _Answer:
             "output": self._output.items,
             "usage": _usage(done.usage),
         }
-        if self._workshop and self._service.hosted:
-            self._service.hosted.keep(self._response["id"], self._workshop)
+        if self._tools and self._service.hosted:
+            self._service.hosted.keep(self._response["id"], self._tools.workshop)
         if self._response["store"]:
             try:
                 await in_thread(self._service.store.put, self._record(done))
@@ -282,6 +320,13 @@ def _shown(item: InputItem) -> dict[str, Any]:
     return printable({"id": f"msg_{secrets.token_hex(16)}", "type": "message", **fields})
 
 
+def _told_back(tool: dict[str, Any]) -> dict[str, Any]:
+    """A tool as the response says it back; what a client sends to an MCP server is neither told nor kept."""
+    if is_mcp(tool):
+        return {name: value for name, value in tool.items() if name not in ("headers", "authorization")}
+    return {"strict": False, "parameters": None, **tool}
+
+
 def _blank(model: str, body: ResponseRequest, effort: str) -> dict[str, Any]:
     """The response before anything was generated: what was asked, as OpenAI says it back."""
     sent = printable(body.model_dump(exclude_none=True, by_alias=True))
@@ -308,7 +353,7 @@ def _blank(model: str, body: ResponseRequest, effort: str) -> dict[str, Any]:
         "temperature": 1.0 if body.temperature is None else body.temperature,
         "text": {"format": sent.get("text", {}).get("format", {"type": "text"})},
         "tool_choice": sent.get("tool_choice", "auto"),
-        "tools": [{"strict": False, "parameters": None, **tool} for tool in sent.get("tools", [])],
+        "tools": [_told_back(tool) for tool in sent.get("tools", [])],
         "top_logprobs": body.top_logprobs or 0,
         "top_p": 1.0 if body.top_p is None else body.top_p,
         "truncation": "disabled",

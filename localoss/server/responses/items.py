@@ -1,15 +1,23 @@
 """An answer's pieces become a response's output items, and its stream's events in OpenAI's order."""
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from localoss.chat.agent import CallDone
 from localoss.chat.tools import ToolCall
 from localoss.server.core.answering import CallOpened, CallText, Closed, Opened, Part, Piece, Text
 from localoss.server.core.logprobs import chat_logprobs
-from localoss.server.core.toolbox import Toolbox
-from localoss.server.responses.hosted_items import action_of, opened_item
+from localoss.server.core.mcp_links import ServedMcp
+from localoss.server.core.toolbox import Offered, Toolbox
+from localoss.server.responses.hosted_items import (
+    action_of,
+    approval_item,
+    list_item,
+    mcp_call_item,
+    note_result,
+    opened_item,
+)
 from localoss.tools.citations import Find, annotations
 
 Event = dict[str, Any]
@@ -20,7 +28,8 @@ class Output:
     """Gathers output items; `events` gives what a stream says of each piece, without sequence numbers.
 
     with_summary: thinking is given as the summary, which is what clients show. cited: what the browser showed
-    under a cursor. container: the id of the conversation's python.
+    under a cursor. container: the id of the conversation's python. approvals: the ids of the requests that
+    allowed calls, by the calls' ids.
     """
 
     def __init__(
@@ -30,12 +39,15 @@ class Output:
         with_summary: bool = False,
         cited: Find = lambda cursor: None,
         container: str = "",
+        approvals: Mapping[str, str] | None = None,
     ) -> None:
         self._toolbox, self._with_summary = toolbox, with_summary
-        self._cited, self._container = cited, container
-        self._hosted = ""  # the tool of this server's that the open call calls
+        self._cited, self._container, self._approvals = cited, container, approvals or {}
+        self._is_hosted = False  # whether the open call is of a tool of this server's
+        self._is_held_back = False  # whether it is shown once it is whole: its user is asked about it
         self.items: list[dict[str, Any]] = []
-        self.calls: dict[str, str] = {}  # names of the functions called, by the call's id
+        # Names of the functions called, by the call's id, or by that of the item that asks about it.
+        self.calls: dict[str, str] = {}
         self._with_logprobs = with_logprobs
         self._logprobs: list[dict[str, Any]] = []
 
@@ -49,7 +61,7 @@ class Output:
         elif isinstance(piece, ToolCall):
             yield from self._close_call(piece)
         elif isinstance(piece, CallOpened):
-            self._hosted = piece.name if piece.is_hosted else ""
+            self._is_hosted, self._is_held_back = piece.is_hosted, False
             yield from self._open_hosted(piece.name) if piece.is_hosted else self._open_call(piece)
         elif isinstance(piece, CallText):
             yield from self._more_of_call(piece.text)
@@ -109,14 +121,17 @@ class Output:
 
     def hosted_events(self, done: CallDone) -> Iterator[Event]:
         """What the result of a call of this server's own brings about."""
-        item = self.items[-1]
+        item, ending = self.items[-1], "completed"
         item["status"] = "completed" if done.ok else "failed"
         if item["type"] == "code_interpreter_call":
             item["status"] = "completed"  # a traceback is what code gives, too
             item["outputs"] = [{"type": "logs", "logs": done.result.text}]
+        elif item["type"] == "mcp_call":
+            note_result(item, done)
+            ending = item["status"]
         else:
             item["action"] = action_of(done, self._cited)
-        yield self._event(f"response.{item['type']}.completed")
+        yield self._event(f"response.{item['type']}.{ending}")
         yield self._event("response.output_item.done", item=dict(item))
 
     def _open_hosted(self, recipient: str) -> Iterator[Event]:
@@ -134,8 +149,36 @@ class Output:
         else:
             yield self._event("response.web_search_call.searching")
 
+    def listed(self, served: ServedMcp) -> Iterator[Event]:
+        """That an MCP server's tools were listed."""
+        whole = list_item(served)
+        self.calls[whole["id"]] = served.label
+        self.items.append(whole)
+        yield self._event("response.output_item.added", item=whole | {"tools": []})
+        yield self._event("response.mcp_list_tools.in_progress")
+        yield self._event("response.mcp_list_tools.completed")
+        yield self._event("response.output_item.done", item=dict(whole))
+
+    def _open_mcp(self, call_id: str, offered: Offered) -> Iterator[Event]:
+        item = mcp_call_item(call_id, offered, self._approvals.get(call_id))
+        self.items.append(item)
+        yield self._event("response.output_item.added", item=dict(item))
+        yield self._event("response.mcp_call.in_progress")
+
+    def _ask(self, call: ToolCall, offered: Offered) -> Iterator[Event]:
+        """Ask the client's user about a call, which is whole only now."""
+        item = approval_item(call, offered)
+        self.calls[item["id"]] = call.name
+        self.items.append(item)
+        yield self._event("response.output_item.added", item=dict(item))
+        yield self._event("response.output_item.done", item=dict(item))
+
     def _open_call(self, call: CallOpened) -> Iterator[Event]:
         offered = self._toolbox.as_offered(call.name)
+        self._is_held_back = offered.asks and call.id not in self._approvals
+        if offered.server is not None:
+            yield from () if self._is_held_back else self._open_mcp(call.id, offered)
+            return
         kind, field = ("custom_tool_call", "input") if offered.is_custom else ("function_call", "arguments")
         item: dict[str, Any] = {
             "id": _id("ctc" if offered.is_custom else "fc"),
@@ -152,19 +195,28 @@ class Output:
 
     def _more_of_call(self, text: str) -> Iterator[Event]:
         """More arguments; a custom tool's text, which stands in them as JSON, comes once it is whole."""
+        if self._is_held_back:
+            return
         item = self.items[-1]
         if item["type"] == "code_interpreter_call":
             item["code"] += text
             yield self._event("response.code_interpreter_call_code.delta", delta=text)
+        elif item["type"] == "mcp_call":
+            item["arguments"] += text
+            yield self._event("response.mcp_call_arguments.delta", delta=text)
         elif item["type"] == "function_call":
             item["arguments"] += text
             yield self._event("response.function_call_arguments.delta", delta=text)
 
     def _close_call(self, call: ToolCall) -> Iterator[Event]:
-        if self._hosted:
+        offered = self._toolbox.as_offered(call.name)
+        if self._is_hosted:
             yield from self._close_hosted(call)
             return
-        item, text = self.items[-1], self._toolbox.as_offered(call.name).text_of(call)
+        if offered.server is not None:
+            yield from self._close_mcp(call, offered)
+            return
+        item, text = self.items[-1], offered.text_of(call)
         self.calls[call.id] = call.name
         item["status"] = "completed"
         if item["type"] == "custom_tool_call":
@@ -177,9 +229,16 @@ class Output:
             yield self._event("response.function_call_arguments.done", **done)
         yield self._event("response.output_item.done", item=dict(item))
 
+    def _close_mcp(self, call: ToolCall, offered: Offered) -> Iterator[Event]:
+        if self._is_held_back:
+            yield from self._ask(call, offered)
+            return
+        self.items[-1]["arguments"] = call.arguments
+        yield self._event("response.mcp_call_arguments.done", arguments=call.arguments)
+
     def _cut_call(self) -> Iterator[Event]:
         """The end of a call that was cut, if there is one open."""
-        if self.items and self.items[-1]["status"] == "in_progress":
+        if self.items and self.items[-1].get("status") == "in_progress":
             self.items[-1]["status"] = "incomplete"
             yield self._event("response.output_item.done", item=dict(self.items[-1]))
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from localoss.chat.harmony import Message
@@ -9,26 +10,48 @@ from localoss.chat.tools import KeyThoughts, call_message, result_message
 from localoss.server.chat.prompts import arguments_text
 from localoss.server.core.content import text_of
 from localoss.server.core.errors import ApiError
-from localoss.server.core.toolbox import custom_arguments, model_name
+from localoss.server.core.toolbox import NO_TOOLS, Toolbox, custom_arguments, model_name
+from localoss.server.core.turns import Approved
+from localoss.server.responses.approval import Approval
+from localoss.server.responses.hosted_items import call_id_of
 from localoss.server.responses.schemas import InputItem
+from localoss.tools.mcp_tools import mark_of
 
 FoundItem = Callable[[str], dict[str, Any] | None]
 _MESSAGES = ("message", "agent_message")
 
 
 def convert_items(
-    items: Sequence[InputItem], thoughts: KeyThoughts, names: dict[str, str]
-) -> tuple[list[Message], list[str]]:
-    """The messages of `items`, and the types of those that say nothing to this model.
+    items: Sequence[InputItem],
+    thoughts: KeyThoughts,
+    names: dict[str, str],
+    before: Sequence[Message] = (),
+    toolbox: Toolbox = NO_TOOLS,
+) -> "Converted":
+    """What `items` say.
 
     names: of the functions that previous responses called, by the call's id; those of `items` are added.
-    Raises: ApiError for an item that the model can't read.
+    before: the messages that the items go on. Raises: ApiError for an item that the model can't read.
     """
     said = [index for index, item in enumerate(items) if _is_said(item)]
-    converter = _Converter(thoughts, names, newest=said[-1] + 1 if said else 0)
+    newest = said[-1] + 1 if said else 0
+    made = {item.approval_request_id for item in items if item.type == "mcp_call"}
+    converter = _Converter(thoughts, names, newest, Approval(before, names, made), toolbox)
     for index, item in enumerate(items):
         converter.add(index, item)
-    return converter.messages, converter.left_out
+    converter.approval.settle(converter.messages)
+    return Converted(converter.messages, converter.left_out, converter.approval.approved)
+
+
+@dataclass(frozen=True)
+class Converted:
+    """messages: of the items. left_out: the types of those that say nothing to this model. approved: the
+    call that is to be made before the model goes on.
+    """
+
+    messages: list[Message]
+    left_out: list[str]
+    approved: Approved | None
 
 
 def with_references(items: Sequence[InputItem], find: FoundItem) -> list[InputItem]:
@@ -43,20 +66,34 @@ def with_references(items: Sequence[InputItem], find: FoundItem) -> list[InputIt
 
 def _is_said(item: InputItem) -> bool:
     """Whether the model wrote it: what comes before is old."""
-    return item.role == "assistant" or (item.type or "").endswith("_call") or item.type == "reasoning"
+    kind = item.type or ""
+    is_said = kind.endswith("_call") or kind in ("reasoning", "mcp_approval_request")
+    return item.role == "assistant" or is_said
 
 
 class _Converter:
     """newest: index of the first item after the model's last, from where images are refused."""
 
-    def __init__(self, thoughts: KeyThoughts, names: dict[str, str], newest: int) -> None:
+    def __init__(
+        self,
+        thoughts: KeyThoughts,
+        names: dict[str, str],
+        newest: int,
+        approval: Approval,
+        toolbox: Toolbox,
+    ) -> None:
         self.messages: list[Message] = []
         self.left_out: list[str] = []
+        self.approval, self._toolbox = approval, toolbox
         self._thoughts, self._names, self._newest = thoughts, names, newest
         self._turn = 0  # where the assistant's open turn begins
 
     def add(self, index: int, item: InputItem) -> None:
         kind, where = item.type or "message", f"input.{index}"
+        if kind.startswith("mcp_"):
+            self._add_mcp(item, kind, where, is_new=index >= self._newest)
+            return
+        self.approval.settle(self.messages)
         if kind in _MESSAGES and item.role not in ("tool", "function"):
             self._add_message(item, where, is_new=index >= self._newest)
         elif kind == "reasoning":
@@ -87,16 +124,50 @@ class _Converter:
             raise ApiError(f"{where}: a {kind} needs call_id, name and arguments", param=where)
         name = model_name(item.name or kind.removesuffix("_call"), item.namespace)
         self._names[item.call_id] = name
-        known = self._thoughts.before(item.call_id)
-        if known is not None:  # better than what the client sends of it, which may be nothing
-            del self.messages[self._turn :]
-            self.messages += known
+        self._recall(item.call_id)
         if kind == "custom_tool_call":
             arguments = custom_arguments(item.input or "")
         else:
             arguments = arguments_text(item.arguments or item.action)
         self.messages.append(call_message(name, arguments))
         self._turn = len(self.messages)
+
+    def _recall(self, call_id: str) -> None:
+        """Add what was thought before a call, if that is known."""
+        known = self._thoughts.before(call_id)
+        if known is not None:  # better than what the client sends of it, which may be nothing
+            del self.messages[self._turn :]
+            self.messages += known
+
+    def _add_mcp(self, item: InputItem, kind: str, where: str, is_new: bool) -> None:
+        """What an MCP server did before, or what is said of what it is to do."""
+        if kind == "mcp_approval_response":
+            if item.approval_request_id is None or item.approve is None:
+                raise ApiError(f"{where}: it needs approval_request_id and approve", param=where)
+            self.approval.answer(item, is_new, self.messages)
+        elif kind in ("mcp_call", "mcp_approval_request"):
+            if None in (item.id, item.server_label, item.name):
+                raise ApiError(f"{where}: a {kind} needs id, server_label and name", param=where)
+            self._add_mcp_call(item, kind == "mcp_call")
+        elif kind != "mcp_list_tools":
+            self.left_out.append(f"input:{kind}")
+        self._turn = len(self.messages)
+
+    def _add_mcp_call(self, item: InputItem, is_made: bool) -> None:
+        self.approval.settle(self.messages)
+        if item.id in self.approval.made:  # the call itself follows
+            return
+        call_id = call_id_of(str(item.id))
+        self._recall(call_id)
+        name = self._toolbox.function_of(str(item.server_label), str(item.name))
+        call = call_message(name, arguments_text(item.arguments))
+        self.messages.append(call)
+        if not is_made:
+            self.approval.wait(str(item.id), call)
+            return
+        told = item.output if item.error is None else item.error
+        text = told if isinstance(told, str) else json.dumps(told, ensure_ascii=False)
+        self.messages.append(result_message(name, mark_of(str(item.server_label)) + text))
 
     def _add_result(self, item: InputItem, where: str) -> None:
         output = item.content if item.output is None else item.output

@@ -43,6 +43,11 @@ class InputItem(Tolerant):
     action: dict[str, Any] | None = None
     summary: Items[InputPart] | None = None
     output: str | Items[InputPart] | dict[str, Any] | None = None
+    server_label: Name | None = None
+    error: str | dict[str, Any] | None = None
+    approval_request_id: Name | None = None
+    approve: bool | None = None
+    reason: str | None = None
 
 
 class Reasoning(Tolerant):

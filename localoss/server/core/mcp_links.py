@@ -1,0 +1,115 @@
+"""Connections to the MCP servers that requests may use, kept from one request to the next."""
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from localoss.chat.harmony import Function
+from localoss.errors import LocalossError
+from localoss.server.core.errors import ApiError
+from localoss.server.core.mcp_requests import McpWanted
+from localoss.tools.approval import Approvals
+from localoss.tools.mcp_client import McpLoop
+from localoss.tools.mcp_config import McpServer
+from localoss.tools.mcp_link import McpLink
+from localoss.tools.mcp_tools import McpTools
+
+logger = logging.getLogger("localoss.server")
+_MOST_LINKS = 8  # of one key
+_AT_ONCE = 8
+
+
+@dataclass(frozen=True)
+class ServedMcp:
+    """A server's tools as one request has them. functions: those that may be called; asking: names of those
+    that are asked about first.
+    """
+
+    label: str
+    tools: McpTools
+    functions: tuple[Function, ...]
+    asking: frozenset[str]
+
+
+@dataclass
+class _Kept:
+    """A link, once it is there. lock: held while it is made."""
+
+    link: McpLink | None = None
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class McpLinks:
+    """Opens links, one for each key, server and headers, and closes those that weren't used for longest.
+
+    What one key's requests have a server keep, such as an open page, no other key's requests reach.
+    """
+
+    def __init__(self, servers: Sequence[McpServer], approvals: Approvals, allowed: Collection[str]) -> None:
+        """approvals: of whoever runs this server: what is never allowed isn't offered to clients.
+
+        allowed: hosts whose addresses may be private. Raises: UsageError if the mcp package isn't installed.
+        """
+        self.servers = tuple(servers)
+        self._approvals, self._allowed = approvals, tuple(allowed)
+        self._loop = McpLoop()
+        self._kept: OrderedDict[tuple[str, McpServer], _Kept] = OrderedDict()
+        self._threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="mcp-open")
+
+    async def open(self, wanted: Sequence[McpWanted], key: str) -> list[ServedMcp]:
+        """The tools that a request asks for. Raises: ApiError 424 for a server that doesn't give any."""
+        return list(await asyncio.gather(*(self._open(one, key) for one in wanted)))
+
+    async def _open(self, wanted: McpWanted, key: str) -> ServedMcp:
+        kept = self._entry(key, wanted.server)
+        run = asyncio.get_running_loop().run_in_executor
+        try:
+            async with kept.lock:
+                if kept.link is None or not kept.link.is_alive:
+                    old, kept.link = kept.link, None
+                    if old:
+                        self._threads.submit(old.close)
+                    kept.link = await run(self._threads, self._connect, wanted.server)
+                link = kept.link
+            tools = await run(self._threads, McpTools, link, wanted.label, True)
+        except LocalossError as error:
+            raise ApiError(
+                f"Error retrieving tool list from MCP server: {wanted.label!r}. {error}",
+                status=424,
+                kind="external_connector_error",
+                code="http_error",
+                param="tools",
+            ) from None
+        return self._served(wanted, tools)
+
+    def close(self) -> None:
+        for kept in self._kept.values():
+            if kept.link:
+                kept.link.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._loop.close()
+
+    def _entry(self, key: str, server: McpServer) -> _Kept:
+        entry = self._kept.setdefault((key, server), _Kept())
+        self._kept.move_to_end((key, server))
+        idle = [one for one, kept in self._kept.items() if one[0] == key and not kept.lock.locked()]
+        for oldest in idle[:-_MOST_LINKS]:
+            if link := self._kept.pop(oldest).link:
+                self._threads.submit(link.close)
+        return entry
+
+    def _connect(self, server: McpServer) -> McpLink:
+        return McpLink(server, self._loop, logger.info, allowed=self._allowed)
+
+    def _served(self, wanted: McpWanted, tools: McpTools) -> ServedMcp:
+        def is_offered(function: Function) -> bool:
+            tool = tools.listed[function.name]
+            policy = self._approvals.policy(f"mcp:{wanted.operators_name}/{tool.name}")
+            return policy != "never" and wanted.allowed.matches(tool)
+
+        functions = tuple(filter(is_offered, tools.functions))
+        asking = [function.name for function in functions if wanted.asks(tools.listed[function.name])]
+        return ServedMcp(wanted.label, tools, functions, frozenset(asking))

@@ -94,25 +94,18 @@ class _Trial:
         self._patience, self._wire = patience, folder / "wire.jsonl"
 
     def passed(self, kinds: tuple[Kind, ...]) -> dict[str, str]:
-        environment, arguments = self._told()
-        for name, text in self._program.files:
-            file = self._folder / "home" / name
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(self._filled(text))
-        passed = {}
-        for kind, asked in zip(kinds, self._program.attempts, strict=True):
-            passed[kind] = "has none" if asked is None else self._try(kind, environment, [*arguments, *asked])
-        return passed
+        return {
+            kind: "has none" if asked is None else self._try(kind, asked)
+            for kind, asked in zip(kinds, self._program.attempts, strict=True)
+        }
 
-    def _try(self, kind: Kind, environment: dict[str, str], arguments: list[str]) -> str:
+    def _try(self, kind: Kind, asked: Sequence[str]) -> str:
+        environment, arguments = self._told()
         before = self._wire.stat().st_size
         written = self._folder / "work" / (self._program.writes or "")
         if self._program.writes:
             written.unlink(missing_ok=True)
-        if self._program.before:
-            shutil.rmtree(self._folder / "home" / "fresh", ignore_errors=True)
-            self._output([*map(self._filled, self._program.before)], environment)
-        said = self._output([self._program.command, *arguments], environment)
+        said = self._output([self._program.command, *arguments, *asked], environment)
         if kind == "tool" and self._program.writes:
             return yes_or_no(written.exists() and "localoss-42" in written.read_text())
         if kind == "web_search":
@@ -131,24 +124,20 @@ class _Trial:
         return output(self._folder, self._client.name, [executable, *rest], environment, self._patience)
 
     def _told(self) -> tuple[dict[str, str], list[str]]:
-        """What it has to know of the server, as `localoss launch` gives it or the table says."""
+        """What it has to know of the server, as `localoss launch` gives it each time or the table says."""
         from localoss.cli.launch import PROGRAMS as KNOWN
+        from localoss.cli.launch import told_in
 
         program = self._program
         if program.launch is None:
-            environment = {name: self._filled(value) for name, value in program.environment}
-            return environment, [self._filled(word) for word in program.arguments]
+            environment = {name: value.replace("URL", self._url) for name, value in program.environment}
+            return environment, list(program.arguments)
         known = KNOWN[program.launch]
         told = (self._url, "demo", "none")
-        arguments = known.arguments(*told)
-        if known.config:
-            file = self._folder / "home" / f"{program.launch}.yaml"
-            file.write_text(known.config(*told))
-            arguments = [str(file) if word == "FILE" else word for word in arguments]
-        return known.environment(*told), arguments
-
-    def _filled(self, text: str) -> str:
-        return text.replace("URL", self._url).replace("HOME", str(self._folder / "home"))
+        folder = self._folder / "home" / f"{program.launch}-files"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        return told_in(known, told, folder)
 
 
 def output(folder: Path, name: str, command: list, environment: dict[str, str], patience: float) -> str:

@@ -35,10 +35,9 @@ class Client:
 class Program:
     """A program of its own: what it is given to ask, to stream and to call a tool; None where it can't.
 
-    launch: its name in `localoss launch`, which says what it has to know of the server. Otherwise these do,
-    in which URL stands for the server and HOME for the program's home: `environment`, `arguments`, `files` in
-    its home, and `before`, a command that is run before each attempt, whose folder HOME/fresh is new each
-    time. writes: the file that the third attempt leaves behind.
+    launch: its name in `localoss launch`, which says what it has to know of the server. Otherwise
+    `environment` and `arguments` do, in which URL stands for the server. writes: the file that the third
+    attempt leaves behind.
     """
 
     command: str
@@ -46,8 +45,6 @@ class Program:
     launch: str | None = None
     environment: tuple[tuple[str, str], ...] = ()
     arguments: tuple[str, ...] = ()
-    before: tuple[str, ...] = ()
-    files: tuple[tuple[str, str], ...] = ()
     writes: str | None = None
 
 
@@ -57,12 +54,6 @@ _CODEX_TOOL = (
     "--dangerously-bypass-approvals-and-sandbox",
     f'please @call exec_command {{"cmd": {ECHO}}}@',
 )
-_LLM_MODELS = """\
-- model_id: localoss
-  model_name: demo
-  api_base: URL/v1
-  supports_tools: true
-"""
 _LLM_TOOL = (
     "def weather(city: str) -> str:\n    'The weather of a city.'\n    return 'localoss-' + str(40 + 2)"
 )
@@ -145,11 +136,7 @@ PROGRAMS = {
             ("--json", SHOUT),
             (f'please @call run_commands {{"commands": [{ECHO}]}}@',),
         ),
-        before=(
-            *("cline", "auth", "-p", "openai-compatible", "-k", "none", "-m", "demo", "-b", "URL/v1"),
-            *("--data-dir", "HOME/fresh"),
-        ),
-        arguments=("--data-dir", "HOME/fresh"),
+        launch="cline",
     ),
     "aider": Program(
         "aider",
@@ -168,9 +155,7 @@ PROGRAMS = {
             (SHOUT,),
             ("--functions", _LLM_TOOL, 'please @call weather {"city": "Rome"}@'),
         ),
-        environment=(("LLM_USER_PATH", "HOME/llm"),),
-        arguments=("-m", "localoss"),
-        files=(("llm/extra-openai-models.yaml", _LLM_MODELS),),
+        launch="llm",
     ),
 }
 

@@ -2,13 +2,17 @@
 
 import json
 import os
+import subprocess
 import sys
+import tempfile
+import threading
 
 import pytest
 from support.live_server import live
 from support.scripted import ScriptedEngine
 
 from localoss import cli
+from localoss.cli.launch import PROGRAMS
 from localoss.hub import registry, running
 
 NAME = "demo"
@@ -84,6 +88,8 @@ def test_without_a_server_there_is_nothing_to_stop(capsys):
         ("continue", '"apiBase": "@/v1"'),
         ("goose", "OPENAI_HOST=@"),
         ("qwen", "OPENAI_BASE_URL=@/v1"),
+        ("cline", '"baseUrl": "@/v1"'),
+        ("llm", '"api_base": "@/v1"'),
     ],
 )
 def test_launch_prints_what_it_would_do(server, program, says, capsys):
@@ -96,22 +102,79 @@ def test_launch_says_what_it_would_start(capsys):
     _, out, _ = localoss(capsys, "launch", "claude", "--print", "--model", NAME)
     assert out.splitlines()[0] == "localoss serve demo &" and "http://127.0.0.1:11435" in out
     code, _, err = localoss(capsys, "launch", "vim")
-    assert code == 2 and "there are aider, claude, codex" in err
+    assert code == 2 and "there are aider, claude, cline" in err
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="a shell script plays the program")
-def test_launch_starts_the_program_with_what_it_must_know(server, home, capsys, monkeypatch):
-    written = home / "written"
-    fake = home / "bin" / "cn"
-    fake.parent.mkdir()
-    fake.write_text(f'#!/bin/sh\necho "$@" > {written}\ncat "$2" >> {written}\nexit 3\n')
-    fake.chmod(0o755)
-    monkeypatch.setenv("PATH", str(fake.parent), prepend=os.pathsep)
-    assert localoss(capsys, "launch", "continue", "--model", NAME, "--", "-p", "hi")[0] == 3
-    arguments, config = written.read_text().splitlines()
-    file, *rest = arguments.split()[1:]
-    assert rest == ["-p", "hi"] and not os.path.exists(file)  # what it was told is gone with it
-    assert json.loads(config)["models"][0]["apiBase"] == server.url + "/v1"
+# Writes down all that it is told: its arguments, its environment, and the files that they name.
+PLAYED = """#!PYTHON -S
+import json, os, pathlib, sys
+variables = ("ANTHROPIC", "CLAUDE", "GOOSE", "LLM", "LOCALOSS_API", "OPENAI", "OPENCODE")
+environment = {name: value for name, value in os.environ.items() if name.startswith(variables)}
+words = (*sys.argv[1:], *environment.values())
+named = [pathlib.Path(word) for word in words if word.startswith("TEMPORARY")]
+files = {path: path.read_text() for name in named for path in (name, *name.rglob("*")) if path.is_file()}
+told = json.dumps([sys.argv[1:], environment, {str(path): text for path, text in files.items()}])
+for folder in {str(name.parent if name.is_file() else name) for name in named}:
+    told = told.replace(folder, "FOLDER")
+pathlib.Path("WRITTEN").write_text(told)
+sys.exit(3)
+"""
+
+
+@pytest.fixture
+def played(server, home, monkeypatch):
+    """Gives what a program was told by what is called: arguments, environment and files."""
+    for name in ("bin", "user", "temporary"):
+        (home / name).mkdir()
+    places = {
+        "PYTHON": sys.executable,
+        "TEMPORARY": str(home / "temporary"),
+        "WRITTEN": str(home / "written"),
+    }
+    text = PLAYED
+    for word, place in places.items():
+        text = text.replace(word, place)
+    for program in PROGRAMS.values():
+        fake = home / "bin" / program.command
+        fake.write_text(text)
+        fake.chmod(0o755)
+    monkeypatch.setenv("PATH", str(home / "bin"), prepend=os.pathsep)
+    monkeypatch.setenv("HOME", str(home / "user"))
+    monkeypatch.setenv("TMPDIR", str(home / "temporary"))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+
+    def told(call):
+        call()
+        return json.loads((home / "written").read_text())
+
+    return told
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a script plays the program")
+@pytest.mark.parametrize("program", sorted(PROGRAMS))
+def test_a_launched_program_is_told_what_print_shows(played, server, home, program, capsys):
+    """And what it is told is gone with it, in a folder of its own: the user's files stay as they are."""
+    asked = ("launch", program, "--model", NAME, "--", "-p", "say 'hi' \"$HOME\"")
+    told = arguments, _, files = played(lambda: localoss(capsys, *asked))
+    assert arguments[-2:] == ["-p", "say 'hi' \"$HOME\""]
+    everything = json.dumps(told)
+    assert server.url in everything and NAME in everything
+    assert len(files) == len(PROGRAMS[program].files("", "", ""))
+    assert not [*home.glob("user/*"), *home.glob("temporary/*")]
+    script = localoss(capsys, *asked[:2], "--print", *asked[2:])[1]
+    assert played(lambda: subprocess.run(["sh", "-ec", script], check=False)) == told
+
+
+def test_print_shows_no_key(server, home, capsys, monkeypatch):
+    monkeypatch.setenv("LOCALOSS_API_KEY", "a secret")
+    for program in PROGRAMS:
+        out = localoss(capsys, "launch", program, "--print", "--model", NAME)[1]
+        assert "a secret" not in out and "KEY" in out
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a script plays the program")
+def test_launch_ends_with_the_programs_own_code(played, capsys, monkeypatch):
+    assert localoss(capsys, "launch", "cline", "--model", NAME)[0] == 3
     monkeypatch.setenv("PATH", "")
     code, _, err = localoss(capsys, "launch", "codex", "--model", NAME)
     assert code == 2 and "npm install -g @openai/codex" in err
@@ -125,3 +188,16 @@ def test_without_a_terminal_what_takes_long_is_a_line_now_and_then(capsys):
         often(f"often {number}")
         rarely(f"rarely {number}")
     assert capsys.readouterr().err.splitlines() == ["often 0", "rarely 0", "often 1", "often 2"]
+
+
+def test_what_follows_schemas_starts_before_the_model_is_loaded(home, capsys, monkeypatch):
+    """Else the first request with tools waits for it."""
+    from localoss.chat import grammar
+    from localoss.server import run
+
+    started = threading.Event()
+    seen = []
+    monkeypatch.setattr(grammar, "warm_up", started.set)
+    monkeypatch.setattr(run, "serve", lambda *arguments: seen.append(started.wait(60)))
+    assert localoss(capsys, "serve", NAME, "--port", "0")[0] == 0
+    assert seen == [True]

@@ -9,7 +9,7 @@ Frames go over standard input and output: four bytes of length, then JSON; a mas
 mask or nothing; 1, then an error's text. Between them is the processor time that it took, a double, in s.
 """
 
-import base64
+import binascii
 import contextlib
 import faulthandler
 import json
@@ -99,8 +99,8 @@ def _tokenizer(vocabulary: str, text_tokens: int, all_tokens: int, end: int) -> 
     """The vocabulary for llguidance, from the file that comes with localoss; takes a second or two."""
     from llguidance import LLTokenizer
 
-    lines = Path(vocabulary).read_bytes().splitlines()
-    ranks = {base64.b64decode(word): int(rank) for word, rank in (line.split() for line in lines)}
+    words = Path(vocabulary).read_bytes().split()
+    ranks = dict(zip(map(binascii.a2b_base64, words[::2]), map(int, words[1::2]), strict=True))
     control = {f"<|control_{token}|>": token for token in range(text_tokens, all_tokens)}
     return LLTokenizer.from_tiktoken(  # missing in its stubs
         encoder=ranks,
@@ -113,17 +113,21 @@ def _tokenizer(vocabulary: str, text_tokens: int, all_tokens: int, end: int) -> 
 
 
 def _set_up() -> None:
-    """Disturb nobody: Ctrl-C is for the parent, and what computes answers goes first."""
+    """Ctrl-C is for the parent, and memory has a bound."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(os, "nice"):
-        with contextlib.suppress(OSError):
-            os.nice(5)
     if sys.platform == "linux":
         import resource
 
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _give_way() -> None:
+    """What computes answers goes first; but the first request waits until the vocabulary is read."""
+    if hasattr(os, "nice"):
+        with contextlib.suppress(OSError):
+            os.nice(5)
 
 
 def _limit(is_on: bool) -> None:
@@ -156,6 +160,7 @@ def main() -> None:
     pipe_in, pipe_out = sys.stdin.buffer, sys.stdout.buffer
     _set_up()
     follower = _Follower(_tokenizer(sys.argv[1], *map(int, sys.argv[2:])))
+    _give_way()
     _write(pipe_out)
     while (content := _read(pipe_in)) is not None:
         _limit(True)

@@ -1,7 +1,7 @@
 """`localoss launch`: a program of others, told to ask a local model, for this one run.
 
-The program's own configuration is neither read nor written: what it has to know is in its environment, its
-arguments, or a file that is gone afterwards.
+The program's own configuration isn't written: what it has to know is in its environment, its arguments, or
+files in a folder that is gone afterwards.
 """
 
 import json
@@ -30,19 +30,22 @@ if TYPE_CHECKING:
 _LOOK_S = 0.1
 
 
+FOLDER = "FOLDER"  # begins a word among a program's that is a path: where its files are
+
+
 @dataclass(frozen=True)
 class Program:
     """How a program is told to ask the model `name` of the server at `url`.
 
-    install: how to get it. environment, arguments: by (url, name, key). config: what a temporary file holds,
-    whose path takes the place of FILE among the arguments.
+    install: how to get it. environment, arguments, files: by (url, name, key). files: contents by their names
+    in a temporary folder, whose path takes the place of FOLDER in the other two.
     """
 
     command: str
     install: str
     environment: Callable[[str, str, str], dict[str, str]] = field(default=lambda url, name, key: {})
     arguments: Callable[[str, str, str], list[str]] = field(default=lambda url, name, key: [])
-    config: Callable[[str, str, str], str] | None = None
+    files: Callable[[str, str, str], dict[str, str]] = field(default=lambda url, name, key: {})
 
 
 def _codex(url: str, name: str, key: str) -> list[str]:
@@ -68,16 +71,36 @@ def _claude(url: str, name: str, key: str) -> dict[str, str]:
     return {
         "ANTHROPIC_BASE_URL": url,
         "ANTHROPIC_AUTH_TOKEN": key,
+        "ANTHROPIC_API_KEY": "",  # a user's own isn't for this server
         **dict.fromkeys(models, name),
         "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
     }
 
 
-def _continue(url: str, name: str, key: str) -> str:
+def _continue(url: str, name: str, key: str) -> dict[str, str]:
     """JSON, which is YAML, too."""
     model = {"name": name, "provider": "openai", "model": name, "apiBase": f"{url}/v1", "apiKey": key}
     model["roles"] = ["chat", "edit", "apply"]  # type: ignore[assignment]
-    return json.dumps({"name": "localoss", "version": "1.0.0", "schema": "v1", "models": [model]})
+    whole = {"name": "localoss", "version": "1.0.0", "schema": "v1", "models": [model]}
+    return {"config.yaml": json.dumps(whole)}
+
+
+def _cline(url: str, name: str, key: str) -> dict[str, str]:
+    """What `cline auth` would write."""
+    chosen = {"provider": "openai-compatible", "apiKey": key, "model": name, "baseUrl": f"{url}/v1"}
+    provider = {"settings": chosen, "updatedAt": "2026-01-01T00:00:00.000Z", "tokenSource": "manual"}
+    whole = {"version": 1, "lastUsedProvider": "openai-compatible", "modes": {}}
+    return {"settings/providers.json": json.dumps(whole | {"providers": {"openai-compatible": provider}})}
+
+
+def _llm(url: str, name: str, key: str) -> dict[str, str]:
+    model = {"model_id": name, "model_name": name, "api_base": f"{url}/v1", "api_key_name": "localoss"}
+    model |= {"supports_tools": True, "supports_schema": True}  # type: ignore[dict-item]
+    return {
+        "extra-openai-models.yaml": json.dumps([model]),
+        "default_model.txt": name,
+        "keys.json": json.dumps({"localoss": key}),
+    }
 
 
 PROGRAMS = {
@@ -88,14 +111,20 @@ PROGRAMS = {
         lambda url, name, key: ["--model", f"openai/{name}", "--no-show-model-warnings"],
     ),
     "claude": Program("claude", "npm install -g @anthropic-ai/claude-code", _claude),
+    "cline": Program(
+        "cline",
+        "npm install -g cline",
+        arguments=lambda url, name, key: ["--data-dir", FOLDER],
+        files=_cline,
+    ),
     "codex": Program(
         "codex", "npm install -g @openai/codex", lambda url, name, key: {"LOCALOSS_API_KEY": key}, _codex
     ),
     "continue": Program(
         "cn",
         "npm install -g @continuedev/cli",
-        arguments=lambda url, name, key: ["--config", "FILE"],
-        config=_continue,
+        arguments=lambda url, name, key: ["--config", f"{FOLDER}/config.yaml"],
+        files=_continue,
     ),
     "goose": Program(
         "goose",
@@ -107,12 +136,13 @@ PROGRAMS = {
             "OPENAI_API_KEY": key,
         },
     ),
+    "llm": Program("llm", "pip install llm", lambda url, name, key: {"LLM_USER_PATH": FOLDER}, files=_llm),
     "opencode": Program("opencode", "npm install -g opencode-ai", _opencode),
     "qwen": Program(
         "qwen",
         "npm install -g @qwen-code/qwen-code",
         lambda url, name, key: {"OPENAI_BASE_URL": f"{url}/v1", "OPENAI_API_KEY": key, "OPENAI_MODEL": name},
-        lambda url, name, key: ["--auth-type", "openai"],
+        lambda url, name, key: ["--auth-type", "openai", "--model", name],
     ),
 }
 
@@ -191,30 +221,49 @@ def _served(server: "Running | None", folder: Path) -> Iterator[str]:
 
 @contextmanager
 def _told(program: Program, url: str, name: str) -> Iterator[tuple[dict[str, str], list[str]]]:
-    """The environment and the arguments that the program gets, with a temporary file if it needs one."""
-    key = settings.api_key() or "none"
-    environment, arguments = program.environment(url, name, key), program.arguments(url, name, key)
-    if program.config is None:
-        yield environment, arguments
-        return
+    """What the program gets, with its files in a folder that nobody else can read, while it runs."""
     with tempfile.TemporaryDirectory(prefix="localoss-") as folder:
-        file = Path(folder) / "config.yaml"
-        file.write_text(program.config(url, name, key), encoding="utf-8")
-        yield environment, [str(file) if word == "FILE" else word for word in arguments]
+        yield told_in(program, (url, name, settings.api_key() or "none"), Path(folder))
+
+
+def told_in(program: Program, told: tuple[str, str, str], folder: Path) -> tuple[dict[str, str], list[str]]:
+    """The environment and the arguments that the program gets; its files are written into `folder`."""
+    for name, content in program.files(*told).items():
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(content, encoding="utf-8")
+
+    def placed(word: str) -> str:
+        return f"{folder}{word.removeprefix(FOLDER)}" if word.startswith(FOLDER) else word
+
+    environment = {variable: placed(value) for variable, value in program.environment(*told).items()}
+    return environment, [placed(word) for word in program.arguments(*told)]
 
 
 def _print_plan(program: Program, server: "Running | None", model: str, rest: list[str]) -> None:
     """What would be done, as lines for a shell."""
     url, name = server.url if server else "http://127.0.0.1:11435", Path(model).name
-    key = "KEY" if settings.api_key() else "none"  # the key itself isn't for a screen
+    told = (url, name, "KEY" if settings.api_key() else "none")  # the key itself isn't for a screen
     if server is None:
         print(f"localoss serve {shlex.quote(model)} &")
-    if program.config:
-        print(f"echo {shlex.quote(program.config(url, name, key))} > FILE")
-    words = [f"{variable}={value}" for variable, value in program.environment(url, name, key).items()]
-    words = [word.split("=", 1)[0] + "=" + shlex.quote(word.split("=", 1)[1]) for word in words]
-    words += [shlex.quote(word) for word in (program.command, *program.arguments(url, name, key), *rest)]
-    print(" ".join(words))
+    files = program.files(*told)
+    if files:
+        print(f"{FOLDER}=$(mktemp -d)")
+    for parent in {str(Path(file).parent) for file in files} - {"."}:
+        print(f"mkdir -p {_quoted(f'{FOLDER}/{parent}')}")
+    for file, content in files.items():
+        print(f"printf %s {shlex.quote(content)} > {_quoted(f'{FOLDER}/{file}')}")
+    words = [f"{variable}={_quoted(value)}" for variable, value in program.environment(*told).items()]
+    words += [_quoted(word) for word in (program.command, *program.arguments(*told))]
+    print(" ".join([*words, *map(shlex.quote, rest)]))
+
+
+def _quoted(word: str) -> str:
+    """`word` for a shell, in which a variable is the program's folder."""
+    if not word.startswith(FOLDER):
+        return shlex.quote(word)
+    rest = word.removeprefix(FOLDER)
+    return f'"${FOLDER}"{shlex.quote(rest) if rest else ""}'
 
 
 def _run(command: list[str], environment: dict[str, str]) -> int:

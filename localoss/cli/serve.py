@@ -227,7 +227,11 @@ def listen(
     listening: told its name and the server's address, once it answers.
     """
     from localoss import settings
+    from localoss.hub.registry import default_model, find_model, name_of
 
+    model = model or default_model()
+    folder = find_model(model, say)
+    _warm_grammars()
     try:
         from localoss.server.core.catalogue import Catalogue, Entry
         from localoss.server.core.hosted import HostedTools, check_hosted
@@ -240,9 +244,7 @@ def listen(
         raise UsageError(f"{error.name} isn't installed: pip install 'localoss[server]'") from None
     from localoss.cli.loading import introduction
     from localoss.hub import running
-    from localoss.hub.registry import default_model, find_model, name_of
 
-    model = model or default_model()
     check_hosted(tooling)
     approvals = Approvals(None, settings.home() / "approvals.json")
     keys = None if api_key is None and api_key_file is None else Keys(api_key, api_key_file)
@@ -252,7 +254,6 @@ def listen(
         bound = [held.enter_context(open_socket(host, port))]
         if ollama_port:
             bound.append(held.enter_context(open_socket(host, _OLLAMA_PORT)))
-        folder = find_model(model, say)
         name = folder.absolute().name.replace("--", "/", 1)  # as the store writes a repository's name
 
         @contextmanager
@@ -274,6 +275,17 @@ def listen(
             return
         catalogue = Catalogue(Entry(name, folder), loading, _load, aliases)
         run_server(catalogue, bound, chosen, registered)
+
+
+def _warm_grammars() -> None:
+    """Have what follows JSON schemas started beside all else that a start does.
+
+    It takes a second and a half of a processor, and so does the rest up to the model: the first request with
+    tools shouldn't wait for it.
+    """
+    from localoss.chat import grammar
+
+    Thread(target=grammar.warm_up, name="grammar", daemon=True).start()
 
 
 def _serve_on_cluster(

@@ -7,14 +7,13 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Thread
 from types import FrameType
 from typing import Any, Protocol
 
 import uvicorn
 from starlette.types import ASGIApp
 
-from localoss.chat import grammar, harmony
+from localoss.chat import harmony
 from localoss.chat.tools import Thoughts
 from localoss.engine.engine import Engine
 from localoss.errors import UsageError
@@ -103,7 +102,6 @@ def serve(
     listening: told the base URL once requests are taken; what it gives is held until the end.
     """
     harmony.encoding()  # half a second that the first request needn't wait for
-    Thread(target=grammar.warm_up, name="grammar", daemon=True).start()  # two seconds more, beside the model
     store = ResponseStore(options.responses)
     models = _models(catalogue, options, store)
     side_by_side = models.held()[0].service.scheduler.parallel

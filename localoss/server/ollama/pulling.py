@@ -4,7 +4,6 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from localoss.errors import LocalossError
-from localoss.hub.pull import Order
 from localoss.server.core.errors import ApiError
 from localoss.server.core.pulls import Pulls, Told
 
@@ -14,6 +13,8 @@ _DIGEST_CHARS = 12  # of a file's digest: what Ollama shows beside its bar
 
 def model_to_pull(name: str) -> str:
     """The name that `name` has here. Raises: ApiError 404 if it stands for nothing on the hub."""
+    from localoss.hub.pull import Order  # only now: the hub's library takes 0.2 s of a server's start
+
     try:
         order = Order(name)
         assert order.repository

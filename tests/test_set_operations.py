@@ -14,6 +14,7 @@ from support.tiled import (
     limits_of,
     random_activations,
     random_weights,
+    weights_of,
 )
 
 from localoss.kernels import activations, attention, isa
@@ -53,6 +54,24 @@ def test_integers_are_exact_at_their_limits(dtype):
     for t in range(len(codes)):  # one token alone takes another way
         alone = activations_of(weights.kind, codes[t : t + 1], np.ones((1, 1), np.float32))
         np.testing.assert_array_equal(multiply(weights, alone), alone.values @ weights.values.T)
+
+
+@pytest.mark.parametrize(
+    "exponents", [(120, 134), (120, 135), (1, 15), (2, 16), (239, 253), (118, 124), (130, 130)]
+)
+def test_many_tokens_have_the_bits_of_each_alone(exponents):
+    """Whether or not a row's exponents are near enough to each other to be multiplied to its integers."""
+    rng = np.random.RandomState(7)
+    scales = rng.randint(exponents[0], exponents[1] + 1, (24, 6)).astype(np.uint8)
+    scales[:, 0], scales[:, 1] = exponents
+    codes = rng.choice([7, 15, *range(16)], (24, 192)).astype(np.uint8)
+    weights = weights_of("mxfp4", codes, scales)
+    steps = rng.randint(-127, 128, (9, 192))
+    factors = (rng.random_sample((9, 6)) + 0.5).astype(np.float32) * np.float32(2.0**-10)
+    together = multiply(weights, activations_of(weights.kind, steps, factors))
+    for t in range(9):
+        alone = multiply(weights, activations_of(weights.kind, steps[t : t + 1], factors[t : t + 1]))
+        np.testing.assert_array_equal(together[t : t + 1].view(np.int32), alone.view(np.int32))
 
 
 @pytest.mark.parametrize("dtype", ["mxfp4", "int4", "int8"])

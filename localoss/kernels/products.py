@@ -5,26 +5,35 @@ Activations lie block by block, (blocks, P, 32), so that the 32 columns of a blo
 tokens. They are int8 with a float32 scale per block and token, or float32 ("exact").
 """
 
+import numpy as np
+
 from localoss.kernels import isa
 from localoss.kernels.isa.common import force_inline, load_8bit, load_fp4, load_int4
 from localoss.kernels.simd import (
     add,
+    all_at_most,
     broadcast_f32,
     byte_0,
     byte_1,
     byte_2,
     byte_3,
+    e8m0_to_f32,
     fma,
     jit,
+    larger_int,
     load_bf16_even,
     load_bf16_odd,
     load_e8m0,
     load_f32x8,
+    load_u8x8,
     mul,
     prefetch,
     prefetch_once,
+    smaller_int,
     splat_f32,
+    splat_i32,
     store_f32x8,
+    sub_int,
     to_f32,
     zero,
 )
@@ -38,6 +47,8 @@ OFFSETS = (isa.OFFSET_4BIT, isa.OFFSET_4BIT, isa.OFFSET_8BIT, 0)  # what int8 ac
 _AHEAD_4BIT, _AHEAD_8BIT = 6144, 4096
 _ONCE_4BIT, _ONCE_8BIT = (6144, 4096) if isa.STREAMS_WELL else (2048, 2048)  # what one token reads
 _STREAMS_WELL = isa.STREAMS_WELL
+_FOLDED = 14  # powers of two up to this one are signed 16-bit numbers
+_LEAST, _MOST = 32, 222  # a row's exponents, so that nothing on the way leaves float32's range
 
 
 @force_inline
@@ -98,6 +109,54 @@ def _add_row_group_mxfp4(sums, codes, scales, x, x_scales, tokens, stride, block
         _prefetch(False, _AHEAD_4BIT, codes, 128, scales, 8, b)
         w, scale = load_fp4(codes + 128 * b), _fp4_scales(scales + 8 * b)
         _add_4bit(sums, w, scale, x + 32 * stride * b, x_scales + 4 * stride * b, tokens)
+
+
+@jit
+def _exponents(scales, blocks):
+    """The largest exponent of each row of a row group, and the smallest."""
+    most = load_u8x8(scales)
+    least = most
+    for b in range(1, blocks):
+        here = load_u8x8(scales + 8 * b)
+        most, least = larger_int(most, here), smaller_int(least, here)
+    return most, least
+
+
+@jit
+def _add_row_group_folded(sums, codes, scales, x, x_scales, tokens, stride, blocks):
+    """As _add_row_group_mxfp4 to sums of 0, and to the last bit: powers of two round nothing.
+
+    A block's exponent, less the least that its row may have, is multiplied to the integers where pairs of
+    them are added up, and the row's to its sums, so that the loop over tokens has a product less.
+    """
+    most, least = _exponents(scales, blocks)
+    base = sub_int(most, splat_i32(np.int32(_FOLDED)))
+    near_one = all_at_most(splat_i32(np.int32(_LEAST)), base) and all_at_most(
+        most, splat_i32(np.int32(_MOST))
+    )
+    if not (near_one and all_at_most(base, least)):
+        _add_row_group_mxfp4(sums, codes, scales, x, x_scales, tokens, stride, blocks)
+        return
+    for b in range(blocks):
+        _prefetch(False, _AHEAD_4BIT, codes, 128, scales, 8, b)
+        w, powers = load_fp4(codes + 128 * b), isa.powers_of_two(sub_int(load_u8x8(scales + 8 * b), base))
+        correction = isa.correction_4bit(w)
+        for t in range(tokens):
+            place = stride * b + t
+            dots = to_f32(isa.dot_4bit_scaled(x + 32 * place, w, correction, powers))
+            total = fma(dots, broadcast_f32(x_scales + 4 * place), load_f32x8(sums + 32 * t))
+            store_f32x8(sums + 32 * t, total)
+    factor = mul(e8m0_to_f32(base), splat_f32(0.5))
+    for t in range(tokens):
+        store_f32x8(sums + 32 * t, mul(load_f32x8(sums + 32 * t), factor))
+
+
+def tokens_mxfp4(folds):
+    """What adds up a row group of MXFP4 where powers of two can be folded into the integers, or can't."""
+    return _add_row_group_folded if folds else _add_row_group_mxfp4
+
+
+_add_tokens_mxfp4 = tokens_mxfp4(isa.FOLDS_EXPONENTS)
 
 
 @jit
@@ -213,7 +272,7 @@ def _add_one_token_bf16(sums, codes, x, stride, blocks):
 
 @jit
 def add_row_group(kind, exact, sums, codes, scales, x, x_scales, tokens, stride, blocks, scratch):
-    """Add to `sums` (tokens, 8) f32 the products of one row group with `tokens` tokens, over `blocks` blocks.
+    """Write to `sums` (tokens, 8) f32, which are 0, the products of a row group with `tokens` tokens.
 
     kind: MXFP4, INT4, INT8 or BF16 (exact only). All else are addresses: codes and scales of the row group's
     first block, x (blocks, stride, 32) f32 if exact, else int8 (with the offset that isa.py names), x_scales
@@ -233,7 +292,7 @@ def add_row_group(kind, exact, sums, codes, scales, x, x_scales, tokens, stride,
         else:
             _add_one_token_int8(sums, codes, scales, x, x_scales, stride, blocks)
     elif kind == MXFP4:
-        _add_row_group_mxfp4(sums, codes, scales, x, x_scales, tokens, stride, blocks)
+        _add_tokens_mxfp4(sums, codes, scales, x, x_scales, tokens, stride, blocks)
     elif kind == INT4:
         _add_row_group_int4(sums, codes, scales, x, x_scales, tokens, stride, blocks)
     else:

@@ -10,7 +10,7 @@ from llvmlite import binding, ir
 from numba.core.registry import cpu_target
 from numba.extending import _Intrinsic
 
-from localoss.kernels import isa, simd
+from localoss.kernels import isa, products, simd
 
 ADDRESS = ir.IntType(64)
 VECTORS = {str(thing.llvm): thing for thing in vars(simd).values() if isinstance(thing, simd.Vector)}
@@ -51,6 +51,10 @@ class Tracer:
     def _plain(self, function):
         used = [name for name in function.__code__.co_names if name in function.__globals__]
         scope = {name: self.traced(function.__globals__[name]) for name in used}
+        if "_add_tokens_mxfp4" in scope:  # chosen for this machine when products was imported
+            scope["_add_tokens_mxfp4"] = self.traced(
+                products.tokens_mxfp4(hasattr(self.isa, "powers_of_two"))
+            )
         return FunctionType(function.__code__, scope, function.__name__)
 
     def _emit(self, intrinsic, arguments):

@@ -56,6 +56,11 @@ def _multiply_pairs(b, unsigned, signed):
     return call(b, "llvm.x86.avx2.pmadd.ub.sw", i16x16.llvm, unsigned, signed)
 
 
+@op(i32x8, i16x16, i16x16)
+def _add_scaled_pairs(b, x, factors):
+    return call(b, "llvm.x86.avx2.pmadd.wd", i32x8.llvm, x, factors)
+
+
 @op(i32x8, i16x16)
 def _add_pairs(b, x):
     return call(b, "llvm.x86.avx2.pmadd.wd", i32x8.llvm, x, constant(i16x16, [1] * 16))
@@ -82,8 +87,8 @@ def correction_4bit(w):
 
 
 @force_inline
-def dot_4bit(x, w, correction):
-    """Integer dot products of the 32 activations at address `x` with the 8 rows of tile `w`."""
+def _pairs_4bit(x, w, correction):
+    """Sums of 16 columns' products, two for each row."""
     s = add_int(_multiply_pairs(broadcast_4_bytes(x), w[0]), _multiply_pairs(broadcast_4_bytes(x + 4), w[1]))
     u = add_int(
         _multiply_pairs(broadcast_4_bytes(x + 8), w[2]), _multiply_pairs(broadcast_4_bytes(x + 12), w[3])
@@ -92,7 +97,27 @@ def dot_4bit(x, w, correction):
     u = add_int(u, _multiply_pairs(broadcast_4_bytes(x + 20), w[5]))
     s = add_int(s, _multiply_pairs(broadcast_4_bytes(x + 24), w[6]))
     u = add_int(u, _multiply_pairs(broadcast_4_bytes(x + 28), w[7]))
-    return _add_pairs(sub_int(add_int(s, u), correction))
+    return sub_int(add_int(s, u), correction)
+
+
+@force_inline
+def dot_4bit(x, w, correction):
+    """Integer dot products of the 32 activations at address `x` with the 8 rows of tile `w`."""
+    return _add_pairs(_pairs_4bit(x, w, correction))
+
+
+@op(i16x16, i32x8)
+def powers_of_two(b, exponents):
+    """2 to each of 8 exponents from 0 to 14, in both 16-bit halves of its lane."""
+    power = b.shl(constant(i32x8, [1] * 8), exponents)
+    both = b.or_(power, b.shl(power, constant(i32x8, [16] * 8)))
+    return b.bitcast(both, i16x16.llvm)
+
+
+@force_inline
+def dot_4bit_scaled(x, w, correction, powers):
+    """dot_4bit times `powers`, which costs nothing: the instruction that adds pairs up multiplies them."""
+    return _add_scaled_pairs(_pairs_4bit(x, w, correction), powers)
 
 
 @force_inline

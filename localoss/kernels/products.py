@@ -8,30 +8,32 @@ tokens. They are int8 with a float32 scale per block and token, or float32 ("exa
 import numpy as np
 
 from localoss.kernels import isa
+from localoss.kernels.exponents import (
+    all_at_most,
+    e8m0_to_f32,
+    larger_int,
+    load_u8x8,
+    smaller_int,
+    splat_i32,
+)
 from localoss.kernels.isa.common import force_inline, load_8bit, load_fp4, load_int4
 from localoss.kernels.simd import (
     add,
-    all_at_most,
     broadcast_f32,
     byte_0,
     byte_1,
     byte_2,
     byte_3,
-    e8m0_to_f32,
     fma,
     jit,
-    larger_int,
     load_bf16_even,
     load_bf16_odd,
     load_e8m0,
     load_f32x8,
-    load_u8x8,
     mul,
     prefetch,
     prefetch_once,
-    smaller_int,
     splat_f32,
-    splat_i32,
     store_f32x8,
     sub_int,
     to_f32,

@@ -162,3 +162,124 @@ def test_an_exported_file_says_what_other_programs_ask_for(source, expected, tmp
     for key in ("beta_fast", "beta_slow"):
         assert fields[f"{PREFIX}rope.scaling.yarn_{key}"].contents() == rope[key]
     assert model_of(tmp_path / "out.gguf", tmp_path / "again") == expected
+
+
+# What people quantize of a model, and what a whole matrix then is: as in float32, dequantized by gguf.
+
+
+def both_forms(source, folder, form, is_meant):
+    """`source` with the tensors that `is_meant` names in number format `form`, and with the same in F32."""
+    kind, coded = KINDS[form], {}
+
+    def rewritten(content, its_kind):
+        return lambda t: [
+            (t.name, content(t), its_kind) if is_meant(t.name) else (t.name, t.data, t.tensor_type)
+        ]
+
+    def codes_of(given):
+        weights = np.asarray(gguf.quants.dequantize(given.data, given.tensor_type), np.float32)
+        try:
+            coded[given.name] = gguf.quants.quantize(weights, kind)
+        except NotImplementedError:  # gguf reads it and doesn't write it
+            count, size = gguf.GGML_QUANT_SIZES[kind]
+            shape = (*weights.shape[:-1], weights.shape[-1] // count * size)
+            coded[given.name] = np.random.default_rng(0).integers(0, 60, shape, np.uint8)
+        return coded[given.name]
+
+    def floats_of(given):
+        return np.asarray(gguf.quants.dequantize(coded[given.name], kind), np.float32)
+
+    return (
+        rewrite(source, folder / "coded.gguf", rewritten(codes_of, kind)),
+        rewrite(source, folder / "floats.gguf", rewritten(floats_of, KINDS.F32)),
+    )
+
+
+def is_dense(name):
+    return name.endswith((".attn_q.weight", ".attn_k.weight", "token_embd.weight", "output.weight"))
+
+
+MEANT = {
+    "matrices": is_dense,
+    "experts": lambda name: "_exps.weight" in name,
+    "up alone": lambda name: "ffn_up_exps.weight" in name,
+    "a layer": lambda name: name.startswith("blk.1.") and "_exps.weight" in name,
+}
+WAYS = [
+    *(
+        ("matrices", form)
+        for form in ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "F16", "F32", "IQ4_NL", "MXFP4")
+    ),
+    *(("experts", form) for form in ("Q4_0", "Q5_1", "Q8_0", "F16", "BF16", "F32", "IQ4_NL")),
+    *(("up alone", "Q8_0"), ("a layer", "Q8_0")),
+]
+
+
+@pytest.mark.parametrize(("meant", "form"), WAYS)
+def test_whole_matrices(meant, form, source, tmp_path):
+    coded, floats = both_forms(source, tmp_path, form, MEANT[meant])
+    assert model_of(coded, tmp_path / "coded") == model_of(floats, tmp_path / "floats")
+
+
+def extra(given):
+    own = [(given.name, given.data, given.tensor_type)]
+    return own + [("rope_freqs.weight", np.ones(16, np.float32), KINDS.F32)] * (
+        given.name == "output_norm.weight"
+    )
+
+
+def norms_in_f16(given):
+    is_norm = given.name.endswith("norm.weight")
+    return (
+        [(given.name, np.float16(given.data), KINDS.F16)]
+        if is_norm
+        else [(given.name, given.data, given.tensor_type)]
+    )
+
+
+def test_tensors_too_many(source, expected, tmp_path):
+    assert model_of(rewrite(source, tmp_path / "m.gguf", extra), tmp_path / "out") == expected
+
+
+def test_norms_in_float16(source, tmp_path):
+    def rounded(given):
+        (name, data, kind) = norms_in_f16(given)[0]
+        return [
+            (
+                name,
+                data.astype(np.float32) if kind == KINDS.F16 else data,
+                KINDS.F32 if kind == KINDS.F16 else kind,
+            )
+        ]
+
+    halves = model_of(rewrite(source, tmp_path / "h.gguf", norms_in_f16), tmp_path / "h")
+    assert halves == model_of(rewrite(source, tmp_path / "f.gguf", rounded), tmp_path / "f")
+
+
+def test_positions_that_are_not_stretched(source, tmp_path):
+    dropped = (f"{PREFIX}rope.scaling.type", f"{PREFIX}rope.scaling.factor")
+    path = rewrite(source, tmp_path / "m.gguf", drop=dropped, add={dropped[0]: "none"})
+    assert model_of(path, tmp_path / "out")[1].rope.factor == 1
+
+
+SCALING = f"{PREFIX}rope.scaling"
+MISSING = {
+    **{
+        key: (dict(drop=(PREFIX + key,)), f"{key} is missing; make the file again from the checkpoint")
+        for key in ("rope.freq_base", "rope.scaling.factor", "attention.sliding_window", "expert_count")
+    },
+    "linear": (
+        dict(drop=(f"{SCALING}.type",), add={f"{SCALING}.type": "linear"}),
+        "is 'linear'.* gpt-oss has yarn",
+    ),
+    "louder": (dict(add={f"{SCALING}.attn_factor": 1.5}), "its attn_factor 1.5; gpt-oss has yarn with 1.0"),
+    "a namesake": (dict(architecture="gptoss2"), "a 'gptoss2' model; localoss runs gpt-oss models only"),
+}
+
+
+@pytest.mark.parametrize("name", MISSING)
+def test_keys_that_are_missing_or_others(name, source, tmp_path):
+    change, words = MISSING[name]
+    with pytest.raises(QuantError, match=words) as refused:
+        convert(rewrite(source, tmp_path / "m.gguf", **change), tmp_path / "out")
+    assert "download" not in str(refused.value)

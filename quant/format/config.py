@@ -1,5 +1,6 @@
 """The architecture of a gpt-oss model, read from a Hugging Face config.json."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,15 @@ MOST_LAYERS = 512  # so that a damaged number can't ask for more memory than the
 MOST_CONTEXT = 1 << 22  # tokens; tables have a row for each sixteen
 DEFAULT_HEAD_DIM = 64  # transformers' own, whatever hidden_size and heads are
 OTHER_FORMS = "get the model with MXFP4 experts, in bfloat16, or as GGUF"
-SWIGLU_ALPHA = 1.702  # fixed by the architecture; not in config.json
+SWIGLU_ALPHA = 1.702  # fixed by the architecture; later versions of transformers write it to config.json
+# What transformers takes where a configuration has no rotary embedding, or null.
+_ROPE_OF_GPT_OSS: dict[str, Any] = {
+    "rope_type": "yarn",
+    "factor": 32.0,
+    "truncate": False,
+    "original_max_position_embeddings": 4096,
+}
+_MEND = "correct it, or get the file anew from where the model came from"
 
 
 @dataclass(frozen=True)
@@ -67,7 +76,7 @@ def read_config(path: Path) -> ModelConfig:
     except FileNotFoundError:
         raise QuantError(f"{path}: not found; a gpt-oss model folder has a config.json") from None
     except (OSError, ValueError) as error:
-        raise QuantError(f"{path}: cannot be read as JSON ({error}); download it again") from None
+        raise QuantError(f"{path}: cannot be read as JSON ({error}); {_MEND}") from None
     return parse_config(raw, str(path))
 
 
@@ -81,23 +90,24 @@ def parse_config(raw: Any, where: str = "config.json") -> ModelConfig:
         method = quantization.get("quant_method") if isinstance(quantization, dict) else None
         if method not in (None, "mxfp4"):
             raise QuantError(
-                f"{where}: weights quantized by {method!r}, which localoss cannot read; {OTHER_FORMS}"
+                f"{where}: weights quantized by {method!r}, which localoss cannot read; {OTHER_FORMS}. "
+                f"If they are bfloat16 or MXFP4 by now, take {key} out of the file"
             )
     try:
         config = _config_from(raw)
     except KeyError as error:
-        raise QuantError(f"{where}: {error.args[0]} is missing") from None
-    except (TypeError, ValueError, OverflowError) as error:
-        raise QuantError(f"{where}: a value of the wrong kind ({error})") from None
+        raise QuantError(f"{where}: {error.args[0]} is missing; {_MEND}") from None
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise QuantError(f"{where}: a value of the wrong kind ({error}); {_MEND}") from None
     _check(config, where)
     return config
 
 
 def _check_kind(raw: dict[str, Any], where: str) -> None:
     """Raises: QuantError for a relative of gpt-oss that computes something else, and for any other model."""
-    kind = raw.get("model_type", "not given")
     heads = raw.get("architectures")
     heads = [str(head) for head in heads] if isinstance(heads, list) else []
+    kind = raw.get("model_type", "gpt_oss" if "GptOssForCausalLM" in heads else "not given")
     if "privacy_filter" in str(kind) or any("PrivacyFilter" in head for head in heads):
         raise QuantError(f"{where}: privacy-filter labels tokens and writes no text; localoss cannot run it")
     if "gpt_oss_puzzle" in str(kind) or any("GptOssPuzzle" in head for head in heads):
@@ -119,6 +129,8 @@ def _config_from(raw: dict[str, Any]) -> ModelConfig:
     unknown = set(types) - {"sliding_attention", "full_attention"}
     if unknown or len(types) != layers:
         raise ValueError(f"layer_types must name {layers} sliding_attention or full_attention layers")
+    if raw.get("swiglu_alpha", SWIGLU_ALPHA) != SWIGLU_ALPHA:
+        raise ValueError(f"swiglu_alpha is {raw['swiglu_alpha']!r}; gpt-oss computes with {SWIGLU_ALPHA}")
     heads = _integer(raw, "num_attention_heads")
     return ModelConfig(
         layers=layers,
@@ -131,7 +143,7 @@ def _config_from(raw: dict[str, Any]) -> ModelConfig:
         active_experts=_integer(raw, "num_experts_per_tok", "experts_per_token", "num_experts_per_token"),
         vocab=_integer(raw, "vocab_size"),
         context=_integer(raw, "max_position_embeddings", most=MOST_CONTEXT),
-        sliding_window=_integer(raw, "sliding_window"),
+        sliding_window=_integer(raw, "sliding_window") if "sliding_attention" in types else 128,
         is_sliding=tuple(kind == "sliding_attention" for kind in types),
         rms_norm_eps=float(raw.get("rms_norm_eps", 1e-5)),
         swiglu_limit=float(raw.get("swiglu_limit", 7.0)),
@@ -141,23 +153,35 @@ def _config_from(raw: dict[str, Any]) -> ModelConfig:
 
 def _rope_from(raw: dict[str, Any]) -> RopeConfig:
     # transformers 5 writes rope_parameters with the theta inside, earlier ones rope_scaling and rope_theta.
-    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or _ROPE_OF_GPT_OSS
     if not isinstance(rope, dict):
         raise ValueError(f"the rotary embedding is {rope!r}, expected an object")
-    kind = rope.get("rope_type", rope.get("type", "default"))
+    kind = rope.get("rope_type", rope.get("type", "yarn" if "factor" in rope else "default"))
     if kind not in ("yarn", "default"):
         raise ValueError(f"rope_type {kind!r}, expected yarn")
+    if rope.get("partial_rotary_factor", 1) != 1:
+        raise ValueError(f"partial_rotary_factor is {rope['partial_rotary_factor']!r}, expected 1")
+    factor = float(rope["factor"]) if kind == "yarn" else 1.0
     original = rope.get("original_max_position_embeddings") or raw.get("initial_context_length", 4096)
-    concentration = rope.get("attention_factor")
     return RopeConfig(
         theta=float(rope.get("rope_theta", raw.get("rope_theta", 150_000.0))),
-        factor=float(rope.get("factor", 1.0)) if kind == "yarn" else 1.0,
+        factor=factor,
         original_context=int(float(original)),
         beta_fast=float(rope.get("beta_fast") or 32.0),
         beta_slow=float(rope.get("beta_slow") or 1.0),
         truncate=bool(rope.get("truncate", True)),
-        concentration=None if concentration is None else float(concentration),
+        concentration=_concentration(rope, factor),
     )
+
+
+def _concentration(rope: dict[str, Any], factor: float) -> float | None:
+    """What queries and keys are multiplied with, where it isn't YaRN's own, as transformers reads it."""
+    if rope.get("attention_factor") is not None:
+        return float(rope["attention_factor"])
+    if rope.get("mscale") and rope.get("mscale_all_dim") and factor > 1:
+        above, below = (0.1 * float(rope[key]) * math.log(factor) + 1 for key in ("mscale", "mscale_all_dim"))
+        return above / below
+    return None
 
 
 def _integer(raw: dict[str, Any], *keys: str, most: int = 2**31 - 1) -> int:
@@ -195,4 +219,4 @@ def _check(config: ModelConfig, where: str) -> None:
     }
     for name, (value, most) in numbers.items():
         if not 0 < value <= most:  # NaN fails both
-            raise QuantError(f"{where}: {name} is out of range; download the file again")
+            raise QuantError(f"{where}: {name} is out of range, above {most:g} or not above 0; {_MEND}")

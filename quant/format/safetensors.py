@@ -30,7 +30,7 @@ DTYPE_BYTES = {
     **dict.fromkeys(("U64", "I64", "F64"), 8),
 }
 NUMPY_DTYPES = {
-    **{"U8": np.uint8, "I8": np.int8, "U32": np.uint32},
+    **{"U8": np.uint8, "I8": np.int8, "U32": np.uint32, "F8_E8M0": np.uint8},
     **{"BF16": np.uint16, "F16": np.float16, "F32": np.float32, "F64": np.float64},
 }
 WANTED = "give a gpt-oss checkpoint: a folder with its safetensors files, or a .gguf file"
@@ -166,6 +166,11 @@ class TensorFiles:
                 "localoss does not know: get it as Hugging Face publishes it, or as GGUF"
             )
         path, info = self.tensors[name]
+        if info.dtype not in dtypes and info.shape == shape:
+            raise QuantError(
+                f"{path}: {name} is stored as {info.dtype}, which localoss cannot read there; it takes "
+                f"{', '.join(dtypes[:4])}: save the model in bfloat16, or get it as Hugging Face publishes it"
+            )
         if info.dtype not in dtypes or info.shape != shape:
             raise QuantError(
                 f"{path}: {name} is {info.dtype} {list(info.shape)} where the configuration makes it "
@@ -237,10 +242,11 @@ class Checkpoint(TensorFiles):
 
     def __init__(self, folder: Path):
         super().__init__(folder, once=True)
-        index = folder / INDEX_FILE
-        if index.exists():
+        index, single = folder / INDEX_FILE, folder / SINGLE_FILE
+        if index.exists() and single.exists() and self._is_left_over(index):
+            self.notes.append(f"none of the files that {INDEX_FILE} names is there: {SINGLE_FILE} was taken")
+        elif index.exists():
             self._read_index(index)
-            single = folder / SINGLE_FILE
             if _is_newer(single, index) and all(single != path for path, _ in self.tensors.values()):
                 self.notes.append(
                     f"{SINGLE_FILE} is newer than {INDEX_FILE}: the files that the index names were taken; "
@@ -264,21 +270,28 @@ class Checkpoint(TensorFiles):
                 )
             raise QuantError(f"{folder}: no {INDEX_FILE} and no *.safetensors; {WANTED}")
 
-    def _read_index(self, index: Path) -> None:
+    def _is_left_over(self, index: Path) -> bool:
+        """Whether none of the files that the index names is there: shards that were merged to one file."""
+        return not any((self.folder / shard).exists() for shard in self._weight_map(index).values())
+
+    def _weight_map(self, index: Path) -> dict[str, str]:
         try:
-            value = read_json(index)
+            return parse_weight_map(index, read_json(index))
         except OSError as error:
             raise QuantError(f"{index}: cannot be read ({error.strerror})") from None
         except ValueError as error:
             raise QuantError(f"{index}: not JSON ({error}); {DAMAGED}") from None
+
+    def _read_index(self, index: Path) -> None:
         shards: dict[str, Mapping[str, TensorInfo]] = {}
-        for name, shard in parse_weight_map(index, value).items():
+        for name, shard in self._weight_map(index).items():
             path = self.folder / shard
             if shard not in shards:
                 shards[shard] = read_header(path)[0]
             if name not in shards[shard]:
                 raise QuantError(
-                    f"{path}: {name} is not in it though {INDEX_FILE} says so; download both again"
+                    f"{path}: {name} is not in it though {INDEX_FILE} says so; download both again, or save "
+                    "the model again"
                 )
             self.tensors[name] = (path, shards[shard][name])
 

@@ -4,6 +4,7 @@ They name some tensors differently, and either keeps gate and up in two tensors 
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from quant.format.hf_names import (
     float_shapes,
     layer_prefix,
 )
-from quant.format.numbers import F32, Weights, decode_mxfp4, unpack_blocks
+from quant.format.numbers import F32, Weights
 from quant.format.safetensors import DAMAGED
 from quant.sources.base import Blocks, Source, as_f32
 from quant.sources.gguf_file import (
@@ -35,7 +36,7 @@ from quant.sources.gguf_file import (
 )
 
 ARCHITECTURES = ("gpt-oss", "gptoss")  # llama.cpp's word, Ollama's
-_MATRICES = tuple(name for name, _, _ in FORMATS.values() if name not in MXFP4_FORMATS)
+_MATRICES = tuple(name for name, _, _ in FORMATS.values())
 _VECTORS = ("F32", "F16", "BF16", "F64")
 _OTHER_FILES = {
     "adapter": "a LoRA adapter, not a model; give its base model, and this with --adapter",
@@ -96,7 +97,7 @@ class GgufSource(Source):
                 tensors = self._expert_tensors(layer, name)
                 shape = (config.experts, rows // len(tensors))
                 for stored in tensors:
-                    self.files.require(f"{stored}.weight", (*MXFP4_FORMATS, *_MATRICES), (*shape, columns))
+                    self.files.require(f"{stored}.weight", _MATRICES, (*shape, columns))
                     self.files.require(f"{stored}.bias", _VECTORS, shape)
 
     def locate(self, name: str) -> tuple[str, int]:
@@ -136,9 +137,6 @@ class GgufSource(Source):
         return Blocks(*published_mxfp4(packed, info.dtype, info.shape[-1]))
 
     def _expert_weights(self, stored: str, expert: int) -> F32:
-        if self.files.tensors[stored][1].dtype in MXFP4_FORMATS:
-            part = self._blocks(stored, expert)
-            return decode_mxfp4(unpack_blocks(part.blocks), part.scales)
         weights = as_f32(self.read(stored, expert, expert + 1))
         return weights.reshape(-1, weights.shape[-1])
 
@@ -214,7 +212,7 @@ def _config_json(path: Path, files: GgufFile) -> bytes:
         "rope_theta": entry("rope.freq_base"),
     }
     rope = {
-        "factor": entry("rope.scaling.factor"),
+        "factor": _rope_factor(path, entry),
         "original_max_position_embeddings": entry(
             "rope.scaling.original_context_length", "rope.scaling.yarn_orig_ctx", default=4096
         ),
@@ -222,6 +220,18 @@ def _config_json(path: Path, files: GgufFile) -> bytes:
         "beta_slow": entry("rope.scaling.yarn_beta_slow", default=1.0),
     }
     return config_json(dimensions | _layer_types(path, files, architecture), rope, mxfp4=True)
+
+
+def _rope_factor(path: Path, entry: Callable[..., Any]) -> Any:
+    """YaRN's factor; 1 where positions aren't stretched. Raises: QuantError for other ways to do so."""
+    kind = entry("rope.scaling.type", default="yarn")
+    others = [entry(f"rope.scaling.{key}", default=1.0) for key in ("attn_factor", "yarn_attn_factor")]
+    if kind not in ("yarn", "none") or any(value != 1 for value in others):
+        raise QuantError(
+            f"{path}: rope.scaling.type is {kind!r}, its attn_factor {max(others)}; gpt-oss has yarn with "
+            "1.0: make the file again from the checkpoint, or get another"
+        )
+    return 1.0 if kind == "none" else entry("rope.scaling.factor")
 
 
 def _architecture(path: Path, files: GgufFile) -> str:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from quant.errors import QuantError
 from quant.format import jit_loops as fast
 from quant.format.layout import round_up
-from quant.format.numbers import F32, U8
+from quant.format.numbers import F32, U8, decode_mxfp4, unpack_blocks
 from quant.format.safetensors import DAMAGED, TensorFiles, TensorInfo
 from quant.format.weight_formats import TILE_COLUMNS
 
@@ -253,6 +253,9 @@ def dequantize(packed: U8, dtype: str, columns: int) -> F32:
     """
     if dtype == "Q8_0":
         return _dequantize_q8_0(packed, columns)
+    if dtype in MXFP4_FORMATS:
+        blocks, scales = published_mxfp4(packed, dtype, columns)
+        return decode_mxfp4(unpack_blocks(blocks), scales)
     try:
         from gguf import GGMLQuantizationType, quants
     except ImportError:

@@ -13,6 +13,7 @@ from quant.sources.base import FLOATS, Blocks, as_f32
 from quant.sources.mlx import Packed, read_packed, require_packed
 
 GATE_UP = EXPERT_MATRICES[0]
+_DTYPES = {"blocks": ("U8",), "scales": ("U8", "F8_E8M0")}  # the second says what the bytes are
 
 
 class HfExperts:
@@ -45,7 +46,7 @@ class HfExperts:
                         for kind in ("blocks", "scales"):
                             shape = blocks[f"{experts_prefix(layer)}{name}_{kind}"]
                             part_shape = (config.experts, part_rows, *shape[2:])
-                            self._files.require(f"{stored}_{kind}", ("U8",), part_shape)
+                            self._files.require(f"{stored}_{kind}", _DTYPES[kind], part_shape)
                     elif form == "packed":
                         shape = (config.experts, part_rows, columns)
                         require_packed(self._files, _packed(stored, columns), shape)

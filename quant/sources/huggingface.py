@@ -19,6 +19,7 @@ from quant.sources.hf_experts import HfExperts
 from quant.sources.mlx import Packed, read_packed, require_packed
 from quant.sources.names import with_hf_names
 
+_ROWS_AT_ONCE = 4096
 _BIAS = re.compile(r"model\.layers\.\d+\.self_attn\.[qkvo]_proj\.bias")
 
 
@@ -65,7 +66,20 @@ class HuggingFaceSource(Source):
                 require_packed(self.files, _packed(stored, shape[-1]), shape)
             else:
                 self.files.require(stored, FLOATS, shape)
+        if self._is_tied and UNEMBEDDING in self.files.tensors:
+            self._require_one_vocabulary()
         self._experts.require()
+
+    def _require_one_vocabulary(self) -> None:
+        """Raises: QuantError for an unembedding of its own where the configuration says there is none."""
+        for start in range(0, self.config.vocab, _ROWS_AT_ONCE):
+            stop = min(start + _ROWS_AT_ONCE, self.config.vocab)
+            if not np.array_equal(self.read(EMBEDDING, start, stop), self.read(UNEMBEDDING, start, stop)):
+                raise QuantError(
+                    f"{self.files.folder}: config.json says that embeddings are tied, and {UNEMBEDDING} is "
+                    f'not {EMBEDDING}; set "tie_word_embeddings": false if the model was trained with both, '
+                    f"else remove {UNEMBEDDING}"
+                )
 
     def _require_no_bias(self, name: str) -> None:
         """Raises: QuantError for a bias that the configuration says isn't there: which of both is right?"""

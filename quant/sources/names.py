@@ -15,6 +15,7 @@ from quant.format.config import OTHER_FORMS
 
 _WRAPPERS = {
     "base_model",
+    "base_layer",  # PEFT's, of a layer whose adapter was taken off
     "_orig_mod",
     "module",
     "_fsdp_wrapped_module",

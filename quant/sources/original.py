@@ -129,9 +129,11 @@ def config_from_original(path: Path) -> bytes:
     except FileNotFoundError:
         raise QuantError(f"{path}: not found; download the original checkpoint's config.json too") from None
     except (OSError, ValueError) as error:
-        raise QuantError(f"{path}: cannot be read as JSON ({error}); download it again") from None
+        raise QuantError(
+            f"{path}: cannot be read as JSON ({error}); correct it, or download it again"
+        ) from None
     if not isinstance(raw, dict):
-        raise QuantError(f"{path}: expected a JSON object; download it again")
+        raise QuantError(f"{path}: expected a JSON object; correct it, or download it again")
     dimensions = {key: raw[original] for key, original in _KEYS.items() if original in raw}
     original_context, factor = raw.get("initial_context_length", 4096), raw.get("rope_scaling_factor", 32.0)
     try:

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 import localoss
 from localoss.chat.session import Session
 from localoss.cli import app
-from localoss.engine.batch import Slot
 from localoss.engine.loader import load_engine
+from localoss.engine.slot import Slot
 from localoss.errors import LocalossError, UsageError
 from localoss.model.adapters import open_adapters
 from localoss.options import Listener, LoadOptions, SamplingParams

@@ -1,5 +1,6 @@
 """Sequences side by side: each gets what it would alone, whatever the others do."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import localoss
 from localoss.engine import batch as batch_module
 from localoss.engine import pacing
-from localoss.engine.batch import Slot
+from localoss.engine.slot import Slot
 from localoss.errors import Cancelled, ContextFullError, UsageError
 from localoss.model.cpu_layers import CpuLayers
 from localoss.options import SamplingParams
@@ -29,16 +30,17 @@ def engine(model):
 @pytest.fixture
 def even_clock(monkeypatch):
     """A layer takes 10 seconds and one for each token: who is next hangs on no other program's work."""
-    clock, forward = SimpleNamespace(now=0.0), CpuLayers.forward
+    clock, forward = SimpleNamespace(now=0.0, layer_s=10.0), CpuLayers.forward
 
     def counted(self, x, rows, cancelled):
-        clock.now += self.count * (10.0 + len(x))
+        clock.now += self.count * (clock.layer_s + len(x))
         forward(self, x, rows, cancelled)
 
     clock.perf_counter = lambda: clock.now
     monkeypatch.setattr(CpuLayers, "forward", counted)
     for module in (batch_module, pacing):
         monkeypatch.setattr(module, "time", clock)
+    return clock
 
 
 def slot_of(engine, tokens, params=GREEDY, **more):
@@ -237,14 +239,65 @@ def test_cancelled_while_it_waits_between_layers(engine):
     assert list(engine.generate(long.prompt, GREEDY, sequence=long.sequence)) == alone(engine, long.prompt)
 
 
-def test_the_prompt_that_comes_first_is_the_one_whose_client_had_least(engine, even_clock):
+def test_the_prompt_that_comes_first_is_the_one_whose_owner_had_least(engine, even_clock):
     batch = engine.batch()
-    rich = batch.add(slot_of(engine, random_tokens(90, 19), priority=1000.0))
-    poor = batch.add(slot_of(engine, random_tokens(90, 20), priority=1.0))
+    for owner, seconds in (("rich", 1000.0), ("poor", 1.0)):
+        batch.accounts.charge(owner, seconds)
+    rich = batch.add(slot_of(engine, random_tokens(90, 19), owner="rich"))
+    poor = batch.add(slot_of(engine, random_tokens(90, 20), owner="poor"))
     first = []
     while not first:
         first = batch.step(within_s=1e-9)
     assert first[0][0] is poor and not rich.is_decoding
+
+
+WANTS = {  # tokens of the prompt and of the answer, of each of two sequences
+    "answers": [(2, 250), (2, 250)],
+    "an answer and long prompts": [(2, 250), (200, 1)],
+    "long prompts": [(200, 1), (200, 1)],
+    "short prompts": [(30, 1), (30, 1)],
+}
+
+
+@pytest.mark.parametrize("wants", WANTS)
+@pytest.mark.parametrize("layer_s", [0.1, 10.0], ids=["dear tokens", "dear layers"])
+def test_each_owner_has_its_share_of_the_time(engine, even_clock, wants, layer_s):
+    """However many sequences another has, and however long their prompts are; nor does that one starve."""
+    even_clock.layer_s, prompt, batch = layer_s, random_tokens(2, 30), engine.batch()
+    expected = alone(engine, prompt)
+    for owner in ("modest", "greedy"):
+        batch.accounts.join(owner, {"modest", "greedy"})
+
+    def ask(length, most):
+        params = replace(GREEDY, max_tokens=most)
+        slot = batch.add(slot_of(engine, random_tokens(length, 31), params, owner="greedy"))
+        greedy[slot] = length, most
+
+    greedy, made, began = {}, [], even_clock.now
+    for length, most in WANTS[wants]:
+        ask(length, most)
+    modest = batch.add(slot_of(engine, prompt, owner="modest"))
+    while not modest.is_done:
+        made += [token for slot, token in batch.step(within_s=1e9) if slot is modest]
+        for slot in [slot for slot in greedy if slot.is_done]:
+            ask(*greedy.pop(slot))
+    assert made == expected, "whoever else has the time"
+    took_s, layers = even_clock.now - began, engine.config.layers
+    a_step_s, a_layer_s = layers * (layer_s + 1), layer_s + 32
+    assert took_s <= 2 * 20 * a_step_s + 2 * a_layer_s + 4 * a_step_s
+    assert batch.accounts.cost("greedy") > 0.3 * took_s
+
+
+def test_one_owner_alone_has_everything(engine, even_clock):
+    """Its sequences advance side by side, whatever another one has had before."""
+    batch = engine.batch()
+    for owner in ("gone", "alone"):
+        batch.accounts.join(owner, {"gone", "alone"})
+    batch.accounts.charge("alone", 1e6)
+    slots = [batch.add(slot_of(engine, random_tokens(2, seed), owner="alone")) for seed in range(3)]
+    for _ in range(4):
+        drawn = batch.step(within_s=1e9)
+    assert {slot for slot, _ in drawn} == set(slots)
 
 
 def test_a_prompt_is_scored_on_the_way(engine):

@@ -11,8 +11,8 @@ from localoss.cluster.models import source_of
 from localoss.cluster.part_machine import PartMachine
 from localoss.cluster.placement import Room, place
 from localoss.cluster.remote_layers import CHUNK_TOKENS, MachineLost, Part, RemoteLayers, units
-from localoss.engine.batch import Slot
 from localoss.engine.engine import Engine
+from localoss.engine.slot import Slot
 from localoss.errors import Cancelled
 from localoss.model.stack import Rows
 from localoss.model.weights import load_weights

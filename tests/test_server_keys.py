@@ -14,8 +14,8 @@ import localoss
 from localoss import cli
 from localoss.chat.harmony import Message
 from localoss.chat.tools import Thoughts
-from localoss.engine.batch import Slot
 from localoss.engine.sequence import Sequence
+from localoss.engine.slot import Slot
 from localoss.errors import UsageError
 from localoss.options import SamplingParams
 from localoss.server.batches.batches import Batches

@@ -11,10 +11,10 @@ from support.scripted import HELLO, ScriptedEngine
 
 import localoss
 from localoss import cli
+from localoss.engine.accounts import Accounts
 from localoss.options import MOST_SLOTS
 from localoss.plan.memory import FITS, Plan, choose_slots
 from localoss.server.core import scheduler
-from localoss.server.core.scheduler import Clients
 from quant.format.config import read_config
 
 CHAT, RAW = "/v1/chat/completions", "/v1/completions"
@@ -151,7 +151,7 @@ def test_one_that_fails_does_so_alone():
 
 
 def test_clients_pay_for_what_they_read_and_write():
-    clients = Clients()
+    clients = Accounts()
     clients.join("greedy", set())
     clients.charge("greedy", 1000)
     clients.join("modest", {"greedy"})
@@ -162,7 +162,7 @@ def test_clients_pay_for_what_they_read_and_write():
     assert clients.cost("late") == 1000
     for number in range(1000):
         clients.join(f"passing {number}", {"greedy"})
-    assert len(clients._tokens) < 10, "those that are gone are forgotten"
+    assert len(clients._cost_s) < 10, "those that are gone are forgotten"
 
 
 def test_slots_are_as_many_as_fit(model):

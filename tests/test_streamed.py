@@ -10,7 +10,7 @@ from support import checkpoints
 from support.layouts import dense
 
 import localoss
-from localoss.engine.batch import Slot
+from localoss.engine.slot import Slot
 from localoss.errors import Cancelled, UsageError
 from localoss.options import SamplingParams
 from localoss.plan.memory import Plan

@@ -1,138 +1,24 @@
 """Sequences side by side on one engine: each step runs what all of them need next."""
 
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Collection, Hashable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from localoss.engine.accounts import Accounts
 from localoss.engine.pacing import EXPRESS_TOKENS, Pace, Shares, WaitingPass
 from localoss.engine.passes import Passes
-from localoss.engine.prompt_lookup import PromptLookup
-from localoss.engine.sampler import History, Sampler, Token
-from localoss.engine.sequence import Sequence
+from localoss.engine.sampler import Sampler, Token
+from localoss.engine.slot import Slot
 from localoss.errors import Cancelled, LocalossError
 from localoss.model.stack import F32Array
-from localoss.options import SamplingParams
-from localoss.plan.sizes import MOST_DRAFT_TOKENS, MOST_SNAPSHOTS
 
-Mask = Callable[[], NDArray[np.uint8] | None]
-Progress = Callable[[int, int], None]  # tokens done, tokens in all
-_SCORED_TOKENS = 32  # of a prompt that is scored, run at once: each needs logits
 _SCORED_ROWS = 16  # logits of so many at once
-
-
-@dataclass(eq=False)
-class Slot:
-    """One sequence of a batch, from its prompt to its last token.
-
-    mask: asked before each token which are allowed, None for all. checkpoints: positions at which a later
-    prompt may part from this one. progress: told how many tokens of the prompt are done, of how many.
-    lookup: what drafts tokens from the ones before, None for nothing. scored: told each token of the prompt
-    after the first, with its logprob; the prompt is run from its start then. priority: of prompts the one
-    with the least is read first. is_done: nothing more comes, because it ended or, with `error`, because of
-    that.
-    """
-
-    sequence: Sequence
-    prompt: Seq[int]
-    params: SamplingParams
-    mask: Mask | None = None
-    checkpoints: Seq[int] = ()
-    progress: Progress | None = None
-    cancelled: Callable[[], bool] | None = None
-    lookup: PromptLookup | None = None
-    scored: Callable[[Token], None] | None = None
-    priority: float = 0.0
-    is_done: bool = False
-    error: Exception | None = None
-    tokens_made: int = 0
-    tokens_run: int = 0  # of the prompt and after, draft tokens included: what it cost
-    # Logits (n, V) after the last token, and after each draft token that follows it; None until they are run.
-    rows: F32Array | None = None
-    _is_begun: bool = False
-    _drawn: int | None = None  # the token that is to be run next
-    _history: History | None = None  # where there are penalties
-    _draft_rows: F32Array | None = None  # where logits of draft tokens stay while they come true
-
-    def is_cancelled(self) -> bool:
-        return self.cancelled is not None and self.cancelled()
-
-    def end(self, error: Exception | None = None) -> None:
-        self.is_done, self.error, self.rows = True, error, None
-
-    @property
-    def is_decoding(self) -> bool:
-        return self._drawn is not None
-
-    def begin(self, passes: Passes) -> None:
-        """Drop from the sequence what the prompt doesn't begin with, once."""
-        if not self._is_begun:
-            self._is_begun = True
-            self.sequence.cache.keep_at = self.checkpoints[-MOST_SNAPSHOTS:]
-            done = passes.reuse(self.sequence, [] if self.scored else self.prompt)
-            if self.progress:
-                self.progress(done, len(self.prompt))
-
-    @property
-    def tokens_left(self) -> int:
-        """Of the prompt, once it is begun."""
-        return len(self.prompt) - len(self.sequence.tokens)
-
-    def next_tokens(self, room: int, context_tokens: int) -> Seq[int]:
-        """Up to `room` tokens that come next: of the prompt, or the one drawn last and draft tokens."""
-        if self._drawn is None:
-            at = len(self.sequence.tokens)
-            return self.prompt[at : at + (min(room, _SCORED_TOKENS) if self.scored else room)]
-        if self.lookup is None:
-            return [self._drawn]
-        most = min(context_tokens - len(self.sequence.tokens), room) - 1
-        return [self._drawn, *self.lookup.next(most)]
-
-    def note_run(self, passes: Passes, tokens: int) -> bool:
-        """Note that the last `tokens` tokens were run; whether logits are wanted now."""
-        end = len(self.sequence.tokens)
-        self.tokens_run += tokens
-        if self._drawn is not None:
-            del self.sequence.tokens[end - tokens + 1 :]  # draft tokens count once they are drawn
-            return True
-        passes.checkpoint(self.sequence, [at for at in self.checkpoints if end - tokens < at <= end])
-        if self.progress:
-            self.progress(end, len(self.prompt))
-        return end == len(self.prompt)
-
-    def draft_rows(self, vocab_rows: int) -> F32Array:
-        if self._draft_rows is None:
-            self._draft_rows = np.empty((1 + MOST_DRAFT_TOKENS, vocab_rows), np.float32)
-        return self._draft_rows
-
-    def draw(self, sampler: Sampler) -> Token | None:
-        """Draw a token from the logits that are there, and note what it means; None at the end."""
-        params = self.params
-        if self.rows is None:
-            return None
-        if params.max_tokens == 0:
-            self.end()
-            return None
-        allowed = self.mask() if self.mask else None
-        if self._history is None and params.has_penalties:
-            self._history = sampler.history(self.prompt)
-        may_stop = self.tokens_made >= params.min_tokens
-        token = sampler.choose(self.rows[0], params, self.sequence.random, allowed, self._history, may_stop)
-        self.tokens_made += 1
-        if self._history is not None:
-            self._history.note(token.id)
-        if token.id in params.stop_ids or self.tokens_made == params.max_tokens:
-            self.end()
-        elif self.lookup and self.lookup.comes(token.id):  # it was run with the one before
-            self.sequence.tokens.append(token.id)
-            self.rows = self.rows[1:]
-        else:
-            self._drawn, self.rows = token.id, None
-        return token
-
+_BRISK_STEPS = 4.0  # beside other owners a step takes no longer than so many of one that answers alone
+_LEAST_PASS = 64  # tokens
+_MOST_LEAD_S = 1.0  # a short prompt goes before long ones unless its owner had so much more than theirs
 
 Run = tuple[Slot, Seq[int]]  # a slot, and its tokens of a pass
 
@@ -145,11 +31,21 @@ class Batch:
     ...     for slot, token in batch.step(): ...
 
     It holds no weights and no caches: any number of batches may take turns on an engine. Within one, and
-    among those that take turns, a sequence may be in one slot only.
+    among those that take turns, a sequence may be in one slot only. Where slots have several owners, each
+    owner has an equal share of the time, however many slots it has and whatever they need; `accounts` has
+    what each one's have cost. One alone has all of it.
     """
 
-    def __init__(self, passes: Passes, sampler: Sampler, chunk_tokens: int, rows: F32Array) -> None:
+    def __init__(
+        self,
+        passes: Passes,
+        sampler: Sampler,
+        chunk_tokens: int,
+        rows: F32Array,
+        accounts: Accounts | None = None,
+    ) -> None:
         """chunk_tokens: of a pass at most. rows (n, ≥ V): where the logits of up to n slots go."""
+        self.accounts = accounts or Accounts()
         self._passes, self._sampler, self._chunk_tokens = passes, sampler, chunk_tokens
         self._rows = rows
         self.slots: list[Slot] = []
@@ -202,35 +98,74 @@ class Batch:
         self._drop_cancelled()
         ready = self._ready()
         answers = [slot for slot in ready if slot.is_decoding]
-        prompts = sorted((s for s in ready if not s.is_decoding), key=lambda slot: slot.priority)
+        prompts = sorted((s for s in ready if not s.is_decoding), key=lambda s: self.accounts.cost(s.owner))
+        within_s = self._brisk(within_s, len(answers))
         room = self._pace.room(within_s, len(answers), self._chunk_tokens)
         long = [slot for slot in prompts if slot.tokens_left > max(room, 1) and not slot.scored]
-        self._let_wait(long)
+        self._let_wait(long, within_s)
         short = [slot for slot in prompts if slot not in long]
-        now = bool(answers or short)
+        now = [*answers, *short]
+        self._shares.weigh({s.owner for s in now}, [_owners(one.runs) for one in self._waiting])
         if self._waiting and (self._shares.is_waitings_turn or not now):
-            self._run_on(self._shares.slice_s(within_s, now), now)
+            self._run_on(self._shares.slice_s(within_s, bool(now)), bool(now))
         elif now:
-            began = time.perf_counter()
-            most = min(self._chunk_tokens, len(answers) + max(room, 1)) if short else self._chunk_tokens
-            runs = self._runs_of([*answers, *short], most)
-            self._run_in_one_go(runs)
-            took_s = time.perf_counter() - began
-            if runs and not any(slot.scored for slot, _ in runs):
-                self._pace.note(sum(len(tokens) for _, tokens in runs), took_s)
-            self._shares.note_in_one_go(took_s, bool(self._waiting))
+            self._run_within(self._in_turn(now), room)
         self._drop_done()
 
-    def _let_wait(self, prompts: list[Slot]) -> None:
+    def _brisk(self, within_s: float, answers: int) -> float:
+        """How long a step may take: less than `within_s` where that is long beside what others need."""
+        if len(self.accounts.lately()) < 2:
+            return within_s
+        usual_s = self._pace.seconds(max(answers, 1))
+        return within_s if usual_s is None else min(within_s, _BRISK_STEPS * usual_s)
+
+    def _in_turn(self, slots: list[Slot]) -> list[Slot]:
+        """Those of `slots` whose owners had no more of the time than others by over a step."""
+        owners = {slot.owner for slot in slots}
+        if len(owners) < 2:
+            return slots
+        cost = self.accounts.cost
+        most = min(map(cost, owners)) + (self._pace.seconds(len(owners)) or 0.0)
+        return [slot for slot in slots if cost(slot.owner) <= most]
+
+    def _run_within(self, slots: list[Slot], room: int) -> None:
+        """One pass over what `slots` need next, with up to `room` tokens of prompts."""
+        began = time.perf_counter()
+        answers = sum(slot.is_decoding for slot in slots)
+        most = min(self._chunk_tokens, answers + max(room, 1)) if answers < len(slots) else self._chunk_tokens
+        runs = self._runs_of(slots, most)
+        self._run_in_one_go(runs)
+        took_s = time.perf_counter() - began
+        is_usual = bool(runs) and not any(slot.scored for slot, _ in runs)
+        if is_usual:
+            self._pace.note(_tokens(runs), took_s)
+        # What such a pass usually takes: another program's work is no reason to let somebody wait.
+        self._charge(runs, (is_usual and self._pace.seconds(_tokens(runs))) or took_s)
+        self._shares.note_in_one_go(took_s, bool(self._waiting))
+
+    def _charge(self, runs: list[Run], took_s: float) -> None:
+        """Share what a pass took among the owners, as each one's part would have taken alone."""
+        tokens: Counter[Hashable] = Counter()
+        for slot, its in runs:
+            tokens[slot.owner] += len(its)
+        alone_s = {owner: self._pace.seconds(count) or float(count) for owner, count in tokens.items()}
+        for owner, seconds in alone_s.items():
+            self.accounts.charge(owner, took_s * seconds / sum(alone_s.values()))
+
+    def _let_wait(self, prompts: list[Slot], within_s: float) -> None:
         """Begin passes over those of `prompts` for which there is a residual stream: short ones together."""
+        most = self._chunk_tokens
+        if len(self.accounts.lately()) > 1:  # others wait for a layer of it
+            layers = self._passes.model.config.layers
+            most = max(self._pace.room(within_s * layers, 0, most), min(_LEAST_PASS, most))
         for slot in prompts:
-            if any(slot is one for waiting in self._waiting for one, _ in waiting.runs):
+            if self._is_waiting(slot):
                 continue
             is_long = slot.tokens_left > self._chunk_tokens
             if any(waiting.is_long == is_long for waiting in self._waiting):
                 continue
-            runs = [(slot, slot.next_tokens(self._chunk_tokens, self._passes.context_tokens))]
-            room = 0 if is_long else min(EXPRESS_TOKENS, self._chunk_tokens) - len(runs[0][1])
+            runs = [(slot, slot.next_tokens(most, self._passes.context_tokens))]
+            room = 0 if is_long else min(EXPRESS_TOKENS, most) - len(runs[0][1])
             for other in prompts:
                 if other is not slot and not is_long and other.tokens_left <= room:
                     runs.append((other, other.next_tokens(room, self._passes.context_tokens)))
@@ -244,8 +179,10 @@ class Batch:
         return WaitingPass(runs, steps, is_long, used_s)
 
     def _run_on(self, for_s: float, others_want: bool) -> None:
-        """Go on with the waiting pass that had the least time."""
-        waiting = min(self._waiting, key=lambda one: one.used_s)
+        """Go on with the waiting pass that had the least time, of an owner that isn't far ahead of others."""
+        cost = {one: min(map(self.accounts.cost, _owners(one.runs))) for one in self._waiting}
+        most = min(cost.values()) + _MOST_LEAD_S
+        waiting = min(self._waiting, key=lambda one: (max(cost[one], most), one.used_s))
         began = time.perf_counter()
         try:
             x = waiting.run_on(for_s)
@@ -261,7 +198,9 @@ class Batch:
                 self._waiting.remove(waiting)
                 self._pace.note(waiting.tokens, waiting.ran_s)
                 self._note_run(waiting.runs, x)
-        self._shares.note_waiting(time.perf_counter() - began, others_want)
+        took_s = time.perf_counter() - began
+        self._charge(waiting.runs, took_s)
+        self._shares.note_waiting(took_s, others_want)
 
     def _end_all(self, runs: list[Run], error: Exception) -> None:
         for slot, _ in runs:
@@ -382,3 +321,11 @@ class Batch:
         kept = slot.draft_rows(self._rows.shape[1])[: len(rows), : rows.shape[1]]
         kept[:] = rows
         return kept
+
+
+def _owners(runs: Collection[Run]) -> set[Hashable]:
+    return {slot.owner for slot, _ in runs}
+
+
+def _tokens(runs: Collection[Run]) -> int:
+    return sum(len(tokens) for _, tokens in runs)

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from localoss.engine.batch import Batch, Mask, Progress, Slot
+from localoss.engine.accounts import Accounts
+from localoss.engine.batch import Batch
 from localoss.engine.passes import Passes
 from localoss.engine.prompt_lookup import PromptLookup
 from localoss.engine.sampler import Sampler, Token
 from localoss.engine.sequence import Sequence
+from localoss.engine.slot import Mask, Progress, Slot
 from localoss.errors import UsageError
 from localoss.model.adapters import AdapterSet
 from localoss.model.forward import Model
@@ -129,9 +131,9 @@ class Engine:
     def _new_cache(self) -> KVCache:
         return KVCache(self.config, self.context_tokens, self.chunk_tokens, self.kv_dtype, self.model.stacks)
 
-    def batch(self) -> Batch:
-        """A new, empty batch: sequences that are run side by side."""
-        return Batch(self._passes, self._sampler, self.pass_tokens, self._rows)
+    def batch(self, accounts: Accounts | None = None) -> Batch:
+        """A new, empty batch: sequences that are run side by side. accounts: what their owners had so far."""
+        return Batch(self._passes, self._sampler, self.pass_tokens, self._rows, accounts)
 
     def generate(
         self,

@@ -2,16 +2,17 @@
 
 A pass over a few hundred tokens takes seconds, since it reads every expert. Cut into passes that are over in
 a quarter of a second it would read them all for a few tokens each time. So a long prompt's pass stays whole
-and waits between two layers, while answers get their next token; both have about half of the time.
+and waits between two layers, while answers get their next token; of one owner, both have about half of the
+time.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from localoss.engine.batch import Slot
+    from localoss.engine.slot import Slot
     from localoss.model.stack import F32Array
 
 EXPRESS_TOKENS = 128  # of several short prompts in one pass: with more, the first would wait for the last
@@ -86,17 +87,30 @@ class WaitingPass:
 
 
 class Shares:
-    """Whose turn it is: passes that run in one go have about as much time as those that wait."""
+    """Whose turn it is: passes that run in one go, or those that wait.
+
+    Each owner has an equal share of the time; one that wants both has half of its share for either.
+    """
 
     def __init__(self) -> None:
-        self._ahead_s = 0.0  # how much longer those in one go ran
+        self._waitings = 0.5  # the share of the passes that wait
+        self._ahead_s = 0.0  # how much longer those in one go ran, each weighed by the others' share
         self._lately_s = 0.0  # how long the last of them took
 
+    def weigh(self, now: set[Hashable], waiting: Collection[set[Hashable]]) -> None:
+        """Note the owners of what could run in one go, and those of each pass that waits."""
+        waits = set[Hashable]().union(*waiting)
+        if now and waits:
+            self._waitings = (len(waits - now) + len(waits & now) / 2) / len(waits | now)
+
     def note_waiting(self, seconds: float, others_want: bool) -> None:
-        self._ahead_s = max(self._ahead_s - seconds, -_MOST_AHEAD_S) if others_want else 0.0
+        seconds *= 2 * (1 - self._waitings)
+        most_s = max(_MOST_AHEAD_S, seconds)  # a layer may take longer than that
+        self._ahead_s = max(self._ahead_s - seconds, -most_s) if others_want else 0.0
 
     def note_in_one_go(self, seconds: float, others_want: bool) -> None:
         self._lately_s = seconds
+        seconds *= 2 * self._waitings
         self._ahead_s = min(self._ahead_s + seconds, _MOST_AHEAD_S) if others_want else 0.0
 
     @property

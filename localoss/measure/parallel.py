@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from localoss.engine.batch import Slot
 from localoss.engine.engine import Engine
 from localoss.engine.sequence import Sequence as Conversation
+from localoss.engine.slot import Slot
 from localoss.options import SamplingParams
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from localoss.chat import harmony
+from localoss.engine.accounts import Accounts
 from localoss.engine.sequence import Sequence
 from localoss.errors import Cancelled, ContextFullError, ModelError
 from localoss.model.kv_cache import KVCache
@@ -87,8 +88,8 @@ class ScriptedEngine:
     def sequence(self, seed=None):
         return Sequence(KVCache(CONFIG, self.context_tokens, CHUNK, self.kv_dtype), seed)
 
-    def batch(self):
-        return GeneratorBatch(self)
+    def batch(self, accounts=None):
+        return GeneratorBatch(self, accounts)
 
     def generate(self, tokens, params, *, mask, progress, cancelled, sequence, checkpoints):
         answer = harmony.encode_raw(self.answers[min(len(self.prompts), len(self.answers) - 1)])
@@ -129,8 +130,9 @@ class ScriptedEngine:
 class GeneratorBatch:
     """A batch on what has `generate`: each slot gets a token a step from a generator of its own."""
 
-    def __init__(self, engine):
+    def __init__(self, engine, accounts=None):
         self._engine, self._tokens, self.slots = engine, {}, []
+        self.accounts = accounts or Accounts()
 
     def add(self, slot):
         self.slots.append(slot)
@@ -149,14 +151,14 @@ class GeneratorBatch:
         drawn = []
         for slot in [slot for slot in self.slots if not slot.is_done]:
             try:
-                if slot.scored and not slot.tokens_run:
+                if slot.scored and not slot.is_decoding:
                     for token in self._engine.score(
                         slot.prompt, slot.params.logprobs, sequence=slot.sequence
                     ):
                         slot.scored(token)
                 slot._drawn = 0  # it is no prompt any more
                 drawn.append((slot, next(self._tokens[slot])))
-                slot.tokens_run += 1
+                self.accounts.charge(slot.owner, 0.01)
             except StopIteration:
                 slot.end()
             except Exception as error:

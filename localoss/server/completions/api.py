@@ -12,8 +12,8 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import Field
 
 from localoss.chat import harmony
-from localoss.engine.batch import Slot
 from localoss.engine.sampler import Token
+from localoss.engine.slot import Slot
 from localoss.errors import TooManyTokensError
 from localoss.options import SamplingParams
 from localoss.server.core.answering import Answering, Done, Question, Text, Usage

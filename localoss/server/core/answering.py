@@ -11,11 +11,11 @@ from localoss.chat.rules import AnswerRules
 from localoss.chat.stops import StopFinder
 from localoss.chat.tools import Thoughts, ToolCall, call_of, called_name, new_call_id
 from localoss.chat.turn import Turn
-from localoss.engine.batch import Slot
 from localoss.engine.engine import Engine
 from localoss.engine.prompt_lookup import PromptLookup
 from localoss.engine.sampler import Token
 from localoss.engine.sequence import Sequence
+from localoss.engine.slot import Slot
 from localoss.errors import Cancelled
 from localoss.options import SamplingParams
 from localoss.server.core.pool import SequencePool

@@ -1,10 +1,10 @@
 """The engine's thread: which answers run side by side, and who is next.
 
 All kernels must run on one thread. Up to `parallel` answers share its batch: each step gives every one of
-them a token, and goes on with prompts, for about STEP_S. The others wait in a bounded queue, a line for each
-client; of two clients the one comes first whose answers have cost fewer tokens, prompts included, so that who
-asks much doesn't hold up who asks little. Nor does it fill the queue, or all places beside each other, where
-others have asked lately.
+them a token, and goes on with prompts, for about STEP_S; where several clients have some, each client's have
+an equal share of the time. The others wait in a bounded queue, a line for each client; of two clients the one
+comes first whose answers have cost less, prompts included, so that who asks much doesn't hold up who asks
+little. Nor does it fill the queue, or all places beside each other, where others have asked lately.
 """
 
 import asyncio
@@ -16,8 +16,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from localoss.engine.batch import Slot
+from localoss.engine.accounts import Accounts
 from localoss.engine.sequence import common_prefix
+from localoss.engine.slot import Slot
 from localoss.errors import Cancelled
 from localoss.server.core.errors import ApiError
 from localoss.server.core.keys import Client
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 STEP_S = 0.25  # how long a step takes at most, about: so long who comes, or cancels, is kept waiting
 _END = object()
 _USUAL_JOB_S = 5.0  # how long a job takes until one has been seen
-_LATELY_S = 30.0
 _WORTH_WAITING_TOKENS = 64  # which another prompt is reading, and this one could copy
 
 
@@ -71,7 +71,6 @@ class Job:
     submitted_s: float = field(default_factory=time.monotonic)
     started_s: float = 0.0
     token_s: float = 0.0  # when its last token came
-    charged_tokens: int = 0  # of its client's account
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     _items: "asyncio.Queue[Any]" = field(default_factory=asyncio.Queue)
     _cancelled: threading.Event = field(default_factory=threading.Event)
@@ -130,32 +129,6 @@ class Job:
         self.give(_END)
 
 
-class Clients:
-    """What each client's answers have cost, in tokens: who is next.
-
-    One that comes back after a while begins with as much as the least of those that are there: nobody saves
-    up. Source: virtual token counters, https://arxiv.org/abs/2401.00588.
-    """
-
-    def __init__(self) -> None:
-        self._tokens: dict[Client, float] = {}
-
-    def join(self, client: Client, others: set[Client]) -> None:
-        """Note that `client` asks for something while `others` do."""
-        if client in others:
-            return
-        least, mine = min(map(self.cost, others), default=0.0), self.cost(client)
-        tokens = self._tokens if others else {}
-        self._tokens = {name: cost for name, cost in tokens.items() if name in others or cost > least}
-        self._tokens[client] = max(mine, least) if others else 0.0
-
-    def charge(self, client: Client, tokens: float) -> None:
-        self._tokens[client] = self._tokens.get(client, 0.0) + tokens
-
-    def cost(self, client: Client) -> float:
-        return self._tokens.get(client, 0.0)
-
-
 def _ignore(what: str, seconds: float) -> None:
     """Nobody measures."""
 
@@ -169,8 +142,7 @@ class Scheduler:
         # Told seconds: queue, first_token, between_tokens, step.
         self.observe: Callable[[str, float], None] = _ignore
         self._lines: OrderedDict[Client, deque[Job]] = OrderedDict()  # of equals the first is next
-        self._clients = Clients()
-        self._asked_s: dict[Client, float] = {}  # when each asked last, of those who did so lately
+        self._accounts = Accounts()  # of clients
         self._changed = threading.Condition()
         self._running: list[Job] = []
         self._closed = self._stopped = False
@@ -200,10 +172,7 @@ class Scheduler:
             is_full = self.waiting >= self._capacity + free and not job.follows
             if is_full and not self._make_way(job.client):
                 raise self._too_many()
-            now = time.monotonic()
-            self._asked_s = {who: at for who, at in self._asked_s.items() if now - at < _LATELY_S}
-            self._asked_s[job.client] = now
-            self._clients.join(job.client, {*self._lines, *(other.client for other in self._running)})
+            self._accounts.join(job.client, {*self._lines, *(other.client for other in self._running)})
             self._lines.setdefault(job.client, deque()).append(job)
             self._changed.notify()
         return job
@@ -230,7 +199,7 @@ class Scheduler:
 
     def _has_enough(self, client: Client) -> bool:
         """Whether `client` has all the places that others, who asked lately, leave it."""
-        others = {*self._asked_s, *(job.client for job in self._running)} - {client}
+        others = {*self._accounts.lately(), *(job.client for job in self._running)} - {client}
         mine = sum(job.client == client for job in self._running)
         return mine >= max(1, self.parallel - len(others))
 
@@ -264,7 +233,7 @@ class Scheduler:
         self._thread.join(timeout=10)
 
     def _serve(self) -> None:
-        self._batch = self._engine.batch()
+        self._batch = self._engine.batch(self._accounts)
         while True:
             with self._changed:
                 while not (self._lines or self._running or self._stopped):
@@ -285,7 +254,7 @@ class Scheduler:
             self._drop_cancelled()
             if len(self._running) >= self.parallel:
                 return None
-            for client in sorted(self._lines, key=self._clients.cost):
+            for client in sorted(self._lines, key=self._accounts.cost):
                 line = self._lines[client]
                 if self._has_enough(client):
                     continue
@@ -313,41 +282,36 @@ class Scheduler:
     def _start(self, job: Job) -> None:
         job.started_s = time.monotonic()
         self.observe("queue", job.started_s - job.submitted_s)
-        self._clients.charge(job.client, 1)
         assert self._batch
         try:
             job.slot = job.work.begin(lambda: job.is_cancelled)
             if job.slot:
+                job.slot.owner = job.client
                 self._batch.add(job.slot)
         except Exception as error:
             self._end(job, error)
         else:
             if job.slot is None:
                 self._end(job)
+        self._accounts.charge(job.client, time.monotonic() - job.started_s)
 
     def _step(self) -> None:
         assert self._batch
         began = time.monotonic()
-        for job in self._running:
-            if job.slot:
-                job.slot.priority = self._clients.cost(job.client)
         try:
             drawn = self._batch.step(within_s=STEP_S)
         except Exception as error:  # whose fault it is can't be told
             for job in list(self._running):
                 self._end(job, error)
-            self._batch = self._engine.batch()
+            self._batch = self._engine.batch(self._accounts)
             return
         self.observe("step", time.monotonic() - began)
         by_slot = {job.slot: job for job in self._running}
         for slot, token in drawn:
             self._push(by_slot[slot], token)
         for job in list(self._running):
-            if job.slot:
-                self._clients.charge(job.client, job.slot.tokens_run - job.charged_tokens)
-                job.charged_tokens = job.slot.tokens_run
-                if job.slot.is_done:
-                    self._end(job, job.slot.error)
+            if job.slot and job.slot.is_done:
+                self._end(job, job.slot.error)
 
     def _push(self, job: Job, token: "Token") -> None:
         now, before = time.monotonic(), job.token_s

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from localoss.chat.session import Session
-from localoss.engine.batch import Slot
+from localoss.engine.slot import Slot
 from localoss.server.core.answering import Answering, Question
 from localoss.server.core.service import Service
 

@@ -28,6 +28,8 @@ HEADERS_S = 10.0  # from accepting a connection, or from an answer's end, to the
 _READING_S = 60.0  # a client that reads nothing for so long has left
 _CONNECTIONS_A_SECOND = 25.0  # of one address, after as many at once as it may make in _BURST_S
 _BURST_S = 4.0
+_LOOP_SHARE = 0.1  # of the event loop's time, that one address may take to have read what it sends
+_READ_S = 0.001  # less isn't counted
 _MOST_ADDRESSES = 4096
 _HEADER_BYTES = 16 * 1024  # of a request: h11 takes microseconds for each of them
 _KERNEL_BACKLOG = 1024  # what is left out of it comes again a second later
@@ -76,18 +78,25 @@ class Connections:
 
 
 class _Rate:
-    """How fast each address may make connections; what comes faster isn't read at once."""
+    """How fast each address may make connections, and send what takes long; the rest isn't read at once."""
 
     def __init__(self) -> None:
         self._next_s: dict[str, float] = {}  # when the next connection of an address would be due
 
     def wait_s(self, address: str) -> float:
         """How long a connection that `address` makes now is left alone."""
+        return self._wait_s(address, 1 / _CONNECTIONS_A_SECOND)
+
+    def reading_wait_s(self, address: str, seconds: float) -> float:
+        """How long nothing more is read of `address`, which has sent what took so long to read."""
+        return self._wait_s(address, seconds / _LOOP_SHARE) if seconds > _READ_S else 0.0
+
+    def _wait_s(self, address: str, cost_s: float) -> float:
         now = time.monotonic()
         if len(self._next_s) > _MOST_ADDRESSES:
             self._next_s = {one: due for one, due in self._next_s.items() if due > now}
         due = max(self._next_s.get(address, now), now)
-        self._next_s[address] = min(due, now + HEADERS_S / 2 + _BURST_S) + 1 / _CONNECTIONS_A_SECOND
+        self._next_s[address] = min(due + cost_s, now + HEADERS_S / 2 + _BURST_S)
         return max(due - now - _BURST_S, 0.0)
 
 
@@ -96,7 +105,7 @@ class _Protocol(H11Protocol):
 
     def __init__(self, bounds: Connections, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._bounds = bounds
+        self._bounds, self._address = bounds, ""
         self._stage: tuple[Any, Any] | None = None
         self._deadline: asyncio.TimerHandle | None = None
         self._unread: asyncio.TimerHandle | None = None
@@ -107,18 +116,24 @@ class _Protocol(H11Protocol):
             waiting = self._bounds.waiting
             given_up = waiting.popitem(last=False)[0] if waiting else self
             given_up.give_up()
-        peer = transport.get_extra_info("peername") or ("",)
-        if wait_s := self._bounds.rate.wait_s(str(peer[0])):
-            transport.pause_reading()
-            self.loop.call_later(wait_s, self._read_on)
+        self._address = str((transport.get_extra_info("peername") or ("",))[0])
+        self._let_wait(self._bounds.rate.wait_s(self._address))
         self._watch()
+
+    def _let_wait(self, seconds: float) -> None:
+        """Read nothing for so long."""
+        if seconds and not self.transport.is_closing():
+            self.transport.pause_reading()
+            self.loop.call_later(seconds, self._read_on)
 
     def _read_on(self) -> None:
         if not self.transport.is_closing():
             self.transport.resume_reading()
 
     def data_received(self, data: bytes) -> None:
+        began = time.thread_time()
         super().data_received(data)
+        self._let_wait(self._bounds.rate.reading_wait_s(self._address, time.thread_time() - began))
         self._watch()
 
     def on_response_complete(self) -> None:

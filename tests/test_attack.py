@@ -255,21 +255,21 @@ def test_connections_that_come_too_fast_are_not_read_at_once(monkeypatch):
 
 
 def test_what_takes_the_loop_long_to_read_is_not_read_at_once(monkeypatch):
-    """20,000 trailers of a body take h11 a tenth of a second: an address may take a tenth of the time."""
+    """20,000 trailers of a body take h11 a tenth of a second: an address may take a twentieth of the time."""
     now, waited = [0.0], 0.0
     monkeypatch.setattr(connections.time, "monotonic", lambda: now[0])
     rate = connections._Rate()
     for _ in range(100):
-        wait_s = rate.reading_wait_s("a", 0.1)
+        wait_s = rate.reading_wait_s("a", 0.05)
         assert wait_s < connections.HEADERS_S
-        now[0] += 0.1 + wait_s
+        now[0] += 0.05 + wait_s
         waited += wait_s
     assert waited > 80 and rate.reading_wait_s("b", 0.1) == 0
     assert not any(rate.reading_wait_s("c", 0.0005) for _ in range(10_000)), "what all send is read at once"
 
 
 def test_large_bodies_leave_time_to_others(monkeypatch):
-    """Their thread rests four times as long as each of them took."""
+    """Their thread rests nine times as long as each of them took."""
     rests = []
     monkeypatch.setattr(threads.time, "sleep", rests.append)
 

@@ -13,7 +13,7 @@ from localoss.chat.harmony import ChatSetup
 from localoss.chat.tools import ToolCall
 from localoss.server.anthropic.prompts import convert_messages, toolbox_of
 from localoss.server.anthropic.schemas import CountRequest, MessagesRequest
-from localoss.server.chat.prompts import Format, rules_for, split_instructions
+from localoss.server.chat.prompts import Format, compiled_rules, split_instructions
 from localoss.server.core.answering import (
     CallOpened,
     CallText,
@@ -37,7 +37,7 @@ from localoss.server.core.service import (
     pieces_of,
     sampling_of,
 )
-from localoss.server.core.threads import compiling, in_thread
+from localoss.server.core.threads import in_thread
 from localoss.server.core.toolbox import Toolbox
 
 router = APIRouter(route_class=BodyRoute)
@@ -75,7 +75,7 @@ async def _question(service: Service, body: CountRequest, toolbox: Toolbox, clie
     """Raises: ApiError."""
     config, thinking = body.output_config, body.thinking
     wanted = Format(config.format.schema_, strict=True) if config and config.format else None
-    rules = await compiling(rules_for, toolbox, wanted)
+    rules = await compiled_rules(toolbox, wanted)
     budget = thinking.budget_tokens if thinking else None
     rules = replace(rules, think_budget=service.think_budget(budget))
     instructions, messages = split_instructions(convert_messages(body, service.thoughts.of(client.key)))

@@ -14,8 +14,8 @@ from localoss.chat.tools import ToolCall
 from localoss.server.chat.prompts import (
     JSON_OBJECT,
     Format,
+    compiled_rules,
     convert_messages,
-    rules_for,
     split_instructions,
 )
 from localoss.server.chat.schemas import NEUTRAL, ChatRequest, ResponseFormat
@@ -34,7 +34,7 @@ from localoss.server.core.service import (
     pieces_of,
     sampling_of,
 )
-from localoss.server.core.threads import compiling, in_thread
+from localoss.server.core.threads import in_thread
 from localoss.server.core.toolbox import Toolbox, open_toolbox
 
 router = APIRouter(route_class=BodyRoute)
@@ -70,7 +70,7 @@ async def _toolbox(body: ChatRequest) -> Toolbox:
 async def _questions(service: Service, body: ChatRequest, toolbox: Toolbox, client: Client) -> list[Question]:
     """One question for each choice. Raises: ApiError."""
     wanted = _format(body.response_format)
-    rules = await compiling(rules_for, toolbox, wanted)
+    rules = await compiled_rules(toolbox, wanted)
     effort = _effort(body)
     rules = replace(rules, think_budget=service.think_budget(body.think_budget, effort))
     instructions, messages = split_instructions(

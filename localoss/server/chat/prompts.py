@@ -16,6 +16,7 @@ from localoss.server.chat.schemas import ChatMessage
 from localoss.server.core.content import text_of
 from localoss.server.core.errors import ApiError
 from localoss.server.core.json_text import printable
+from localoss.server.core.threads import compiling
 from localoss.server.core.toolbox import Toolbox, custom_arguments, model_name
 
 
@@ -59,6 +60,13 @@ def rules_for(toolbox: Toolbox, wanted: Format | None, budget: Budget | None = N
         final=final,
         arguments=arguments,
     )
+
+
+async def compiled_rules(toolbox: Toolbox, wanted: Format | None) -> AnswerRules:
+    """rules_for, on a thread for compiling unless there is nothing to compile. Raises: ApiError."""
+    if toolbox.functions or wanted:
+        return await compiling(rules_for, toolbox, wanted)
+    return rules_for(toolbox, wanted)  # nobody waits for another's schemas
 
 
 def _final_grammar(wanted: Format, budget: Budget | None) -> Grammar:

@@ -22,7 +22,7 @@ T = TypeVar("T")
 _pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="beside")
 _one = ThreadPoolExecutor(1, thread_name_prefix="large")
 LARGE = 64 * 1024  # bytes or characters: what is larger is read one by one
-_REST = 4.0  # times what the last one took; they hold Python's lock, which every token needs
+_REST = 9.0  # times what the last one took; they hold Python's lock, which every token needs
 _LONGEST_REST_S = 2.0
 _last_s = 0.0  # of processor time that _one's thread spent on what it read last
 # Of their own, since one request's schemas may take seconds, and others' prompts wait to be tokenized.
@@ -35,7 +35,7 @@ async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs)
 
 
 async def one_by_one(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """As in_thread, for what is large: all such requests together get a fifth of a thread's time."""
+    """As in_thread, for what is large: all such requests together get a tenth of a thread's time."""
 
     def timed() -> T:
         global _last_s

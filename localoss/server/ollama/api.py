@@ -17,8 +17,8 @@ from localoss.errors import UsageError
 from localoss.server.chat.prompts import (
     JSON_OBJECT,
     Format,
+    compiled_rules,
     convert_messages,
-    rules_for,
     split_instructions,
 )
 from localoss.server.chat.schemas import ChatMessage, ContentPart, SentCall
@@ -30,7 +30,7 @@ from localoss.server.core.keys import Client, client_of
 from localoss.server.core.models import Models, acquire, keep_for
 from localoss.server.core.schemas import LINES, Sampled, effort_of, stops_of
 from localoss.server.core.service import Service, pieces_of, sampling_of
-from localoss.server.core.threads import compiling, in_thread
+from localoss.server.core.threads import in_thread
 from localoss.server.core.toolbox import Toolbox, open_toolbox
 from localoss.server.ollama.lines import line_stream
 from localoss.server.ollama.schemas import Asked, ChatRequest, GenerateRequest, OllamaMessage
@@ -125,7 +125,7 @@ async def _question(
     """Raises: ApiError."""
     wanted = Format(body.format) if isinstance(body.format, dict) else JSON_OBJECT if body.format else None
     effort = body.think if isinstance(body.think, str) else "none" if body.think is False else None
-    rules = await compiling(rules_for, toolbox, wanted)
+    rules = await compiled_rules(toolbox, wanted)
     rules = replace(rules, think_budget=service.think_budget(None, effort))
     instructions, converted = split_instructions(convert_messages(messages, service.thoughts.of(client.key)))
     if wanted:

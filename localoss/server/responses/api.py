@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse, Response
 
 from localoss.chat.agent import CallDone
 from localoss.chat.harmony import ChatSetup, Message
-from localoss.server.chat.prompts import JSON_OBJECT, Format, rules_for, split_instructions
+from localoss.server.chat.prompts import JSON_OBJECT, Format, compiled_rules, split_instructions
 from localoss.server.core.answering import Done, Question, Usage
 from localoss.server.core.bodies import BodyRoute
 from localoss.server.core.errors import ApiError, as_api_error
@@ -31,7 +31,7 @@ from localoss.server.core.service import (
     event_stream,
     sampling_of,
 )
-from localoss.server.core.threads import compiling, in_thread
+from localoss.server.core.threads import in_thread
 from localoss.server.core.toolbox import Toolbox, open_toolbox
 from localoss.server.core.turns import Approved, Turns, put
 from localoss.server.responses.hosted_items import item_id
@@ -154,7 +154,7 @@ async def _question(
 ) -> tuple[Question, _Said]:
     """Raises: ApiError."""
     wanted = _format(body)
-    rules = await compiling(rules_for, toolbox, wanted)
+    rules = await compiled_rules(toolbox, wanted)
     before, calls = await _previous(service, body.previous_response_id, client.key)
     items = [InputItem(role="user", content=body.input)] if isinstance(body.input, str) else body.input
     items = await in_thread(with_references, items, lambda name: service.store.item(name, client.key))

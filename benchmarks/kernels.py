@@ -114,7 +114,7 @@ class Bench:
         """What `time` gives for a product with `rows` rows, and the bytes of its weights.
 
         The full matrix comes in copies that take turns, a smaller one stays the same."""
-        from localoss.kernels.matmul import matmul
+        from localoss.kernels.matmul import PANELS, matmul
         from localoss.kernels.products import KINDS
         from localoss.model.weights import address
         from localoss.plan.sizes import SCRATCH_BYTES
@@ -128,7 +128,7 @@ class Bench:
         x_scales, out = np.full((blocks, tokens), 0.01, np.float32), np.empty((tokens, rows), np.float32)
         scratch, counter = np.empty(threads * SCRATCH_BYTES, np.uint8), np.zeros(1, np.int64)
         inputs = (False, address(x), address(x_scales))
-        workers = (threads, address(scratch), address(counter))
+        workers = (threads, address(scratch), address(counter), PANELS.address)
 
         def call(copy: int) -> None:
             place = codes + copy * codes_bytes

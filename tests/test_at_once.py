@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import localoss
-from localoss.kernels import layer, layers
+from localoss.kernels import calls, layer, layers
 from localoss.model import at_once
 
 TOKENS = np.random.RandomState(0).randint(0, 203, 60).tolist()
@@ -55,4 +55,4 @@ def test_a_token_is_one_call(engine, monkeypatch):
 def test_a_kernel_has_an_address_for_what_it_was_called_with():
     """No other form's machine code is ever taken for it."""
     with pytest.raises(KeyError):
-        layers.entry_point(layer.multiply, (1, 2))
+        calls.entry_point(layer.multiply, (1, 2))

@@ -30,7 +30,7 @@ from quant.format.layout import expert_run
 THREADS = 2
 SCRATCH = np.empty(THREADS * SCRATCH_BYTES, np.uint8)
 COUNTER = np.zeros(1, np.int64)
-WORKERS = (THREADS, address(SCRATCH), address(COUNTER))
+WORKERS = (THREADS, address(SCRATCH), address(COUNTER), matmul.PANELS.address)
 
 
 def multiply(weights, x, bias=None, into=None):
@@ -272,6 +272,6 @@ def test_threads_without_work_are_harmless(groups):
     weights = random_weights("int8", 8 * groups, 32, seed=0)
     x = random_activations(weights.kind, False, 1, 32, seed=1)
     out, scratch = np.empty((1, 8 * groups), np.float32), np.empty(16 * SCRATCH_BYTES, np.uint8)
-    workers = (16, address(scratch), address(COUNTER))
+    workers = (16, address(scratch), *WORKERS[2:])
     matmul.matmul(address(out), weights.tiles(), x.inputs, 1, False, workers)
     assert_product(out, x, weights)

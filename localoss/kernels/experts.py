@@ -10,9 +10,10 @@ import numpy as np
 from numba import prange
 
 from localoss.kernels.activations import quantize_block, swiglu
+from localoss.kernels.calls import call_for_number
 from localoss.kernels.isa.common import force_inline
 from localoss.kernels.low_rank import add_to_panel
-from localoss.kernels.matmul import multiply_panel, store_panel, take_run
+from localoss.kernels.matmul import store_panel, take_run
 from localoss.kernels.products import OFFSETS
 from localoss.kernels.simd import (
     add,
@@ -77,7 +78,9 @@ def _tiles_of(tiles, run):
 
 
 @jit
-def _take_gate_up(h, tiles, runs, inputs, starts, active, alpha, limit, threads, scratch, counter, added):
+def _take_gate_up(
+    h, tiles, runs, inputs, starts, active, alpha, limit, threads, scratch, counter, panel_at, added
+):
     panels, places, count = tiles[4] // PANEL, starts[-1], np.int64(PANEL)
     while True:
         begin, end = take_run(counter, threads, panels * len(active))
@@ -88,7 +91,9 @@ def _take_gate_up(h, tiles, runs, inputs, starts, active, alpha, limit, threads,
             own = _tiles_of(tiles, runs[expert])
             for first in range(starts[expert], starts[expert + 1], TOKENS_AT_ONCE):
                 here = min(TOKENS_AT_ONCE, starts[expert + 1] - first)
-                sums = multiply_panel(own, PANEL * panel, count, inputs, first, here, places, scratch)
+                sums = call_for_number(
+                    panel_at, (own, PANEL * panel, count, inputs, first, here, places, scratch)
+                )
                 if added is not None:
                     add_to_panel(sums, *added, expert, PANEL * panel, count, first, here)
                 _activate_panel(own, panel, sums, h, first, here, places, alpha, limit)
@@ -103,12 +108,14 @@ def gate_up(h, tiles, runs, inputs, starts, active, alpha, limit, workers, added
     alpha, limit: SwiGLU's. added: what adapters add before it, (factors, sources) of low_rank.py, or None,
     for which Numba compiles nothing. Oracle: tests/support/naive.py.
     """
-    threads, scratch, counter = workers
+    threads, scratch, counter, panel = workers
     store_i64(counter, 0)
     if added is None:
         for thread in prange(threads):
             own = scratch + SCRATCH_BYTES * thread
-            _take_gate_up(h, tiles, runs, inputs, starts, active, alpha, limit, threads, own, counter, None)
+            _take_gate_up(
+                h, tiles, runs, inputs, starts, active, alpha, limit, threads, own, counter, panel, None
+            )
     else:
         (sets, addresses, ranks, between, width), sources = (
             added  # Numba takes no array in a tuple into a loop
@@ -116,11 +123,13 @@ def gate_up(h, tiles, runs, inputs, starts, active, alpha, limit, workers, added
         for thread in prange(threads):
             own = scratch + SCRATCH_BYTES * thread
             its = ((sets, addresses, ranks, between, width), sources)
-            _take_gate_up(h, tiles, runs, inputs, starts, active, alpha, limit, threads, own, counter, its)
+            _take_gate_up(
+                h, tiles, runs, inputs, starts, active, alpha, limit, threads, own, counter, panel, its
+            )
 
 
 @jit
-def _take_down(y, tiles, runs, inputs, starts, active, threads, scratch, counter):
+def _take_down(y, tiles, runs, inputs, starts, active, threads, scratch, counter, panel_at):
     groups, places = tiles[4], starts[-1]
     while True:
         begin, end = take_run(counter, threads, groups * len(active))
@@ -132,7 +141,7 @@ def _take_down(y, tiles, runs, inputs, starts, active, threads, scratch, counter
             begin += count
             for first in range(starts[expert], starts[expert + 1], TOKENS_AT_ONCE):
                 here = min(TOKENS_AT_ONCE, starts[expert + 1] - first)
-                sums = multiply_panel(own, group, count, inputs, first, here, places, scratch)
+                sums = call_for_number(panel_at, (own, group, count, inputs, first, here, places, scratch))
                 store_panel(y, own, group, count, sums, first, here, np.bool_(False))
 
 
@@ -142,8 +151,8 @@ def down(y, tiles, runs, inputs, starts, active, workers):
 
     All else as gate_up has it. Oracle: tests/support/naive.py.
     """
-    threads, scratch, counter = workers
+    threads, scratch, counter, panel = workers
     store_i64(counter, 0)
     for thread in prange(threads):
         own_scratch = scratch + SCRATCH_BYTES * thread
-        _take_down(y, tiles, runs, inputs, starts, active, threads, own_scratch, counter)
+        _take_down(y, tiles, runs, inputs, starts, active, threads, own_scratch, counter, panel)

@@ -26,7 +26,7 @@ from localoss.kernels.simd import jit, to_pointer
 class Work(NamedTuple):
     """What every product takes."""
 
-    workers: tuple[int, int, int]  # see matmul.py
+    workers: tuple[int, int, int, int]  # see matmul.py
     exact: bool  # activations stay float32
     blocks: int  # address of a product's input (D/32, T, 32) f32
     codes: int  # address of the same, quantized

@@ -1,18 +1,16 @@
 """A pass through several layers in one compiled call.
 
 Python between two kernels finds its objects out of the processor's caches, for the weights went through them:
-0.1 ms a layer, in which the memory rests. The kernels of layer.py are called by address here, so that the
-same machine code runs as where Python calls them one by one, to the last bit, and nothing is compiled twice.
+0.1 ms a layer, in which the memory rests. The kernels of layer.py are called by address here, see calls.py.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numba
 import numpy as np
 from numba import carray, types
-from numba.core import cgutils
-from numba.extending import intrinsic, overload
+from numba.extending import overload
 
+from localoss.kernels.calls import call, call_for_number
 from localoss.kernels.simd import jit, to_pointer
 from localoss.plan.sizes import CACHE_GROUP, KEY_LANES
 
@@ -57,42 +55,6 @@ class Places(NamedTuple):
     within: int
     scratch: int
     counter: int
-
-
-def entry_point(kernel: Any, arguments: tuple[Any, ...]) -> int:
-    """Where the machine code lies that `kernel`, which was called with `arguments` before, ran for them."""
-    compiled = kernel.overloads[tuple(numba.typeof(argument) for argument in arguments)]
-    address: int = compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
-    return address
-
-
-def _called(typing_context: Any, result: Any, arguments: Any) -> Any:
-    """What an intrinsic gives that calls what lies at an address with a tuple of arguments."""
-
-    def build(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        address, packed = values
-        kinds = signature.args[1].types
-        function = context.call_conv.get_function_type(result, kinds)
-        pointer = builder.inttoptr(address, function.as_pointer())
-        unpacked = cgutils.unpack_tuple(builder, packed)
-        status, value = context.call_conv.call_function(builder, pointer, result, kinds, unpacked)
-        with cgutils.if_unlikely(builder, status.is_error):
-            context.call_conv.return_status_propagate(builder, status)
-        return context.get_dummy_value() if result == types.none else value
-
-    return result(types.int64, arguments), build
-
-
-@intrinsic
-def _call(typing_context: Any, address: Any, arguments: Any) -> Any:
-    """Call a kernel that gives nothing."""
-    return _called(typing_context, types.none, arguments)
-
-
-@intrinsic
-def _call_for_number(typing_context: Any, address: Any, arguments: Any) -> Any:
-    """Call a kernel that gives an i64."""
-    return _called(typing_context, types.int64, arguments)
 
 
 def _cache_arrays(keys, at, slots, shape):
@@ -149,7 +111,7 @@ def _attend_all(attend, row, index, sequences, keys, shape, places, tokens):
         )
         arrays = _cache_arrays(keys, cache, cache[5], shape)
         window, counter = row[WINDOW], places.counter
-        _call(
+        call(
             attend,
             (out, own[FIRST], qkv, arrays, angles, offsets, sinks, own[POSITION], window, scratch, counter),
         )
@@ -170,16 +132,16 @@ def run_layers(
     gate_up, down = experts
     for index in range(span[0], span[1]):
         row = layers[index]
-        _call(
+        call(
             run.norm_and_multiply,
             (at.qkv, x, row[ATTENTION_NORM], eps, _tiles(row, QKV), tokens, work),
         )
         _attend_all(run.attend, row, np.int64(index), sequences, keys, its_shape, at, tokens)
-        _call(run.multiply, (x, _tiles(row, OUTPUT), tokens, np.bool_(True), work))
+        call(run.multiply, (x, _tiles(row, OUTPUT), tokens, np.bool_(True), work))
         bias = carray(to_pointer(row[ROUTER_BIAS]), its_shape.experts, np.float32)
         norm = (row[MLP_NORM], eps)
-        count = _call_for_number(run.route, (x, norm, _tiles(row, ROUTER), bias, buffers, tokens, work))
+        count = call_for_number(run.route, (x, norm, _tiles(row, ROUTER), bias, buffers, tokens, work))
         runs = carray(to_pointer(row[EXPERT_RUNS]), its_shape.experts, np.int64)
         its = (gate_up, down, runs, alpha, limit)
         which = (np.int64(0), count, count)
-        _call(run.run_experts, (x, its, buffers, which, tokens, work, None))
+        call(run.run_experts, (x, its, buffers, which, tokens, work, None))

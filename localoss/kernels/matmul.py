@@ -6,11 +6,13 @@ are addresses, numbers, and plain tuples of them:
     tiles    (kind, codes, scales, bias, groups, blocks): a matrix of 8 * groups rows and 32 * blocks columns.
              bias (8 * groups,) f32, or 0 for none. kind, codes, scales: see products.py.
     inputs   (exact, x, x_scales): x (blocks, T, 32) f32 if exact, else int8 with x_scales (blocks, T) f32.
-    workers  (threads, scratch, counter): scratch (threads, SCRATCH_BYTES), counter an i64.
+    workers  (threads, scratch, counter, panel): scratch (threads, SCRATCH_BYTES), counter an i64, panel PANELS'
+             address: see calls.py.
 """
 
-from numba import prange
+from numba import prange, types
 
+from localoss.kernels.calls import Routine, call_for_number
 from localoss.kernels.isa.common import force_inline
 from localoss.kernels.products import add_row_group, clear
 from localoss.kernels.simd import add, fetch_add, jit, load_f32x8, parallel, store_f32x8, store_i64
@@ -25,7 +27,7 @@ SCALES_BYTES = tuple(TILE_ROWS * form.scale_bytes for form in BY_KERNEL_KIND)
 def multiply_panel(tiles, group, groups, inputs, first, tokens, stride, scratch):
     """Multiply `groups` row groups from `group` on with `tokens` tokens from `first` on, of `stride` in all.
 
-    Gives the address, in a thread's scratch, of the sums (groups, tokens, 8) f32.
+    Gives the address, in a thread's scratch, of the sums (groups, tokens, 8) f32. It is called by address.
     """
     kind, codes, scales, _, _, blocks = tiles
     exact, x, x_scales = inputs
@@ -47,6 +49,14 @@ def multiply_panel(tiles, group, groups, inputs, first, tokens, stride, scratch)
             scratch,
         )
     return sums
+
+
+_NUMBER = types.int64
+PANELS = Routine(
+    multiply_panel,
+    *(types.UniTuple(_NUMBER, 6), _NUMBER, _NUMBER, types.Tuple((types.boolean, _NUMBER, _NUMBER))),
+    *(_NUMBER, _NUMBER, _NUMBER, _NUMBER),
+)
 
 
 @jit
@@ -84,7 +94,7 @@ def take_run(counter, threads, count):
 
 
 @jit
-def _take_panels(out, tiles, inputs, tokens, adding, threads, scratch, counter):
+def _take_panels(out, tiles, inputs, tokens, adding, threads, scratch, counter, panel):
     while True:
         begin, end = take_run(counter, threads, tiles[4])
         if begin == end:
@@ -93,7 +103,7 @@ def _take_panels(out, tiles, inputs, tokens, adding, threads, scratch, counter):
             count = min(PANEL, end - group)
             for first in range(0, tokens, TOKENS_AT_ONCE):
                 here = min(TOKENS_AT_ONCE, tokens - first)
-                sums = multiply_panel(tiles, group, count, inputs, first, here, tokens, scratch)
+                sums = call_for_number(panel, (tiles, group, count, inputs, first, here, tokens, scratch))
                 store_panel(out, tiles, group, count, sums, first, here, adding)
 
 
@@ -103,11 +113,11 @@ def matmul(out, tiles, inputs, tokens, adding, workers):
 
     tiles, inputs, workers: see the module. Oracle: tests/support/naive.py.
     """
-    threads, scratch, counter = workers
+    threads, scratch, counter, panel = workers
     store_i64(counter, 0)
     if tiles[4] <= PANEL:
-        _take_panels(out, tiles, inputs, tokens, adding, threads, scratch, counter)
+        _take_panels(out, tiles, inputs, tokens, adding, threads, scratch, counter, panel)
     else:
         for thread in prange(threads):
             own_scratch = scratch + SCRATCH_BYTES * thread
-            _take_panels(out, tiles, inputs, tokens, adding, threads, own_scratch, counter)
+            _take_panels(out, tiles, inputs, tokens, adding, threads, own_scratch, counter, panel)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from localoss.kernels import layers as kernels
+from localoss.kernels.calls import entry_point
 from localoss.kernels.layers import EntryPoints, Places, Shape
 from localoss.model.buffers import Buffers
 from localoss.model.kv_cache import KVCache
@@ -102,7 +103,7 @@ class AtOnce:
             yield
         finally:
             caller.kernels = before
-        entries = {name: kernels.entry_point(getattr(before, name), given) for name, given in called.items()}
+        entries = {name: entry_point(getattr(before, name), given) for name, given in called.items()}
         self._entries[cache.numbers.dtype] = tuple(EntryPoints(**entries))
 
     def sequences(self, rows: Sequence[Rows]) -> NDArray[np.int64]:

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from localoss.kernels.layer import Work
+from localoss.kernels.matmul import PANELS
 from localoss.model.weights import address
 from localoss.plan.sizes import buffer_sizes
 from quant.format.config import ModelConfig
@@ -54,7 +55,7 @@ class Buffers:
         self.in_order[:] = np.arange(tokens)
         self.nbytes = sum(array.nbytes for array in arrays.values())
         self.at = SimpleNamespace(**{name: address(array) for name, array in arrays.items()})
-        workers = (threads, self.at.scratch, self.at.counter)
+        workers = (threads, self.at.scratch, self.at.counter, PANELS.address)
         self.work = tuple(
             Work(workers, exact, self.at.blocks, self.at.codes, self.at.scales, self.at.in_order)
         )

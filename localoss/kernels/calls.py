@@ -1,0 +1,69 @@
+"""Kernels that compiled code calls by their address.
+
+Numba compiles what a function calls once more with the function, and again with whoever calls that. For the
+innermost loops this was most of the compiling of a first start. By address the machine code is there once, and
+is the same, to the last bit, for everybody who calls it.
+"""
+
+from functools import cached_property
+from typing import Any
+
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+
+def entry_point(kernel: Any, arguments: tuple[Any, ...]) -> int:
+    """Where the machine code lies that `kernel`, which was called with `arguments` before, ran for them.
+
+    Raises: KeyError if it never was called with such.
+    """
+    return _address(kernel, tuple(map(kernel.typeof_pyval, arguments)))
+
+
+def _address(kernel: Any, kinds: tuple[Any, ...]) -> int:
+    compiled = kernel.overloads[kinds]
+    address: int = compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
+    return address
+
+
+class Routine:
+    """`kernel`, for arguments of these types alone: what gives its address."""
+
+    def __init__(self, kernel: Any, *kinds: Any) -> None:
+        self._kernel, self._kinds = kernel, kinds
+
+    @cached_property
+    def address(self) -> int:
+        """Compiles it, or loads it from the disk."""
+        self._kernel.compile(self._kinds)
+        return _address(self._kernel, self._kinds)
+
+
+def _called(result: Any, arguments: Any) -> Any:
+    """What an intrinsic gives that calls what lies at an address with a tuple of arguments."""
+
+    def build(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        address, packed = values
+        kinds = signature.args[1].types
+        function = context.call_conv.get_function_type(result, kinds)
+        pointer = builder.inttoptr(address, function.as_pointer())
+        unpacked = cgutils.unpack_tuple(builder, packed)
+        status, value = context.call_conv.call_function(builder, pointer, result, kinds, unpacked)
+        with cgutils.if_unlikely(builder, status.is_error):
+            context.call_conv.return_status_propagate(builder, status)
+        return context.get_dummy_value() if result == types.none else value
+
+    return result(types.int64, arguments), build
+
+
+@intrinsic
+def call(typing_context: Any, address: Any, arguments: Any) -> Any:
+    """Call what gives nothing and takes arguments of just these types."""
+    return _called(types.none, arguments)
+
+
+@intrinsic
+def call_for_number(typing_context: Any, address: Any, arguments: Any) -> Any:
+    """Call what gives an i64 and takes arguments of just these types."""
+    return _called(types.int64, arguments)

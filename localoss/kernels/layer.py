@@ -1,6 +1,7 @@
 """The kernels of a layer in their order. Calling them one by one from Python cost a decoded token 4 % more.
 
-A literal or an unsigned argument would compile what is called once more: hence the casts.
+What takes long to compile is called by address, see calls.py: arguments have just the types that are listed
+there, hence the casts.
 Parameters named after buffers are addresses, unless their description says "array". `work` and `buffers` are
 plain tuples in the order of Work and ExpertBuffers: a caller passes tuple(Work(...)), since a named one would
 have every kernel compiled for a type of its own.
@@ -9,12 +10,14 @@ have every kernel compiled for a type of its own.
 from typing import NamedTuple
 
 import numpy as np
-from numba import carray
+from numba import carray, types
 
-from localoss.kernels.activations import add_experts, gather, quantize, rms_norm, sort_by_expert
+from localoss.kernels import activations, experts
 from localoss.kernels.activations import route as choose_experts
+from localoss.kernels.activations import sort_by_expert
 from localoss.kernels.attention import attention
-from localoss.kernels.experts import down, gate_up, list_active
+from localoss.kernels.calls import Routine, call
+from localoss.kernels.experts import list_active
 from localoss.kernels.kv_store import rotate_and_store
 from localoss.kernels.low_rank import DOWN, GATE_UP, expand_for_experts, reduce_for_experts
 from localoss.kernels.low_rank import add_low_rank as add_low_rank
@@ -22,9 +25,58 @@ from localoss.kernels.matmul import matmul
 from localoss.kernels.products import BF16, OFFSETS
 from localoss.kernels.simd import jit, to_pointer
 
+_NUMBER, _FACTOR, _YES = types.int64, types.float32, types.boolean
+_TILES, _INPUTS = types.UniTuple(_NUMBER, 6), types.Tuple((_YES, _NUMBER, _NUMBER))
+_WORKERS = types.UniTuple(_NUMBER, 4)
+
+
+def _array(kind: types.Type, dimensions: int = 1) -> types.Array:
+    return types.Array(kind, dimensions, "C")
+
+
+_IDS, _PLACES = _array(types.int32), _array(types.int64)  # of tokens, pairs or experts; of addresses, starts
+
+
+class Routines(NamedTuple):
+    """Addresses of kernels that the ones here call: see ROUTINES."""
+
+    rms_norm: int
+    quantize: int
+    matmul: int
+    gather: int
+    gate_up: int
+    down: int
+    add_experts: int
+
+
+ROUTINES = {
+    "rms_norm": Routine(activations.rms_norm, *[_NUMBER] * 5, _FACTOR),
+    "quantize": Routine(activations.quantize, *[_NUMBER] * 3, _IDS, *[_NUMBER] * 3),
+    "matmul": Routine(matmul, _NUMBER, _TILES, _INPUTS, _NUMBER, _YES, _WORKERS),
+    "gather": Routine(activations.gather, _NUMBER, _NUMBER, _IDS, _NUMBER, _NUMBER),
+    "gate_up": Routine(
+        experts.gate_up,
+        *(_INPUTS, _TILES, _PLACES, _INPUTS, _PLACES, _IDS, _FACTOR, _FACTOR, _WORKERS, types.none),
+    ),
+    "down": Routine(experts.down, _NUMBER, _TILES, _PLACES, _INPUTS, _PLACES, _IDS, _WORKERS),
+    "add_experts": Routine(
+        activations.add_experts,
+        *(_NUMBER, _NUMBER, _array(types.int32, 2), _array(types.float32, 2), _NUMBER),
+    ),
+}
+
+
+def routines(exact: bool) -> Routines:
+    """Their addresses. exact: whether experts' activations stay float32; else nothing is gathered."""
+    left_out = () if exact else ("gather",)
+    found = {name: 0 if name in left_out else one.address for name, one in ROUTINES.items()}
+    return Routines(**found)
+
 
 class Work(NamedTuple):
     """What every product takes."""
+
+    routines: tuple[int, ...]  # Routines
 
     workers: tuple[int, int, int, int]  # see matmul.py
     exact: bool  # activations stay float32
@@ -55,20 +107,22 @@ class ExpertBuffers(NamedTuple):
 @jit
 def multiply(out, tiles, tokens, adding, work):
     """out (tokens, rows) f32 = W @ blocks + bias, or out += … if `adding`; blocks (D/32, tokens, 32) f32."""
-    workers, exact, blocks, codes, scales, in_order = Work(*work)
+    its, workers, exact, blocks, codes, scales, in_order = Work(*work)
+    run = Routines(*its)
     kind, columns = tiles[0], tiles[5]
     exact, x = exact or kind == BF16, blocks
     if not exact:
         x = codes
         rows = carray(to_pointer(in_order), tokens, np.int32)
-        quantize(codes, scales, blocks, rows, tokens, columns, OFFSETS[kind])
-    matmul(out, tiles, (exact, x, scales), tokens, adding, workers)
+        call(run.quantize, (codes, scales, blocks, rows, tokens, columns, np.int64(OFFSETS[kind])))
+    call(run.matmul, (out, tiles, (exact, x, scales), tokens, adding, workers))
 
 
 @jit
 def norm_and_multiply(out, x, weight, eps, tiles, tokens, work):
     """out (tokens, rows) f32 = W @ norm(x) + bias; x (tokens, D) f32, weight (D,) f32."""
-    rms_norm(Work(*work).blocks, x, weight, tokens, 32 * tiles[5], eps)
+    own = Work(*work)
+    call(Routines(*own.routines).rms_norm, (own.blocks, x, weight, tokens, 32 * tiles[5], eps))
     multiply(out, tiles, tokens, np.bool_(False), work)
 
 
@@ -125,7 +179,8 @@ def sort_choices(buffers, tokens):
 def take_choices(x, norm, columns, buffers, tokens, work):
     """As `route`, of x (tokens, columns) whose experts and their weights are in the buffers already."""
     weight, eps = norm
-    rms_norm(Work(*work).blocks, x, weight, tokens, columns, eps)
+    own = Work(*work)
+    call(Routines(*own.routines).rms_norm, (own.blocks, x, weight, tokens, columns, eps))
     return sort_choices(buffers, tokens)
 
 
@@ -141,19 +196,20 @@ def route(x, norm, router, router_bias, buffers, tokens, work):
 
 
 @jit
-def run_experts(x, experts, buffers, which, tokens, work, factors):
+def run_experts(x, both, buffers, which, tokens, work, factors):
     """x (tokens, D) f32 += Σ weight * expert(norm(x)) over the experts that `route` chose: the second phase.
 
-    experts: gate_up and down as tiles of offsets, runs array (E,) i64 of which those of the experts in turn
+    both: gate_up and down as tiles of offsets, runs array (E,) i64 of which those of the experts in turn
     are read, SwiGLU's alpha and limit. buffers: see ExpertBuffers. work: as `route` left it. which (first,
     end, count): the experts in turn are active[first:end] of `count`. Where they come in several calls, in
     any order, the last one adds them all up, so that no order changes a bit. factors: those of adapters, see
     low_rank.py; None for none.
     """
-    gate_up_tiles, down_tiles, runs, alpha, limit = experts
+    gate_up_tiles, down_tiles, runs, alpha, limit = both
     first, end, count = which
     own = ExpertBuffers(*buffers)
-    workers, exact, blocks, codes, scales, _ = Work(*work)
+    its, workers, exact, blocks, codes, scales, _ = Work(*work)
+    run = Routines(*its)
     _, weights, places, starts, active = _choices(own, tokens)
     chosen = active[first:end]
 
@@ -164,23 +220,27 @@ def run_experts(x, experts, buffers, which, tokens, work, factors):
         inputs = own.gathered
     if first == 0:
         if exact:
-            gather(own.gathered, blocks, pairs, tokens, columns)
+            call(run.gather, (own.gathered, blocks, pairs, tokens, columns))
         else:
-            quantize(codes, scales, blocks, pairs, tokens, columns, OFFSETS[gate_up_tiles[0]])
+            offset = np.int64(OFFSETS[gate_up_tiles[0]])
+            call(run.quantize, (codes, scales, blocks, pairs, tokens, columns, offset))
     between = (exact, own.h, own.h_scales)
     x_places, kind = (exact, inputs, scales), gate_up_tiles[0]
     if factors is None:
-        gate_up(between, gate_up_tiles, runs, x_places, starts, chosen, alpha, limit, workers, None)
-        down(own.y, down_tiles, runs, between, starts, chosen, workers)
+        call(
+            run.gate_up,
+            (between, gate_up_tiles, runs, x_places, starts, chosen, alpha, limit, workers, None),
+        )
+        call(run.down, (own.y, down_tiles, runs, between, starts, chosen, workers))
     else:
         none = np.int64(0)
         normed = (np.bool_(True), blocks, none, none, columns, np.int64(tokens), none)
         reduce_for_experts(np.int64(GATE_UP), factors, normed, pairs, starts, chosen)
         added = (factors, pairs)
-        gate_up(between, gate_up_tiles, runs, x_places, starts, chosen, alpha, limit, workers, added)
+        experts.gate_up(between, gate_up_tiles, runs, x_places, starts, chosen, alpha, limit, workers, added)
         activated = (exact, own.h, own.h, own.h_scales, down_tiles[5], len(pairs), np.int64(OFFSETS[kind]))
         reduce_for_experts(np.int64(DOWN), factors, activated, pairs, starts, chosen)
-        down(own.y, down_tiles, runs, between, starts, chosen, workers)
+        call(run.down, (own.y, down_tiles, runs, between, starts, chosen, workers))
         expand_for_experts(own.y, down_tiles[4], factors, pairs, starts, chosen)
     if end == count:
-        add_experts(x, own.y, places, weights, 32 * columns)
+        call(run.add_experts, (x, own.y, places, weights, 32 * columns))

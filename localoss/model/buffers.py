@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 from numpy.typing import NDArray
 
-from localoss.kernels.layer import Work
+from localoss.kernels.layer import Work, routines
 from localoss.kernels.matmul import PANELS
 from localoss.model.weights import address
 from localoss.plan.sizes import buffer_sizes
@@ -57,7 +57,15 @@ class Buffers:
         self.at = SimpleNamespace(**{name: address(array) for name, array in arrays.items()})
         workers = (threads, self.at.scratch, self.at.counter, PANELS.address)
         self.work = tuple(
-            Work(workers, exact, self.at.blocks, self.at.codes, self.at.scales, self.at.in_order)
+            Work(
+                tuple(routines(exact_experts)),
+                workers,
+                exact,
+                self.at.blocks,
+                self.at.codes,
+                self.at.scales,
+                self.at.in_order,
+            )
         )
         self._streams = [(self.x, self.at.x)]
 

@@ -152,7 +152,7 @@ class Bench:
     def _attention(
         self, name: str, tokens: int, window: int, threads: int, bandwidth: dict[int, float]
     ) -> None:
-        from localoss.kernels.attention import attention
+        from localoss.kernels.attention import attention, routines
         from localoss.model.weights import address
         from localoss.plan.sizes import KEY_LANES, attention_scratch_floats
 
@@ -173,10 +173,12 @@ class Bench:
         out, sinks = np.empty((HEADS * HEAD_DIM // 32, tokens, 32), np.float32), np.zeros(HEADS, np.float32)
         floats = attention_scratch_floats(HEADS // KV_HEADS, HEAD_DIM)
         scratch, counter = np.empty((threads, floats), np.float32), np.zeros(1, np.int64)
-        first = POSITION - tokens
+        first, block = POSITION - tokens, routines("f16")[2]
 
         def call(copy: int) -> None:
-            attention(out, 0, qkv, caches[copy], offsets, sinks, first, window, scratch, address(counter))
+            attention(
+                out, 0, qkv, caches[copy], offsets, sinks, first, window, scratch, address(counter), block
+            )
 
         seconds, _ = self.time([partial(call, copy) for copy in range(copies)], threads)
         seen = sum(min(first + t + 1, window or POSITION) for t in range(tokens))

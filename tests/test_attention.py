@@ -11,7 +11,7 @@ import pytest
 from support import naive
 from support.tiled import address, from_blocks
 
-from localoss.kernels.attention import attention
+from localoss.kernels.attention import attention, routines
 from localoss.kernels.kv_store import SCALES, rotate_and_store
 from localoss.model.kv_cache import LayerCache
 from localoss.plan.sizes import attention_scratch_floats
@@ -76,19 +76,19 @@ class Conversation:
         self._check_stored(qkv, before, cos, sin)
 
         out = np.full((heads * d // 32, tokens + 2 * GUARD, 32), np.nan, np.float32)
-        counter, sinks = np.zeros(1, np.int64), self.sinks.view()
-        sinks.flags.writeable = False  # as a model's: another type, for which all would be compiled once more
+        counter, (_, _, block) = np.zeros(1, np.int64), routines(self.dtype)
         attention(
             out,
             GUARD,
             qkv.reshape(tokens, -1),
             self.cache.arrays,
             self.offsets,
-            sinks,
+            self.sinks,
             position,
             shape.window,
             self.scratch,
             address(counter),
+            block,
         )
         assert np.isnan(out[:, :GUARD]).all() and np.isnan(out[:, -GUARD:]).all()
         expected = [self._attend(qkv[t], position + t) for t in range(tokens)]

@@ -2,18 +2,17 @@
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from threading import Thread
-from types import MappingProxyType, SimpleNamespace
-from typing import Any
+from types import SimpleNamespace
 
 import numpy as np
 
 from localoss import kernels
 from localoss.engine.sampler import Sampler
-from localoss.kernels import compiled, isa
+from localoss.kernels import attention, compiled, isa
 from localoss.model.adapters import blank_adapters
 from localoss.model.forward import Chunk, Model
 from localoss.model.kv_cache import KVCache
@@ -66,39 +65,31 @@ def warm_up(form: KernelForm, threads: int, report: Callable[[str], None] = lamb
     with kernels.reporting_compiled(report):
         if folder.has_all(str(form)) is False:
             if usual_threads() > 1:
-                with _compiled_beside(form, threads, report):
-                    _run(form, threads, replace_calls=_ATTENTION)
+                with _compiled_beside(form, report):
+                    _run(form, threads, with_attention=False)
             _run(form, threads)
             folder.note_all(str(form))
         else:
             _run(form, threads)
 
 
-# Calls that a process leaves out, each with what it gives: these two halves take about as long.
-_ATTENTION: dict[str, Any] = {"attend": None}
-_ALL_ELSE: dict[str, Any] = {
-    "norm_and_multiply": None, "multiply": None, "route": 0, "score_experts": None, "run_experts": None
-}  # fmt: skip
-
-
 _BESIDE = """
 import sys
 sys.path[:] = {path!r}
-from localoss.engine.warmup import compile_half
-compile_half()
+from localoss.engine.warmup import compile_attention
+compile_attention()
 """
 
 
 @contextmanager
-def _compiled_beside(form: KernelForm, threads: int, report: Callable[[str], None]) -> Iterator[None]:
-    """Meanwhile a process of its own compiles attention and the sampler; waits for it at the end.
+def _compiled_beside(form: KernelForm, report: Callable[[str], None]) -> Iterator[None]:
+    """Meanwhile a process of its own compiles attention and the sampler, half of all; waits for it.
 
     What it couldn't do is done here, then: nothing hangs on it.
     """
-    words = [form.kv_dtype, str(int(form.is_exact)), str(int(form.has_adapters)), str(threads)]
     try:
         child = subprocess.Popen(
-            [sys.executable, "-c", _BESIDE.format(path=sys.path), *words],
+            [sys.executable, "-c", _BESIDE.format(path=sys.path), form.kv_dtype],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -125,36 +116,39 @@ def _compiled_beside(form: KernelForm, threads: int, report: Callable[[str], Non
         reading.join()
 
 
-def compile_half() -> None:
-    """What the second process runs: its arguments are a form and the threads; names go to stdout."""
-    kv_dtype, is_exact, has_adapters, threads = sys.argv[1:]
-    form = KernelForm(kv_dtype, is_exact == "1", has_adapters == "1")
+def compile_attention() -> None:
+    """What the second process runs: its argument is the type of caches; names go to stdout."""
     to_parent = kernels.reporting_compiled(lambda name: print(name, flush=True))
     with suppress(BrokenPipeError, KeyboardInterrupt), to_parent:
-        _run(form, int(threads), replace_calls=_ALL_ELSE)
+        attention.routines(sys.argv[1])
+        _draw()
 
 
-def _run(form: KernelForm, threads: int, replace_calls: Mapping[str, Any] = MappingProxyType({})) -> None:
-    """Run one token, which calls every kernel but those to replace; these give what stands there."""
-    has_sampler = not replace_calls or replace_calls is _ALL_ELSE
+def _run(form: KernelForm, threads: int, with_attention: bool = True) -> None:
+    """Run one token, which calls every kernel, or all but attention and the sampler."""
     weights = blank_weights(_TINY, Dtypes())
     if form.has_adapters:
         weights = replace(weights, adapters=blank_adapters(_TINY))
     model = Model(_TINY, weights, threads, form.is_exact, max_tokens=1)
-    stubs = {name: lambda *arguments, given=given: given for name, given in replace_calls.items()}
-    for caller in model.kernel_callers if stubs else []:
-        caller.kernels = SimpleNamespace(**(vars(caller.kernels) | stubs))
     adapters = [None, weights.adapters.find(None)] if weights.adapters else [None]
-    for adapter in adapters if stubs else [None, *adapters]:  # twice: layers run at once from then on
+    if with_attention:
+        adapters.insert(0, None)  # layers run at once from the second time on
+    else:
+        for caller in model.kernel_callers:
+            caller.kernels = SimpleNamespace(**vars(caller.kernels) | {"attend": lambda *arguments: None})
+    for adapter in adapters:
         x = model.forward([Chunk([0], 0, KVCache(_TINY, 64, 1, form.kv_dtype), adapter)])
-        logits = model.logits(x, adapters=[adapter])
-    if not has_sampler:
-        return
-    logits[:] = 0  # without products they are whatever was in memory
+        model.logits(x, adapters=[adapter])
+    if with_attention:
+        _draw()
+
+
+def _draw() -> None:
+    """Draw a token in every way."""
     greedy, all_cuts = (
         SamplingParams(temperature=0),
         SamplingParams(top_k=1, top_p=0.5, min_p=0.5, presence_penalty=1, logit_bias=((0, 1.0),)),
     )
-    sampler = Sampler(_TINY.vocab)
+    sampler, logits = Sampler(_TINY.vocab), np.zeros(_TINY.vocab, np.float32)
     for params in (greedy, all_cuts):
-        sampler.choose(logits[0].copy(), params, np.random.default_rng(0), history=sampler.history([0]))
+        sampler.choose(logits, params, np.random.default_rng(0), history=sampler.history([0]))

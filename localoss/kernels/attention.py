@@ -10,13 +10,16 @@ out. It is decoded a block at a time.
 Parameters named after buffers are addresses, unless their description says "array".
 """
 
+from functools import lru_cache
+
 import numpy as np
 from numba import prange, types
 from numba.extending import overload
 
 from localoss.kernels import isa
+from localoss.kernels.calls import Routine, call
 from localoss.kernels.isa.common import force_inline
-from localoss.kernels.kv_store import SCALES, turn_bias
+from localoss.kernels.kv_store import SCALES, rotate_and_store, turn_bias
 from localoss.kernels.simd import (
     add,
     div,
@@ -54,7 +57,7 @@ from localoss.kernels.wide import (
     store_f32w,
     store_tile,
 )
-from localoss.plan.sizes import CACHE_GROUP, KEY_LANES, KEYS_AT_ONCE, QUERIES_AT_ONCE
+from localoss.plan.sizes import CACHE_GROUP, KEY_LANES, KEYS_AT_ONCE, KV_NUMPY_DTYPES, QUERIES_AT_ONCE
 
 
 def _load_values(cache, address):
@@ -305,14 +308,14 @@ def _attend_block(out, out_first, qkv, cache, offsets, sinks, position, chunk, w
 
 
 @parallel_in_order
-def attention(out, out_first, qkv, cache, offsets, sinks, position, window, scratch, counter):
+def attention(out, out_first, qkv, cache, offsets, sinks, position, window, scratch, counter, block):
     """Write each query's attention over its sequence's cache to `out`, block by block.
 
     Arrays: out (H * head_dim / 32, ≥ out_first + T, 32) f32, of which tokens out_first, … are overwritten;
     qkv (T, (H + 2K) * head_dim) f32 with rotated queries, of positions `position`, position + 1, …, already
     in the cache; cache: the layer's arrays; offsets: see kv_store.py; sinks (H,) f32; scratch (threads,
-    attention_scratch_floats()) f32; counter: the address of an i64. window: 0 for full attention. Sums in
-    f32. Oracle: tests/support/naive.py.
+    attention_scratch_floats()) f32. counter: the address of an i64; block: that of _attend_block, see
+    routines. window: 0 for full attention. Sums in f32. Oracle: tests/support/naive.py.
     """
     kv_heads = cache[1].shape[0]
     tokens = len(qkv)
@@ -325,17 +328,27 @@ def attention(out, out_first, qkv, cache, offsets, sinks, position, window, scra
                 break
             first = work // kv_heads * QUERIES_AT_ONCE
             count = min(QUERIES_AT_ONCE, tokens - first)
-            _attend_block(
-                out,
-                out_first,
-                qkv,
-                cache,
-                offsets,
-                sinks,
-                position,
-                (first, count),
-                window,
-                work % kv_heads,
-                scratch[thread],
-                len(scratch),
-            )
+            chunk, k = (first, count), work % kv_heads
+            own = (out, out_first, qkv, cache, offsets, sinks, position, chunk, window, k)
+            call(block, (*own, scratch[thread], len(scratch)))
+
+
+@lru_cache
+def routines(kv_dtype):
+    """Addresses, for caches of `kv_dtype`, of rotate_and_store, attention, and the block that it calls."""
+    number, floats = getattr(types, KV_NUMPY_DTYPES[kv_dtype]), types.float32
+    octets = types.uint8
+
+    def array(kind, dimensions):
+        return types.Array(kind, dimensions, "C")
+
+    cache = types.Tuple(
+        (array(number, 4), array(number, 3), array(octets, 4), array(octets, 4), array(octets, 3))
+    )
+    offsets = types.Tuple((array(floats, 2), array(floats, 3), array(floats, 3)))
+    place, row, rows = types.int64, array(floats, 1), array(floats, 2)
+    taken = (array(floats, 3), place, rows, cache, offsets, row, place)  # from out to position
+    block = Routine(_attend_block, *taken, types.UniTuple(place, 2), place, place, row, place)
+    whole = Routine(attention, *taken, place, rows, place, place)
+    stored = Routine(rotate_and_store, rows, cache, rows, rows, offsets, place, place)
+    return stored.address, whole.address, block.address

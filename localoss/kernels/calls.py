@@ -1,8 +1,7 @@
 """Kernels that compiled code calls by their address.
 
-Numba compiles what a function calls once more with the function, and again with whoever calls that. For the
-innermost loops this was most of the compiling of a first start. By address the machine code is there once, and
-is the same, to the last bit, for everybody who calls it.
+Numba compiles what a function calls once more with the function, and again with whoever calls that: a quarter
+of a first start. By address the machine code is there once, the same for everybody, to the last bit.
 """
 
 from functools import cached_property

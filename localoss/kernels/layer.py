@@ -15,10 +15,8 @@ from numba import carray, types
 from localoss.kernels import activations, experts
 from localoss.kernels.activations import route as choose_experts
 from localoss.kernels.activations import sort_by_expert
-from localoss.kernels.attention import attention
 from localoss.kernels.calls import Routine, call
 from localoss.kernels.experts import list_active
-from localoss.kernels.kv_store import rotate_and_store
 from localoss.kernels.low_rank import DOWN, GATE_UP, expand_for_experts, reduce_for_experts
 from localoss.kernels.low_rank import add_low_rank as add_low_rank
 from localoss.kernels.matmul import matmul
@@ -127,13 +125,16 @@ def norm_and_multiply(out, x, weight, eps, tiles, tokens, work):
 
 
 @jit
-def attend(out, out_first, qkv, cache, angles, offsets, sinks, position, window, scratch, counter):
+def attend(out, out_first, qkv, cache, angles, offsets, sinks, position, window, scratch, counter, run):
     """Rotate and store the new positions of one sequence, then attend.
 
-    Parameters: see attention.py and kv_store.py, whose cos and sin are `angles`.
+    run: attention.routines of the cache's type. All else: see attention.py and kv_store.py, whose cos and sin
+    are `angles`.
     """
-    rotate_and_store(qkv, cache, *angles, offsets, position, len(sinks))
-    attention(out, out_first, qkv, cache, offsets, sinks, position, window, scratch, counter)
+    store, attention, block = run
+    cos, sin = angles
+    call(store, (qkv, cache, cos, sin, offsets, position, len(sinks)))
+    call(attention, (out, out_first, qkv, cache, offsets, sinks, position, window, scratch, counter, block))
 
 
 @jit

@@ -88,7 +88,7 @@ def _tiles(row, first):
 
 
 @jit
-def _attend_all(attend, row, index, sequences, keys, shape, places, tokens):
+def _attend_all(attend, attending, row, index, sequences, keys, shape, places, tokens):
     """Each sequence's attention over its own cache, in layer `index` whose row this is."""
     half, heads = shape.head_dim // 2, shape.kv_heads
     columns = (shape.heads + 2 * heads) * shape.head_dim
@@ -110,22 +110,36 @@ def _attend_all(attend, row, index, sequences, keys, shape, places, tokens):
             carray(to_pointer(own[SIN]), (count, half), np.float32),
         )
         arrays = _cache_arrays(keys, cache, cache[5], shape)
-        window, counter = row[WINDOW], places.counter
+        window, counter, rows = row[WINDOW], places.counter, (out, own[FIRST], qkv)
         call(
             attend,
-            (out, own[FIRST], qkv, arrays, angles, offsets, sinks, own[POSITION], window, scratch, counter),
+            (*rows, arrays, angles, offsets, sinks, own[POSITION], window, scratch, counter, attending),
         )
 
 
 @jit
 def run_layers(
-    kernels, x, tokens, span, layers, sequences, keys, shape, places, experts, numbers, buffers, work
+    kernels,
+    attending,
+    x,
+    tokens,
+    span,
+    layers,
+    sequences,
+    keys,
+    shape,
+    places,
+    experts,
+    numbers,
+    buffers,
+    work,
 ):
     """Bring x (tokens, D) f32 through layers span[0] to span[1] - 1, and write the sequences' caches.
 
-    kernels: EntryPoints, shape: Shape, places: Places, as plain tuples. layers (L, LAYER_FIELDS), sequences
-    (n, SEQUENCE_FIELDS): i64 arrays. keys: an array of the type of caches' numbers. experts: gate_up and down
-    as tiles of offsets. numbers: the norms' eps, SwiGLU's alpha and limit. The rest: see layer.py.
+    kernels: EntryPoints, shape: Shape, places: Places, as plain tuples. attending: attention.routines.
+    layers (L, LAYER_FIELDS), sequences (n, SEQUENCE_FIELDS): i64 arrays. keys: an array of the type of
+    caches' numbers. experts: gate_up and down as tiles of offsets. numbers: the norms' eps, SwiGLU's alpha
+    and limit. The rest: see layer.py.
     """
     run, its_shape, at = EntryPoints(*kernels), Shape(*shape), Places(*places)
     eps, alpha, limit = numbers
@@ -136,7 +150,7 @@ def run_layers(
             run.norm_and_multiply,
             (at.qkv, x, row[ATTENTION_NORM], eps, _tiles(row, QKV), tokens, work),
         )
-        _attend_all(run.attend, row, np.int64(index), sequences, keys, its_shape, at, tokens)
+        _attend_all(run.attend, attending, row, np.int64(index), sequences, keys, its_shape, at, tokens)
         call(run.multiply, (x, _tiles(row, OUTPUT), tokens, np.bool_(True), work))
         bias = carray(to_pointer(row[ROUTER_BIAS]), its_shape.experts, np.float32)
         norm = (row[MLP_NORM], eps)

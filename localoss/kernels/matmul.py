@@ -6,8 +6,8 @@ are addresses, numbers, and plain tuples of them:
     tiles    (kind, codes, scales, bias, groups, blocks): a matrix of 8 * groups rows and 32 * blocks columns.
              bias (8 * groups,) f32, or 0 for none. kind, codes, scales: see products.py.
     inputs   (exact, x, x_scales): x (blocks, T, 32) f32 if exact, else int8 with x_scales (blocks, T) f32.
-    workers  (threads, scratch, counter, panel): scratch (threads, SCRATCH_BYTES), counter an i64, panel PANELS'
-             address: see calls.py.
+    workers  (threads, scratch, counter, panel): scratch (threads, SCRATCH_BYTES), counter an i64; PANELS'
+             address, see calls.py.
 """
 
 from numba import prange, types

@@ -40,7 +40,8 @@ def load(work, logits):
     source, target = logits.ctypes.data, work.ctypes.data
     top = splat_f32(-np.inf)
     in_eights = len(logits) // 8 * 8
-    work[in_eights : len(logits)] = logits[in_eights:]
+    for i in range(in_eights, len(logits)):  # a slice's assignment takes Numba a second to compile
+        work[i] = logits[i]
     for i in range(0, in_eights, 8):
         here = load_f32x8(source + 4 * i)
         store_f32x8(target + 4 * i, here)
@@ -108,6 +109,28 @@ def to_weights(weights, logits, temperature):
 
 
 @jit
+def _sift(heap, n, weights, at):
+    """Bring the token at place `at` of a heap of `n` tokens to where it belongs: the heaviest is the root.
+
+    A heap, not argsort: Numba takes a second to compile that.
+    """
+    token = heap[at]
+    while 2 * at + 1 < n:
+        child = 2 * at + 1
+        if child + 1 < n and _comes_before(weights, heap[child + 1], heap[child]):
+            child += 1
+        if _comes_before(weights, token, heap[child]):
+            break
+        heap[at], at = heap[child], child
+    heap[at] = token
+
+
+@jit
+def _comes_before(weights, a, b):
+    return weights[a] > weights[b] or (weights[a] == weights[b] and a < b)
+
+
+@jit
 def keep_prefix(weights, most, mass):
     """Zero all but the shortest prefix, of at most `most` tokens, whose weights add up to `mass`; give their
     sum.
@@ -123,21 +146,22 @@ def keep_prefix(weights, most, mass):
     while cut > 0 and kept + counts[cut] < most and total + masses[cut] < mass:
         kept, total, cut = kept + counts[cut], total + masses[cut], cut - 1
 
-    inside = np.empty(counts[cut], np.int64)  # the tokens of the bin with the cut
+    inside = np.empty(counts[cut], np.int64)  # the tokens of the bin with the cut, the first one at the root
     n = 0
-    for i in range(len(weights)):
-        if _bin(bits[i]) == cut and weights[i] > 0:
-            inside[n] = i
-            n += 1
-    inside = inside[:n]
-    order = inside[np.argsort(-weights[inside], kind="mergesort")]
-    n = 0
-    while n < len(order) and kept < most and total < mass:
-        kept, total, n = kept + 1, total + weights[order[n]], n + 1
     for i in range(len(weights)):
         if _bin(bits[i]) < cut:
             weights[i] = 0.0
-    weights[order[n:]] = 0.0
+        elif _bin(bits[i]) == cut and weights[i] > 0:
+            inside[n] = i
+            n += 1
+    for at in range(n // 2 - 1, -1, -1):
+        _sift(inside, n, weights, at)
+    while n > 0 and kept < most and total < mass:
+        kept, total, n = kept + 1, total + weights[inside[0]], n - 1
+        inside[0] = inside[n]
+        _sift(inside, n, weights, 0)
+    for i in range(n):
+        weights[inside[i]] = 0.0
     return total
 
 

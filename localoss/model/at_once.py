@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from localoss.kernels import attention
 from localoss.kernels import layers as kernels
 from localoss.kernels.calls import entry_point
 from localoss.kernels.layers import EntryPoints, Places, Shape
@@ -43,7 +44,7 @@ class AtOnce:
         expert_buffers: tuple[int, ...],
     ) -> None:
         """numbers: the norms' eps, SwiGLU's alpha and limit."""
-        self._entries: dict[np.dtype[Any], tuple[int, ...]] = {}  # EntryPoints by the type of caches
+        self._entries: dict[str, tuple[int, ...]] = {}  # EntryPoints by the type of caches
         self._layers = np.array(
             [
                 _layer_fields(layer, config.sliding_window if is_sliding else 0)
@@ -84,7 +85,7 @@ class AtOnce:
         )
 
     def is_ready(self, cache: KVCache) -> bool:
-        return cache.numbers.dtype in self._entries
+        return cache.kv_dtype in self._entries
 
     @contextmanager
     def listening(self, caller: KernelCaller, cache: KVCache) -> Iterator[None]:
@@ -104,7 +105,7 @@ class AtOnce:
         finally:
             caller.kernels = before
         entries = {name: entry_point(getattr(before, name), given) for name, given in called.items()}
-        self._entries[cache.numbers.dtype] = tuple(EntryPoints(**entries))
+        self._entries[cache.kv_dtype] = tuple(EntryPoints(**entries))
 
     def sequences(self, rows: Sequence[Rows]) -> NDArray[np.int64]:
         """What kernels.layers wants to know of each sequence; good for as long as `rows` are there."""
@@ -120,8 +121,10 @@ class AtOnce:
         self, x: int, tokens: int, span: tuple[int, int], sequences: NDArray[np.int64], cache: KVCache
     ) -> None:
         """Bring the rows from address `x` on through layers span[0] to span[1] - 1. cache: one of theirs."""
-        entries = self._entries[cache.numbers.dtype]
-        kernels.run_layers(entries, x, tokens, span, self._layers, sequences, cache.numbers, *self._fixed)
+        entries, attending = self._entries[cache.kv_dtype], attention.routines(cache.kv_dtype)
+        kernels.run_layers(
+            entries, attending, x, tokens, span, self._layers, sequences, cache.numbers, *self._fixed
+        )
 
 
 def _layer_fields(layer: Layer, window: int) -> tuple[int, ...]:

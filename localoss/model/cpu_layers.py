@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from localoss.errors import Cancelled
+from localoss.kernels import attention
 from localoss.kernels import layer as kernels
 from localoss.model.at_once import AtOnce
 from localoss.model.buffers import Buffers
@@ -208,6 +209,7 @@ class CpuLayers:
                 window,
                 b.attention_scratch,
                 b.at.counter,
+                attention.routines(part.cache.kv_dtype),
             )
         self.kernels.multiply(x, layer.output.tiles, tokens, True, work)
         if chunk.adapted:

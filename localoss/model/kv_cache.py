@@ -66,7 +66,7 @@ class LayerCaches:
     """
 
     def __init__(self, layers: list[LayerCaching], kv_dtype: str) -> None:
-        self.layers = layers
+        self.layers, self.kv_dtype = layers, kv_dtype
         self.numbers: Array = np.empty(0, KV_NUMPY_DTYPES[kv_dtype])
         self.list_places()
 
@@ -99,7 +99,7 @@ class KVCache(LayerCaches):
         stacks: Sequence[LayerStack] = (),
     ):
         """stacks: the model's; none for a cache that lies in this machine's memory. Raises: DeviceLost."""
-        self._config, self._kv_dtype = config, kv_dtype
+        self._config, self.kv_dtype = config, kv_dtype
         self._slots = layer_slots(config, context_tokens, chunk_tokens)
         self.window = config.sliding_window
         self.ring_slots = min(self._slots)
@@ -130,7 +130,7 @@ class KVCache(LayerCaches):
         self.list_places()
 
     def _of(self, stack: LayerStack) -> Sequence[LayerCaching]:
-        return stack.new_caches(self._slots[stack.first : stack.first + stack.count], self._kv_dtype)
+        return stack.new_caches(self._slots[stack.first : stack.first + stack.count], self.kv_dtype)
 
     def copy(self, other: "KVCache", end: int) -> None:
         """Hold what `other`, a cache of the same kind, holds of the positions before `end`; of rings all."""

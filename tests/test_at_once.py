@@ -43,9 +43,9 @@ def test_a_token_is_one_call(engine, monkeypatch):
     sequence, spans = engine.sequence(), []
     engine.prefill(sequence, TOKENS[:2])
 
-    def noted(entries, x, tokens, span, *others):
+    def noted(entries, attending, x, tokens, span, *others):
         spans.append(span)
-        layers.run_layers(entries, x, tokens, span, *others)
+        layers.run_layers(entries, attending, x, tokens, span, *others)
 
     monkeypatch.setattr(at_once, "kernels", SimpleNamespace(run_layers=noted))
     engine.prefill(sequence, TOKENS[:3])

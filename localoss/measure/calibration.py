@@ -117,6 +117,8 @@ class _MeasuredLayer(CpuLayers):
     sums, counts: by the matrix's name, (C,) f64 and () i64, for experts (E, C) and (E, 1).
     """
 
+    acts_between = True
+
     def __init__(
         self, config: ModelConfig, weights: Weights, rope: Rope, buffers: Buffers, first: int, count: int
     ):

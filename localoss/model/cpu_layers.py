@@ -39,6 +39,7 @@ class CpuLayers:
     """Layers `first` to first + count - 1 on the CPU: a LayerStack. One at a time: it works in `buffers`."""
 
     unembeds = False  # Model does it, on the CPU as well
+    acts_between = False  # whether a class that inherits does something between the kernels of a layer
     # Told each layer's index, the row of the pass at which these begin, and (T, A) i32 ids of experts.
     routed: Callable[[int, int, NDArray[np.int32]], None] | None = None
 
@@ -97,7 +98,7 @@ class CpuLayers:
     def _needs_no_look(self, chunk: RowChunk) -> bool:
         """Whether nothing has to be done between the kernels of a layer."""
         is_watched = self.routed is not None or self.expert_counts is not None or self.kernels is not kernels
-        return not (chunk.adapted or is_watched)
+        return not (self.acts_between or chunk.adapted or is_watched)
 
     def _run_at_once(self, chunk: RowChunk, cancelled: Callable[[], bool]) -> None:
         """All layers in one compiled call; one by one for a prompt, which takes long enough to be stopped."""

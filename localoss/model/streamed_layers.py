@@ -56,6 +56,8 @@ class StreamedLayers(CpuLayers):
     A pass of several thousand tokens goes through it layer by layer, while the next layer is read.
     """
 
+    acts_between = True  # fetches what was chosen
+
     def __init__(
         self,
         config: ModelConfig,
@@ -90,10 +92,6 @@ class StreamedLayers(CpuLayers):
 
     def close(self) -> None:
         self.cache.close()
-
-    def _needs_no_look(self, chunk: RowChunk) -> bool:
-        """Experts are fetched once they are chosen."""
-        return False
 
     def _run_experts(self, index: int, chunk: RowChunk, count: int) -> None:
         b, cache = self.buffers, self.cache

@@ -7,12 +7,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from threading import Thread
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
 from localoss import kernels
 from localoss.engine.sampler import Sampler
-from localoss.kernels import attention, compiled, isa
+from localoss.kernels import attention, compiled, isa, layer
 from localoss.model.adapters import blank_adapters
 from localoss.model.forward import Chunk, Model
 from localoss.model.kv_cache import KVCache
@@ -66,11 +67,22 @@ def warm_up(form: KernelForm, threads: int, report: Callable[[str], None] = lamb
         if folder.has_all(str(form)) is False:
             if usual_threads() > 1:
                 with _compiled_beside(form, report):
+                    _compile(_LONGEST)
                     _run(form, threads, with_attention=False)
             _run(form, threads)
             folder.note_all(str(form))
         else:
             _run(form, threads)
+
+
+# What each of two processes compiles first, so that neither does what the other one will have done.
+_LONGEST, _OTHERS = ("matmul", "gate_up", "down"), ("rms_norm", "quantize", "add_experts")
+
+
+def _compile(names: tuple[str, ...]) -> None:
+    """Some of what layers call."""
+    for name in names:
+        assert layer.ROUTINES[name].address
 
 
 _BESIDE = """
@@ -83,7 +95,7 @@ compile_attention()
 
 @contextmanager
 def _compiled_beside(form: KernelForm, report: Callable[[str], None]) -> Iterator[None]:
-    """Meanwhile a process of its own compiles attention and the sampler, half of all; waits for it.
+    """Meanwhile a process of its own compiles attention and the sampler; waits for it.
 
     What it couldn't do is done here, then: nothing hangs on it.
     """
@@ -120,6 +132,7 @@ def compile_attention() -> None:
     """What the second process runs: its argument is the type of caches; names go to stdout."""
     to_parent = kernels.reporting_compiled(lambda name: print(name, flush=True))
     with suppress(BrokenPipeError, KeyboardInterrupt), to_parent:
+        _compile(_OTHERS)
         attention.routines(sys.argv[1])
         _draw()
 
@@ -134,8 +147,9 @@ def _run(form: KernelForm, threads: int, with_attention: bool = True) -> None:
     if with_attention:
         adapters.insert(0, None)  # layers run at once from the second time on
     else:
-        for caller in model.kernel_callers:
-            caller.kernels = SimpleNamespace(**vars(caller.kernels) | {"attend": lambda *arguments: None})
+        layers: Any = model.stacks[0]
+        layers.kernels = SimpleNamespace(**vars(layers.kernels) | {"attend": lambda *arguments: None})
+        layers.attention_of = lambda kv_dtype: (0, 0, 0)
     for adapter in adapters:
         x = model.forward([Chunk([0], 0, KVCache(_TINY, 64, 1, form.kv_dtype), adapter)])
         model.logits(x, adapters=[adapter])

@@ -39,6 +39,7 @@ class CpuLayers:
     """Layers `first` to first + count - 1 on the CPU: a LayerStack. One at a time: it works in `buffers`."""
 
     unembeds = False  # Model does it, on the CPU as well
+    attention_of = staticmethod(attention.routines)  # what `attend` calls, by the type of caches
     acts_between = False  # whether a class that inherits does something between the kernels of a layer
     # Told each layer's index, the row of the pass at which these begin, and (T, A) i32 ids of experts.
     routed: Callable[[int, int, NDArray[np.int32]], None] | None = None
@@ -210,7 +211,7 @@ class CpuLayers:
                 window,
                 b.attention_scratch,
                 b.at.counter,
-                attention.routines(part.cache.kv_dtype),
+                self.attention_of(part.cache.kv_dtype),
             )
         self.kernels.multiply(x, layer.output.tiles, tokens, True, work)
         if chunk.adapted:

@@ -104,6 +104,18 @@ def test_a_cancelled_prompt_is_gone_on_with(model, record):
     np.testing.assert_array_equal(streamed.prefill(sequence, prompt), expected)
 
 
+def test_a_long_pass_tells_how_far_it_is(model, record):
+    """It goes through thousands of tokens layer by layer: without a word for minutes, else."""
+    streamed, told = load(model, record, FEW), []
+    prompt = random_tokens(100)
+    streamed.prefill(streamed.sequence(), prompt, progress=lambda done, total: told.append((done, total)))
+    layers = streamed.config.layers
+    assert told == [(0, 100), *((100 * done // layers, 100) for done in range(1, layers)), (100, 100)]
+    told.clear()
+    streamed.prefill(streamed.sequence(), prompt[:30], progress=lambda done, total: told.append(done))
+    assert told == [0, 30], "one chunk"
+
+
 def test_an_unreadable_expert_is_one_error_and_the_conversation_goes_on(model, record, monkeypatch):
     mapped, streamed = localoss.load(model("short"), **OPTIONS), load(model, record, LEAST)
     prompt, sequence = random_tokens(40), streamed.sequence()

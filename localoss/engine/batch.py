@@ -184,6 +184,7 @@ class Batch:
         most = min(cost.values()) + _MOST_LEAD_S
         waiting = min(self._waiting, key=lambda one: (max(cost[one], most), one.used_s))
         began = time.perf_counter()
+        self._tell_layers(waiting.runs)
         try:
             x = waiting.run_on(for_s)
         except Cancelled as error:
@@ -247,8 +248,22 @@ class Batch:
                 room -= len(tokens)
         return runs
 
+    def _tell_layers(self, runs: list[Run]) -> None:
+        """Have those of `runs` told of each layer whose pass takes minutes: thousands of tokens, with experts
+        from the disk.
+        """
+        model = self._passes.model
+        long = [(slot, len(tokens)) for slot, tokens in runs if len(tokens) > model.buffers.tokens]
+
+        def passed(done: int) -> None:
+            for slot, tokens in long:
+                slot.note_layers(tokens, done, model.config.layers)
+
+        model.tell(passed if long else None)
+
     def _run_in_one_go(self, runs: list[Run]) -> None:
         if runs:
+            self._tell_layers(runs)
             try:
                 self._run(runs)
             except Cancelled as error:

@@ -85,6 +85,11 @@ class Slot:
         most = min(context_tokens - len(self.sequence.tokens), room) - 1
         return [self._drawn, *self.lookup.next(most)]
 
+    def note_layers(self, tokens: int, done: int, layers: int) -> None:
+        """Note that a pass over the prompt's next `tokens` tokens is through `done` of `layers` layers."""
+        if self.progress and done < layers:
+            self.progress(len(self.sequence.tokens) + tokens * done // layers, len(self.prompt))
+
     def note_run(self, passes: Passes, tokens: int) -> bool:
         """Note that the last `tokens` tokens were run; whether logits are wanted now."""
         end = len(self.sequence.tokens)

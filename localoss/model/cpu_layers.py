@@ -43,6 +43,7 @@ class CpuLayers:
     acts_between = False  # whether a class that inherits does something between the kernels of a layer
     # Told each layer's index, the row of the pass at which these begin, and (T, A) i32 ids of experts.
     routed: Callable[[int, int, NDArray[np.int32]], None] | None = None
+    passed: Callable[[int], None] | None = None  # told of how many layers a pass is through, one by one
 
     def __init__(
         self, config: ModelConfig, weights: Weights, rope: Rope, buffers: Buffers, first: int, count: int
@@ -126,6 +127,8 @@ class CpuLayers:
                     first = (chunk.x - self.buffers.at.x) // self.buffers.x.strides[0]
                     self.routed(index, first, self.buffers.expert_ids[: chunk.tokens])
                 self._run_experts(index, chunk, count)
+            if self.passed:
+                self.passed(index + 1)
 
     def lend(self, cores: ExpertRunner) -> None:
         """It runs its experts itself."""

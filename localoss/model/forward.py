@@ -112,6 +112,12 @@ class Model:
         self.waiting = passes
         self.buffers.add_streams(passes)
 
+    def tell(self, passed: Callable[[int], None] | None) -> None:
+        """Have `passed` told of how many layers a pass is through, where they are run one by one."""
+        for stack in self.stacks:
+            if isinstance(stack, CpuLayers):
+                stack.passed = passed
+
     def _in_steps(self) -> Iterator[LayerStack]:
         """The stacks, those of the CPU layer by layer."""
         for stack in self.stacks:

@@ -25,7 +25,7 @@ def strict_grammar(schema: Schema, budget: Budget | None = None) -> Grammar:
     try:
         return Grammar(schema, True, budget)
     except UsageError as error:
-        where = next(_culprits(schema, budget), None)
+        where = _culprit(schema, budget)
         if where is None:
             raise
         raise UsageError(f"{where}: {error}") from None
@@ -124,26 +124,46 @@ def _mapped(schema: Any, change: Callable[[Schema], Schema], depth: int = 0) -> 
     return result
 
 
-def _culprits(
-    schema: Any, budget: Budget, root: Any = None, where: str = "", depth: int = 0
-) -> Iterator[str]:
-    """Where a keyword stands that can't be followed: a property's path and the keyword."""
-    if not isinstance(schema, Mapping) or depth > _MAX_DEPTH:
-        return
-    root = schema if root is None else root
-    for key, _ in _unfit(schema, root, budget):
-        yield f"{where or 'the schema'}, {key}"
+def _culprit(schema: Schema, budget: Budget) -> str | None:
+    """Where the innermost part of `schema` stands that can't be followed by itself, and its keyword.
+
+    None if that isn't found within the budget.
+    """
+    definitions: Schema = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
+
+    def fits(part: Any) -> bool:
+        if not isinstance(part, Mapping):
+            return isinstance(part, bool)
+        return _is_grammar(
+            {**definitions, **part} if "$ref" in json.dumps(part) else dict(part), True, budget
+        )
+
+    def innermost(part: Any, where: str, depth: int) -> str:
+        if not isinstance(part, Mapping) or depth > _MAX_DEPTH:
+            return where or "the schema"
+        for step, child in _children(part):
+            if not fits(child):
+                return innermost(child, f"{where}{step}".removeprefix("."), depth + 1)
+        keys = [key for key in part if fits({other: one for other, one in part.items() if other != key})]
+        if keys == ["$ref"] and isinstance(named := target(schema, part["$ref"]), Mapping):
+            return innermost(named, where, depth + 1)
+        return ", ".join([where or "the schema", *keys[:1]])
+
+    try:
+        return innermost(schema, "", 0)
+    except UsageError:
+        return None
+
+
+def _children(schema: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The schemas within `schema`, each with the step that leads to it in a property's path."""
     for key, value in schema.items():
         if key in _NAMED and isinstance(value, Mapping):
-            steps = {name: f"{where}.{name}".lstrip(".") for name in value}
-            for name, one in value.items():
-                yield from _culprits(one, budget, root, steps[name], depth + 1)
+            yield from ((f".{name}", one) for name, one in value.items())
         elif key in (*_UNIONS, "prefixItems", "items") and isinstance(value, list):
-            for index, one in enumerate(value):
-                yield from _culprits(one, budget, root, f"{where}.{key}[{index}]".lstrip("."), depth + 1)
+            yield from ((f".{key}[{index}]", one) for index, one in enumerate(value))
         elif key in _CHILDREN:
-            step = "[]" if key == "items" else f".{key}"
-            yield from _culprits(value, budget, root, f"{where}{step}".lstrip("."), depth + 1)
+            yield ("[]" if key == "items" else f".{key}"), value
 
 
 def _unfit(schema: Mapping[str, Any], root: Any, budget: Budget) -> Iterator[tuple[str, Any]]:
@@ -163,10 +183,14 @@ def _unfit(schema: Mapping[str, Any], root: Any, budget: Budget) -> Iterator[tup
 
 def _compiles(key: str, value: Any, budget: Budget) -> bool:
     """Whether a keyword can be followed by itself."""
+    return _is_grammar({"type": "string", key: value} if key != "type" else {key: value}, False, budget)
+
+
+def _is_grammar(schema: Schema, strict: bool, budget: Budget) -> bool:
+    """Raises: UsageError once the budget is spent."""
     budget.check()
-    schema = {"type": "string", key: value} if key != "type" else {key: value}
     try:
-        Grammar(schema, False, budget)
+        Grammar(schema, strict, budget)
     except UsageError:
         return False
     return True

@@ -4,18 +4,23 @@ from collections.abc import Sequence
 
 
 class StopFinder:
-    """Passes text on until one of `stops` stands in it; what may be the beginning of one is held back."""
+    """Passes text on until one of `stops` stands in it; what may be the beginning of one is held back.
+
+    found: the one that did.
+    """
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = [stop for stop in stops if stop]
         self._held = ""
+        self.found: str | None = None
 
     def push(self, text: str) -> tuple[str, bool]:
         """More text: what may be passed on, and whether a stop was found, which ends it."""
         self._held += text
-        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        found = [(at, stop) for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if found:
-            return self._take(min(found)), True
+            first, self.found = min(found, key=lambda pair: pair[0])
+            return self._take(first), True
         return self._take(len(self._held) - self._may_begin_a_stop()), False
 
     def finish(self) -> str:

@@ -30,7 +30,7 @@ from localoss.server.core.errors import anthropic_body
 from localoss.server.core.fields import note_unknown
 from localoss.server.core.keys import Client, client_of
 from localoss.server.core.models import acquire
-from localoss.server.core.schemas import STREAMS, effort_of
+from localoss.server.core.schemas import STREAMS, asks_no_thinking, effort_of
 from localoss.server.core.service import (
     Service,
     event_stream,
@@ -74,7 +74,8 @@ async def count_tokens(body: CountRequest, request: Request) -> Response:
 async def _question(service: Service, body: CountRequest, toolbox: Toolbox, client: Client) -> Question:
     """Raises: ApiError."""
     config, thinking = body.output_config, body.thinking
-    wanted = Format(config.format.schema_, strict=True) if config and config.format else None
+    asked = config.format if config and config.format else body.output_format
+    wanted = Format(asked.schema_, strict=True) if asked else None
     rules = await compiled_rules(toolbox, wanted)
     budget = thinking.budget_tokens if thinking else None
     rules = replace(rules, think_budget=service.think_budget(budget))
@@ -82,7 +83,7 @@ async def _question(service: Service, body: CountRequest, toolbox: Toolbox, clie
     if wanted:
         instructions.append(wanted.instructions)
     effort = config.effort if config else None
-    if effort is None and thinking and thinking.type == "disabled":
+    if effort is None and thinking and asks_no_thinking(thinking.type):
         effort = "low"
     setup = ChatSetup(effort_of(effort), "\n\n".join(instructions) or None, toolbox.functions)
     return Question(await service.prompt(setup, messages, "messages"), setup, rules)
@@ -162,9 +163,8 @@ class _Message:
         self._service.note(done)
         if self._is_in_call:  # it was cut
             yield self._event("content_block_stop")
-        stops = self._body.stop_sequences or []
-        reason = "stop_sequence" if done.is_stopped else _REASONS[done.reason]
-        sequence = stops[0] if done.is_stopped and len(stops) == 1 else None
+        sequence = done.stop
+        reason = _REASONS[done.reason] if sequence is None else "stop_sequence"
         usage = _usage(done.usage)
         self._message |= {"stop_reason": reason, "stop_sequence": sequence, "usage": usage}
         delta = {"stop_reason": reason, "stop_sequence": sequence}

@@ -1,6 +1,7 @@
 """Anthropic's messages and tools become harmony's messages and the toolbox that all APIs share."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -9,7 +10,7 @@ from localoss.chat.harmony import Message
 from localoss.chat.tools import KeyThoughts, call_message, result_message
 from localoss.server.anthropic.schemas import Block, Content, CountRequest, SentMessage
 from localoss.server.chat.prompts import arguments_text
-from localoss.server.core.content import text_of
+from localoss.server.core.content import json_unless_parts, text_of
 from localoss.server.core.errors import ApiError
 from localoss.server.core.toolbox import Toolbox, model_name, open_toolbox
 
@@ -29,6 +30,8 @@ def toolbox_of(body: CountRequest) -> Toolbox:
 
 def _definition(tool: dict[str, Any]) -> dict[str, Any]:
     """A tool in the form of the responses API; what has another type is one that Anthropic's servers run."""
+    if tool.get("type") == "function":  # OpenAI's form
+        return tool
     if tool.get("type") not in (None, "custom"):
         return {"type": str(tool["type"])}
     return {
@@ -72,8 +75,8 @@ class _Converter:
         for block in blocks:
             if block.type == "tool_result":
                 name = self._names.get(block.tool_use_id or "", "unknown")
-                self.messages.append(result_message(name, text_of(_inner(block.content, where), where)))
-        rest = [block for block in blocks if block.type != "tool_result"]
+                self.messages.append(result_message(name, text_of(_inner(block.content), where)))
+        rest = [_as_text(block) for block in blocks if block.type != "tool_result"]
         if rest or not blocks:
             self.messages.append(Message("user", text_of(rest, where, is_new)))
 
@@ -101,11 +104,28 @@ def _blocks(content: Content) -> list[Block]:
     return [Block(type="text", text=content)] if isinstance(content, str) else content
 
 
-def _inner(content: Any, where: str) -> Content | None:
-    """A tool result's content. Raises: ApiError for what is neither text nor blocks."""
+def _inner(content: Any) -> Content | None:
+    """A tool result's content; what is neither text nor blocks as JSON."""
+    content = json_unless_parts(content)
     if content is None or isinstance(content, str):
         return content
     try:
-        return [Block.model_validate(block) for block in content]
-    except (ValidationError, TypeError):
-        raise ApiError(f"{where}: a tool_result's content must be text or blocks", param=where) from None
+        return [_as_text(Block.model_validate(block)) for block in content]
+    except ValidationError:
+        return json.dumps(content, ensure_ascii=False)
+
+
+def _as_text(block: Block) -> Block:
+    """`block`, or the text of one that has its text within: a document as text, a search's result."""
+    if block.type == "document" and isinstance(block.source, Mapping):
+        inner = block.source.get("data" if block.source.get("type") == "text" else "content")
+    elif block.type == "search_result":
+        inner = block.content
+    else:
+        return block
+    if isinstance(inner, list):
+        texts = [one.get("text") for one in inner if isinstance(one, Mapping)]
+        inner = "\n".join(text for text in texts if isinstance(text, str))
+    if not isinstance(inner, str):
+        return block
+    return Block(type="text", text=f"{block.title}\n\n{inner}" if block.title else inner)

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from localoss.server.core.schemas import Known, Sampled, Schema, Tolerant
+from localoss.server.core.schemas import Effort, Items, Known, Sampled, Schema, Tolerant
 
 _MAX_BLOCKS, _MAX_MESSAGES, _MAX_TOOLS = 32_768, 32_768, 1024
 
@@ -17,7 +17,9 @@ class Block(Tolerant):
     thinking: str | None = None
     id: Annotated[str | None, Field(max_length=256)] = None
     name: Annotated[str | None, Field(max_length=256)] = None
-    input: dict[str, Any] | None = None
+    input: str | dict[str, Any] | Items[Any] | None = None
+    source: Any = None
+    title: str | None = None
     tool_use_id: Annotated[str | None, Field(max_length=256)] = None
     content: Any = None
     is_error: bool | None = None
@@ -48,7 +50,7 @@ class OutputFormat(Tolerant):
 
 
 class OutputConfig(Known):
-    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
+    effort: Effort = None
     format: OutputFormat | None = None
 
 
@@ -59,6 +61,7 @@ class CountRequest(Sampled):
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
+    output_format: OutputFormat | None = None  # its name before it was output_config.format
     # Without effect here: nothing is billed, and what is cached is found by itself.
     metadata: dict[str, Any] | None = None
     cache_control: dict[str, Any] | None = None

@@ -26,7 +26,16 @@ from localoss.server.core.fields import note_unknown
 from localoss.server.core.keys import Client, client_of
 from localoss.server.core.logprobs import chat_logprobs
 from localoss.server.core.models import acquire
-from localoss.server.core.schemas import STREAMS, effort_of, limit_of, refuse_unless, stops_of
+from localoss.server.core.schemas import (
+    STREAMS,
+    JsonSchemaFormat,
+    Schema,
+    asks_no_thinking,
+    effort_of,
+    limit_of,
+    refuse_unless,
+    stops_of,
+)
 from localoss.server.core.service import (
     Choices,
     Service,
@@ -72,7 +81,7 @@ async def _questions(service: Service, body: ChatRequest, toolbox: Toolbox, clie
     wanted = _format(body.response_format)
     rules = await compiled_rules(toolbox, wanted)
     effort = _effort(body)
-    rules = replace(rules, think_budget=service.think_budget(body.think_budget, effort))
+    rules = replace(rules, think_budget=service.think_budget(_think_budget(body), effort))
     instructions, messages = split_instructions(
         convert_messages(body.messages, service.thoughts.of(client.key))
     )
@@ -97,19 +106,39 @@ async def _questions(service: Service, body: ChatRequest, toolbox: Toolbox, clie
 def _effort(body: ChatRequest) -> str | None:
     """The effort, wherever a client says it."""
     options, reasoning = body.chat_template_kwargs, body.reasoning
+    switches = (
+        body.enable_thinking,
+        reasoning.enabled if reasoning else None,
+        options.enable_thinking if options else None,
+        body.thinking.type if body.thinking else None,
+    )
     return (
         body.reasoning_effort
         or (reasoning.effort if reasoning else None)
         or (options.reasoning_effort if options else None)
+        or ("none" if asks_no_thinking(*switches) else None)
     )
+
+
+def _think_budget(body: ChatRequest) -> int | None:
+    given = (
+        body.think_budget,
+        body.reasoning.max_tokens if body.reasoning else None,
+        body.thinking.budget_tokens if body.thinking else None,
+    )
+    return next((one for one in given if one is not None), None)
+
+
+def _shows_thinking(body: ChatRequest) -> bool:
+    return body.include_reasoning is not False and not (body.reasoning and body.reasoning.exclude)
 
 
 def _format(wanted: ResponseFormat | None) -> Format | None:
     if wanted is None or wanted.type == "text":
         return None
     if wanted.type == "json_object":
-        return JSON_OBJECT
-    given = wanted.json_schema
+        return Format(wanted.schema_) if wanted.schema_ else JSON_OBJECT
+    given = wanted.json_schema or (_unnamed(wanted.schema_))
     if given is None or given.schema_ is None:
         raise ApiError(
             "response_format of type json_schema needs json_schema.schema", param="response_format"
@@ -117,11 +146,15 @@ def _format(wanted: ResponseFormat | None) -> Format | None:
     return Format(given.schema_, given.name, given.description, bool(given.strict))
 
 
+def _unnamed(schema: Schema | None) -> JsonSchemaFormat | None:
+    return JsonSchemaFormat.model_validate({"schema": schema}) if schema else None
+
+
 class _Completion:
     """One request's answer, in OpenAI's words."""
 
     def __init__(self, service: Service, body: ChatRequest, toolbox: Toolbox) -> None:
-        self._service, self._body = service, body
+        self._service, self._body, self._shows_thinking = service, body, _shows_thinking(body)
         self._words = _Words(toolbox, is_older=bool(body.functions and not body.tools))
         self._base = {
             "id": f"chatcmpl-{secrets.token_hex(12)}",
@@ -134,7 +167,8 @@ class _Completion:
         for index, job in enumerate(jobs):
             message = _Message(self._words)
             async for piece in job.items():
-                message.add(piece)
+                if self._is_shown(piece):
+                    message.add(piece)
                 if isinstance(piece, Done):
                     self._service.note(piece)
                     usages.append(piece.usage)
@@ -155,7 +189,7 @@ class _Completion:
                     yield None
                 elif isinstance(piece, dict):
                     yield self._chunk(index, {}) | {"prompt_progress": piece}
-                elif isinstance(piece, Text):
+                elif isinstance(piece, Text) and self._is_shown(piece):
                     chunk = self._chunk(index, _text_delta(piece, joiner.text(piece)), piece=piece)
                     if options and options.continuous_usage_stats:
                         chunk["usage"] = _counts(len(question.prompt), made + piece.generated_tokens)
@@ -170,6 +204,9 @@ class _Completion:
                     yield self._chunk(index, {}, self._words.reason(piece.reason))
         if options and options.include_usage:
             yield {**self._base, "object": "chat.completion.chunk", "choices": [], "usage": _usage(usages)}
+
+    def _is_shown(self, piece: Any) -> bool:
+        return self._shows_thinking or not (isinstance(piece, Text) and piece.part == "thinking")
 
     async def _pieces(self, job: Any, reading: Reading) -> AsyncIterator[Any]:
         """The job's pieces, with None now and then; and how far the prompt is read, if that was asked for."""

@@ -119,7 +119,8 @@ class _Converter:
         if known is not None:
             self.messages += known
         else:
-            if thinking := message.reasoning_content or message.reasoning:
+            thinking = message.reasoning_content or message.reasoning
+            if thinking and isinstance(thinking, str):
                 self.messages.append(Message("assistant", thinking, "analysis"))
             if text or not calls:
                 self.messages.append(Message("assistant", text, "commentary" if calls else "final"))
@@ -134,17 +135,18 @@ def _calls_of(message: ChatMessage) -> Iterator[ToolCall]:
     Raises: ApiError for a name that no function can have.
     """
     for call in message.tool_calls or []:
+        call_id = call.id or ""
         if call.custom:
-            yield ToolCall(call.id, model_name(call.custom.name, None), custom_arguments(call.custom.input))
+            yield ToolCall(call_id, model_name(call.custom.name, None), custom_arguments(call.custom.input))
         elif call.function:
             yield ToolCall(
-                call.id, model_name(call.function.name, None), arguments_text(call.function.arguments)
+                call_id, model_name(call.function.name, None), arguments_text(call.function.arguments)
             )
     if message.function_call:
         name = model_name(message.function_call.name, None)
         yield ToolCall(name, name, arguments_text(message.function_call.arguments))
 
 
-def arguments_text(arguments: str | dict[str, Any] | None) -> str:
+def arguments_text(arguments: str | dict[str, Any] | list[Any] | None) -> str:
     """Arguments as JSON text; some clients send them as an object."""
     return arguments if isinstance(arguments, str) else json.dumps(arguments or {}, ensure_ascii=False)

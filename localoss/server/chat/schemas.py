@@ -2,8 +2,9 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
+from localoss.server.core.content import json_unless_parts
 from localoss.server.core.schemas import (
     MAX_CHOICES,
     MAX_TOP_LOGPROBS,
@@ -14,6 +15,7 @@ from localoss.server.core.schemas import (
     Name,
     Pairs,
     Sampled,
+    Schema,
     Seed,
     Stop,
     StreamOptions,
@@ -25,14 +27,14 @@ from localoss.server.core.schemas import (
 
 
 class ContentPart(Tolerant):
-    type: Name
+    type: Name = "text"
     text: str | None = None
     refusal: str | None = None
 
 
 class CalledFunction(Tolerant):
     name: Name
-    arguments: str | dict[str, Any] | None = None
+    arguments: str | dict[str, Any] | Items[Any] | None = None
 
 
 class CustomCall(Tolerant):
@@ -41,8 +43,8 @@ class CustomCall(Tolerant):
 
 
 class SentCall(Tolerant):
-    id: Name = ""
-    type: Literal["function", "custom"] | None = None
+    id: Name | None = None
+    type: Name | None = None
     function: CalledFunction | None = None
     custom: CustomCall | None = None
 
@@ -55,27 +57,52 @@ class ChatMessage(Tolerant):
     name: Name | None = None
     function_call: CalledFunction | None = None
     refusal: str | None = None
-    reasoning_content: str | None = None
-    reasoning: str | None = None
+    reasoning_content: Any = None
+    reasoning: Any = None
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _as_text(cls, content: Any, known: ValidationInfo) -> Any:
+        """What a tool gave may be any JSON."""
+        return json_unless_parts(content) if known.data.get("role") in ("tool", "function") else content
 
 
-class Reasoning(Tolerant):
-    effort: Effort | None = None
+class Reasoning(Known):
+    """Of OpenRouter's form: enabled, max_tokens and exclude are its own."""
+
+    effort: Effort = None
+    enabled: bool | None = None
+    max_tokens: ThinkBudget = None
+    exclude: bool | None = None
+
+
+class Thinking(Known):
+    """Anthropic's form, which other servers take on this path, too."""
+
+    type: Name | None = None
+    budget_tokens: ThinkBudget = None
 
 
 class TemplateOptions(Known):
-    reasoning_effort: Effort | None = None
+    reasoning_effort: Effort = None
+    enable_thinking: bool | None = None
 
 
 class ResponseFormat(Known):
+    """schema beside json_object is llama.cpp's and others' way to give one."""
+
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchemaFormat | None = None
+    schema_: Annotated[Schema | None, Field(alias="schema")] = None
 
 
 class ChatRequest(Sampled):
     messages: Annotated[Items[ChatMessage], Field(min_length=1)]
-    reasoning_effort: Effort | None = None
+    reasoning_effort: Effort = None
     reasoning: Reasoning | None = None
+    thinking: Thinking | None = None
+    enable_thinking: bool | None = None
+    include_reasoning: bool | None = None
     chat_template_kwargs: TemplateOptions | None = None
     think_budget: ThinkBudget = None
     max_tokens: Annotated[int | None, Field(ge=-1)] = None
@@ -109,6 +136,6 @@ class ChatRequest(Sampled):
 
 
 NEUTRAL: dict[str, Items[Any]] = {
-    "modalities": [["text"]],
+    "modalities": [["text"], []],
     "audio": [],
 }

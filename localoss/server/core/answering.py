@@ -126,7 +126,7 @@ class Usage:
 class Done:
     """The answer is over. reason: stop, length or tool_calls. messages: what the next turn's prompt holds.
 
-    is_stopped: a stop sequence ended it. key: the name of the key that it was asked with.
+    stop: the stop sequence that ended it. key: the name of the key that it was asked with.
     """
 
     reason: str
@@ -134,7 +134,7 @@ class Done:
     messages: tuple[Message, ...]
     prefill_s: float
     decode_s: float
-    is_stopped: bool = False
+    stop: str | None = None
     key: str = ""
 
 
@@ -295,7 +295,7 @@ class Answering:
             tuple(messages),
             turn.prefill_s,
             turn.decode_s,
-            self._stopped,
+            self._stops.found,
             self.key,
         )
 

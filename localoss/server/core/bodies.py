@@ -137,6 +137,11 @@ def parse(body: bytes | bytearray, model: type[Model]) -> Model:
 
 
 def _check_headers(request: Request) -> None:
+    coding = request.headers.get("content-encoding", "identity")
+    if coding.lower() != "identity":
+        raise ApiError(
+            f"a body in {coding[:32]} isn't read; send it as it is", status=415, code="invalid_json"
+        )
     kind = email.message.Message()
     kind["content-type"] = request.headers.get("content-type", "")
     subtype = kind.get_content_subtype()

@@ -1,7 +1,8 @@
 """A message's content, text or parts, becomes the text that the model reads."""
 
-from collections.abc import Sequence
-from typing import Protocol
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 from localoss.server.core.errors import ApiError
 
@@ -27,11 +28,21 @@ def text_of(content: str | Sequence[Part] | None, where: str, is_new: bool = Fal
     return "\n".join(_part_text(part, where, is_new) for part in content)
 
 
+def json_unless_parts(content: Any) -> Any:
+    """`content` if it is text or parts that have a type; else the JSON of it, which is what a tool gave."""
+    if content is None or isinstance(content, str):
+        return content
+    is_parts = isinstance(content, list) and all(
+        isinstance(one, Mapping) and "type" in one for one in content
+    )
+    return content if is_parts else json.dumps(content, ensure_ascii=False)
+
+
 def _part_text(part: Part, where: str, is_new: bool) -> str:
     if part.type == "refusal":
         return part.refusal or ""
-    if part.text is not None and "text" in part.type:
-        return part.text
+    if "text" in part.type and (part.text is not None or part.type == "text"):
+        return part.text or ""
     if is_new:
         raise ApiError(
             f"{where}: content of type {part.type[:64]!r}; this model reads text only", param=where

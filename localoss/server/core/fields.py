@@ -66,10 +66,13 @@ def note_unknown(body: BaseModel, request: Request, more: Iterable[str] = ()) ->
     unknown = [
         name
         for name, value in _unknown(body)
-        if value is not None
-        and not (name in _HARMLESS and (_HARMLESS[name] is _ANY or value in (_HARMLESS[name] or [])))
+        if value is not None and not _is_harmless(name.rpartition(".")[2], value)
     ]
     leave_out(request, [*unknown, *more])
+
+
+def _is_harmless(word: str, value: Any) -> bool:
+    return word in _HARMLESS and (_HARMLESS[word] is _ANY or value in (_HARMLESS[word] or []))
 
 
 def leave_out(request: Request, names: Iterable[str]) -> None:

@@ -19,7 +19,6 @@ _OURS = (  # what makes a request what it is, or names a session of somebody els
     "host", "connection", "content-", "transfer-encoding", "upgrade", "te", "trailer", "keep-alive", "expect",
     "proxy-", "accept", "mcp-", "last-event-id",
 )  # fmt: skip
-_NONE = "this server connects to no MCP servers: `localoss serve --mcp FILE` names those that clients may use"
 
 
 @dataclass(frozen=True)
@@ -57,15 +56,13 @@ def is_mcp(tool: Any) -> bool:
 
 
 def parse_wanted(definitions: Sequence[Any], servers: Sequence[McpServer]) -> list[McpWanted]:
-    """What the tools of type mcp among a request's ask for. servers: those that may be used.
+    """What the tools of type mcp among a request's ask for. servers: those that may be used; nothing without.
 
     Raises: ApiError for one that can't be had.
     """
     given = [tool for tool in definitions if is_mcp(tool)]
-    if not given:
+    if not given or not servers:
         return []
-    if not servers:
-        raise ApiError(_NONE, param="tools")
     if len(given) > _MOST_SERVERS:
         raise ApiError(f"at most {_MOST_SERVERS} tools of type mcp are taken", param="tools")
     wanted = [_wanted(tool, servers) for tool in given]

@@ -12,7 +12,18 @@ from pydantic_core import PydanticCustomError
 
 from localoss.server.core.errors import ApiError
 
-Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+
+def _effort_word(value: Any) -> Any:
+    """Efforts in any case; what asks for the usual one is as if it weren't there."""
+    if not isinstance(value, str):
+        return value
+    word = value.strip().lower()
+    return None if word in ("", "auto", "default") else word
+
+
+Effort = Annotated[
+    Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None, BeforeValidator(_effort_word)
+]
 _EFFORTS = {"none": "low", "minimal": "low", "xhigh": "high", "max": "high"}  # the model knows three
 Schema = dict[str, Any]
 MAX_STOPS, MAX_CHOICES, MAX_TOP_LOGPROBS, MAX_TOOLS = 16, 16, 20, 1024
@@ -138,6 +149,11 @@ def bias_of(given: dict[str, float] | None) -> tuple[tuple[int, float], ...]:
             raise ApiError("logit_bias: use ids of tokens, and -100 to 100", param="logit_bias")
         pairs.append((int(token), bias))
     return tuple(pairs)
+
+
+def asks_no_thinking(*said: Any) -> bool:
+    """Whether one of the ways to switch thinking off that other servers have was used."""
+    return any(one is False or one == "disabled" for one in said)
 
 
 def limit_of(*asked: int | None) -> int | None:

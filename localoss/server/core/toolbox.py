@@ -20,6 +20,7 @@ from localoss.tools.mcp_tools import model_name as mcp_name
 
 _MAX_NAME_CHARS, _MAX_FUNCTIONS = 64, 1024
 _HOSTED = {"code_interpreter": "python", "web_search": "browser"}  # what OpenAI runs, and who does here
+_MODES = {"none": "none", "auto": "auto", "required": "required", "any": "required"}
 _INPUT = "input"  # the field of the function that a custom tool becomes
 
 
@@ -107,9 +108,13 @@ class Toolbox:
     def _chosen(self, choice: Any) -> tuple[str, tuple[str, ...] | None]:
         """none, auto or required, and the tools that are meant; None for all."""
         if choice is None or isinstance(choice, str):
-            return choice or "auto", None
+            if choice in self._names():
+                return "required", self._named({"name": choice})
+            return _MODES.get(choice or "auto", choice or "auto"), None
         if not isinstance(choice, Mapping):
             raise ApiError("tool_choice must be a word or an object", param="tool_choice")
+        if choice.get("type") in _MODES:  # as Anthropic's API has it
+            return _MODES[choice["type"]], None
         if choice.get("type") != "allowed_tools":
             return "required", self._named(choice)
         allowed = choice.get("allowed_tools", choice)
@@ -121,20 +126,28 @@ class Toolbox:
         names = [name for tool in known for name in self._named(tool)]
         return str(allowed.get("mode", "auto")), tuple(dict.fromkeys(names))
 
+    def _names(self) -> set[str]:
+        """Those that a client may give for a function."""
+        return {*self.offered, *(one.name for one in self.offered.values())}
+
     def _named(self, choice: Mapping[str, Any]) -> tuple[str, ...]:
         """The functions that are meant; of an MCP server all, unless one is named."""
         kind = choice.get("type", "function")
         if (hosted := hosted_tool(str(kind))) in self.hosted:
             return (str(hosted),)
-        if kind == "mcp":
+        if kind == "mcp" and self.has_mcp:
             return self._of_server(choice)
-        if kind not in ("function", "custom"):
+        if kind not in ("function", "custom", "tool"):
             raise ApiError(
                 f"tool_choice names a tool of type {str(kind)[:64]!r}, which this server can't run",
                 param="tool_choice",
             )
         inner = choice.get(kind, choice)
         wanted = inner.get("name") if isinstance(inner, Mapping) else None
+        if wanted is None:
+            raise ApiError(
+                "tool_choice: say the name of the tool, or none, auto or required", param="tool_choice"
+            )
         namespace = choice.get("namespace")
         for name, offered in self.offered.items():
             is_named = wanted in (name, offered.name) and namespace in (None, offered.namespace)
@@ -238,13 +251,22 @@ def _parsed(tool: Mapping[str, Any], kind: str, namespace: str | None) -> tuple[
         tool = _as_function(tool)
     inner = tool.get("function", tool)
     name = inner.get("name") if isinstance(inner, Mapping) else None
-    if isinstance(name, str) and (namespace or len(name) > _MAX_NAME_CHARS):
-        tool = dict(inner) | {"type": "function", "name": model_name(name, namespace)}
+    if isinstance(name, str):
+        tool = dict(inner) | {"type": "function", "parameters": _parameters(inner)}
+        if namespace or len(name) > _MAX_NAME_CHARS:
+            tool["name"] = model_name(name, namespace)
     try:
         function, is_strict = parse_function(tool)
     except UsageError as error:
         raise ApiError(str(error), param="tools") from None
     return function, is_strict, Offered(str(name), namespace, kind == "custom")
+
+
+def _parameters(inner: Mapping[str, Any]) -> Any:
+    """The schema of a function's arguments, by any of its names; PHP writes an empty object as []."""
+    words = ("parameters", "input_schema", "inputSchema", "parametersJsonSchema")
+    given = next((inner[word] for word in words if inner.get(word) is not None), None)
+    return {} if given == [] else given
 
 
 def _as_function(tool: Mapping[str, Any]) -> dict[str, Any]:

@@ -60,6 +60,8 @@ async def chat(body: ChatRequest, request: Request) -> Response:
 async def generate(body: GenerateRequest, request: Request) -> Response:
     if not body.prompt:
         return await _only_loaded(request, body, {"response": ""})
+    if body.suffix:
+        raise ApiError(f"{body.model} does not support insert", param="suffix")
     service = await _service(request, body)
     note_unknown(body, request)
     if body.raw:

@@ -5,9 +5,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from localoss.server.chat.schemas import CalledFunction
-from localoss.server.core.schemas import Known, Seed, Stop, Tolerant, Tools
+from localoss.server.core.schemas import Effort, Known, Seed, Stop, Tolerant, Tools
 
-Think = bool | Literal["none", "minimal", "low", "medium", "high", "max"]
+Think = bool | Effort
 ModelName = Annotated[str, Field(max_length=512)]
 
 
@@ -29,6 +29,13 @@ class Options(Known):
     num_keep: int | None = None
     num_thread: int | None = None
     use_mmap: bool | None = None
+    use_mlock: bool | None = None
+    main_gpu: int | None = None
+    low_vram: bool | None = None
+    numa: bool | None = None
+    vocab_only: bool | None = None
+    f16_kv: bool | None = None
+    logits_all: bool | None = None
 
 
 class Call(Tolerant):
@@ -37,7 +44,7 @@ class Call(Tolerant):
 
 
 class OllamaMessage(Tolerant):
-    role: Literal["system", "user", "assistant", "tool"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | None = None
     thinking: str | None = None
     images: Annotated[list[Any] | None, Field(max_length=64, fail_fast=True)] = None
@@ -64,6 +71,7 @@ class ChatRequest(Asked):
 
 class GenerateRequest(Asked):
     prompt: str | None = None
+    suffix: str | None = None
     system: str | None = None
     raw: bool | None = None
     images: Annotated[list[Any] | None, Field(max_length=64, fail_fast=True)] = None

@@ -89,7 +89,7 @@ async def _tools(service: Service, body: ResponseRequest, client: Client) -> tup
     hosted, given = service.hosted, body.tools or []
     servers = hosted.mcp.servers if hosted and hosted.mcp else ()
     wanted = parse_wanted(given, servers)
-    others = [tool for tool in given if not is_mcp(tool)]
+    others = [tool for tool in given if not (servers and is_mcp(tool))]  # else it is left out, and named
     toolbox = await in_thread(open_toolbox, others, hosted.names if hosted else ())
     served = await hosted.open_mcp(wanted, client.key) if hosted else []
     return toolbox.with_mcp(served), served

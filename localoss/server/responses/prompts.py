@@ -18,7 +18,6 @@ from localoss.server.responses.schemas import InputItem
 from localoss.tools.mcp_tools import mark_of
 
 FoundItem = Callable[[str], dict[str, Any] | None]
-_MESSAGES = ("message", "agent_message")
 
 
 def convert_items(
@@ -94,7 +93,8 @@ class _Converter:
             self._add_mcp(item, kind, where, is_new=index >= self._newest)
             return
         self.approval.settle(self.messages)
-        if kind in _MESSAGES and item.role not in ("tool", "function"):
+        is_message = kind == "message" or (kind == "agent_message" and item.role is not None)
+        if is_message and item.role not in ("tool", "function"):
             self._add_message(item, where, is_new=index >= self._newest)
         elif kind == "reasoning":
             if text := text_of(item.content or item.summary, where):
@@ -165,13 +165,13 @@ class _Converter:
         if not is_made:
             self.approval.wait(str(item.id), call)
             return
-        told = item.output if item.error is None else item.error
+        told = text_of(item.output, "output") if item.error is None else item.error
         text = told if isinstance(told, str) else json.dumps(told, ensure_ascii=False)
         self.messages.append(result_message(name, mark_of(str(item.server_label)) + text))
 
     def _add_result(self, item: InputItem, where: str) -> None:
         output = item.content if item.output is None else item.output
-        text = json.dumps(output, ensure_ascii=False) if isinstance(output, dict) else text_of(output, where)
+        text = text_of(output, where)
         name = self._names.get(item.call_id or "", item.name)
         self.messages.append(result_message(model_name(name, None) if name else "unknown", text))
         self._turn = len(self.messages)

@@ -2,13 +2,15 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from localoss.server.core.content import json_unless_parts
 from localoss.server.core.schemas import (
     MAX_TOP_LOGPROBS,
     Effort,
     Items,
     JsonSchemaFormat,
+    Known,
     Metadata,
     Name,
     Sampled,
@@ -38,28 +40,35 @@ class InputItem(Tolerant):
     call_id: Name | None = None
     name: Name | None = None
     namespace: Name | None = None
-    arguments: str | dict[str, Any] | None = None
+    arguments: str | dict[str, Any] | Items[Any] | None = None
     input: str | None = None
     action: dict[str, Any] | None = None
     summary: Items[InputPart] | None = None
-    output: str | Items[InputPart] | dict[str, Any] | None = None
+    output: str | Items[InputPart] | None = None
     server_label: Name | None = None
     error: str | dict[str, Any] | None = None
     approval_request_id: Name | None = None
     approve: bool | None = None
     reason: str | None = None
 
+    @field_validator("output", mode="before")
+    @classmethod
+    def _as_text(cls, output: Any) -> Any:
+        """What a tool gave may be any JSON."""
+        return json_unless_parts(output)
 
-class Reasoning(Tolerant):
-    effort: Effort | None = None
+
+class Reasoning(Known):
+    effort: Effort = None
     summary: Name | None = None
+    generate_summary: Name | None = None  # the former name of `summary`
 
 
 class TextFormat(JsonSchemaFormat):
     type: Literal["text", "json_object", "json_schema"]
 
 
-class TextOptions(Tolerant):
+class TextOptions(Known):
     format: TextFormat | None = None
     verbosity: Name | None = None
 

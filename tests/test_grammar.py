@@ -8,6 +8,7 @@ import pytest
 
 from localoss.chat import harmony
 from localoss.chat.grammar import Grammar
+from localoss.chat.grammar_limits import strict_grammar
 from localoss.chat.harmony import CALL, END, RETURN, ChatSetup, Function
 from localoss.chat.headers import HeaderAutomaton
 from localoss.chat.rules import AnswerRules, argument_grammars
@@ -191,3 +192,28 @@ def test_stops_in_pieces_of_any_size(text, stops, passed, size):
         if found:
             break
     assert (out if found else out + finder.finish()) == passed
+
+
+TEXT = {"type": "string"}
+
+
+@pytest.mark.parametrize(
+    ("schema", "where"),
+    [
+        ({"properties": {"a": TEXT | {"pattern": "(?!x)"}}}, "a, pattern"),
+        ({"properties": {"a": TEXT | {"format": "x-own"}}}, "a, format"),
+        ({"properties": {"a": {"type": "array", "items": TEXT, "uniqueItems": True}}}, "a, uniqueItems"),
+        ({"properties": {"a": {"type": "array", "items": {"not": TEXT}}}}, "a[], not"),
+        ({"properties": {"a": {"anyOf": [TEXT, TEXT | {"minLength": "5"}]}}}, "a.anyOf[1], minLength"),
+        ({"properties": {"a": {"properties": {"b": 5}}}}, "a.b"),
+        ({"additionalProperties": "x"}, "additionalProperties"),
+        ({"properties": {"a": {"$ref": "#/$defs/A"}}, "$defs": {"A": {"not": TEXT}}}, "a, not"),
+        ({"properties": {"a": {"$ref": "#/$defs/B"}}, "$defs": {"A": {"not": TEXT}}}, "a, $ref"),
+        ({"properties": {"a": TEXT}, "dependentRequired": {"a": ["b"]}}, "the schema, dependentRequired"),
+    ],
+    ids=str,
+)
+def test_a_strict_schemas_refusal_names_the_place(schema, where):
+    with pytest.raises(UsageError) as told:
+        strict_grammar({"type": "object"} | schema)
+    assert str(told.value).startswith(f"{where}: the JSON schema can't be")

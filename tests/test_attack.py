@@ -223,6 +223,7 @@ def test_one_client_fills_neither_the_queue_nor_all_places():
     def job(name, number):
         work = SimpleNamespace(prompt=[1], close=lambda: None)
         made = SimpleNamespace(work=work, client=Client(name), follows=False, is_cancelled=False)
+        made.is_paused, made.slot = False, None
         made.give = lambda error: told.setdefault((name, number), error.status)
         made.cancel = lambda: setattr(made, "is_cancelled", True)
         return made

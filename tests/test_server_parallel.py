@@ -15,6 +15,7 @@ from localoss.engine.accounts import Accounts
 from localoss.options import MOST_SLOTS
 from localoss.plan.memory import FITS, Plan, choose_slots
 from localoss.server.core import scheduler
+from localoss.server.core.keys import Keys
 from quant.format.config import read_config
 
 CHAT, RAW = "/v1/chat/completions", "/v1/completions"
@@ -122,6 +123,60 @@ def test_a_short_question_overtakes_a_long_prompt(engine, monkeypatch):
         order.append("short")
         thread.join()
     assert order == ["short", "long"]
+
+
+@pytest.fixture
+def two_keys(tmp_path):
+    (tmp_path / "keys").write_text("hog hog-0123456789\nmodest modest-0123456789\n")
+    (tmp_path / "keys").chmod(0o600)
+    return Keys(None, tmp_path / "keys")
+
+
+HOG, MODEST = ({"headers": {"Authorization": f"Bearer {name}-0123456789"}} for name in ("hog", "modest"))
+LONG = go_on("long " * 30, seed=7, temperature=1.3, frequency_penalty=0.3, logprobs=2, ignore_eos=True)
+LONG = LONG[0], LONG[1] | {"max_tokens": 250}
+
+
+@pytest.mark.parametrize("conversations", [1, 2], ids=["read again", "still there"])
+def test_a_long_answer_makes_room_for_another_client(engine, two_keys, monkeypatch, conversations):
+    """It waits in the middle, and goes on with the same draws and logprobs, as if nothing had been."""
+    monkeypatch.setattr(scheduler, "_LEAST_RUN_S", 0.0)
+    pause, paused = scheduler.Scheduler._pause, []
+    monkeypatch.setattr(
+        scheduler.Scheduler, "_pause", lambda self, job: (paused.append(job.client.key), pause(self, job))
+    )
+    with live(engine, parallel=1, conversations=conversations, keys=two_keys) as server:
+        alone = said(server.post(*LONG, **HOG))
+        short = said(server.post(*go_on("short", temperature=0, max_tokens=3), **MODEST))
+        with ThreadPoolExecutor(1) as thread:
+            long = thread.submit(server.post, *LONG, **HOG)
+            server.wait_until(lambda: server.service.scheduler.running)
+            for _ in range(3):
+                again = said(server.post(*go_on("short", temperature=0, max_tokens=3), **MODEST))
+                assert again == short
+            assert not long.done() and paused.count("hog") >= 2
+            assert said(long.result()) == alone
+
+
+def test_who_leaves_while_its_answer_waits_is_forgotten(engine, two_keys, monkeypatch):
+    monkeypatch.setattr(scheduler, "_LEAST_RUN_S", 0.0)
+    with live(engine, parallel=1, conversations=1, keys=two_keys) as server, httpx2.Client() as client:
+        serving = server.service.scheduler
+        make_room = serving._make_room
+
+        def runs(name):
+            return [job.client.key for job in serving._running] == [name]
+
+        monkeypatch.setattr(serving, "_make_room", lambda: make_room() if runs("hog") else [])
+        asked = client.stream("POST", server.url + RAW, json=LONG[1] | {"stream": True}, **HOG)
+        with ThreadPoolExecutor(1) as thread, asked as answer:
+            lines = answer.iter_lines()
+            assert next(lines).startswith("data:")
+            other = thread.submit(server.post, *LONG, **MODEST)
+            server.wait_until(lambda: runs("modest") and serving._lines)
+            answer.close()
+            assert other.result().status_code == 200
+        server.wait_until(lambda: not serving.running and not serving._lines)
 
 
 def test_as_many_run_as_there_is_room_for():

@@ -58,10 +58,23 @@ class Batch:
         Raises: UsageError, ContextFullError for a prompt that can't be run.
         """
         self._passes.check_prompt(slot.prompt)
-        if slot.params.seed is not None:
+        if slot.random is not None:
+            slot.sequence.random = slot.random
+        elif slot.params.seed is not None:
             slot.sequence.random = np.random.default_rng(slot.params.seed)
         self.slots.append(slot)
         return slot
+
+    def again_s(self, slot: Slot) -> float | None:
+        """How long it takes to read again what `slot` has; None if that is unknown, or it can't pause now."""
+        if not slot.may_pause or self._is_waiting(slot):
+            return None
+        return self._pace.seconds(len(slot.sequence.tokens))
+
+    def pause(self, slot: Slot) -> None:
+        """Let go of a slot. With another sequence of the same owner it can be added again, and goes on."""
+        self.slots.remove(slot)
+        slot.pause()
 
     def step(self, most_tokens: int | None = None, within_s: float | None = None) -> list[tuple[Slot, Token]]:
         """Run one pass, of at most so many tokens, and draw a token for each sequence that is ready for one.
@@ -70,7 +83,7 @@ class Batch:
         raised for one of them alone. within_s: come back after about so long, in the middle of a pass over
         a long prompt, too: the next steps go on with it, by turns with what others need.
         """
-        if within_s is None or not self._passes.model.waiting:
+        if within_s is None:
             self.advance(most_tokens)
         else:
             self._advance_within(within_s)
@@ -100,8 +113,10 @@ class Batch:
         answers = [slot for slot in ready if slot.is_decoding]
         prompts = sorted((s for s in ready if not s.is_decoding), key=lambda s: self.accounts.cost(s.owner))
         within_s = self._brisk(within_s, len(answers))
-        room = self._pace.room(within_s, len(answers), self._chunk_tokens)
-        long = [slot for slot in prompts if slot.tokens_left > max(room, 1) and not slot.scored]
+        room, long = self._chunk_tokens, []
+        if self._passes.model.waiting:
+            room = self._pace.room(within_s, len(answers), self._chunk_tokens)
+            long = [slot for slot in prompts if slot.tokens_left > max(room, 1) and not slot.scored]
         self._let_wait(long, within_s)
         short = [slot for slot in prompts if slot not in long]
         now = [*answers, *short]

@@ -26,9 +26,10 @@ class Slot:
 
     mask: asked before each token which are allowed, None for all. checkpoints: positions at which a later
     prompt may part from this one. progress: told how many tokens of the prompt are done, of how many.
-    lookup: what drafts tokens from the ones before, None for nothing. scored: told each token of the prompt
-    after the first, with its logprob; the prompt is run from its start then. owner: whose share of the cores
-    it takes. is_done: nothing more comes, because it ended or, with `error`, because of that.
+    lookup: what drafts tokens from the ones before, None for nothing. scored: told each token of the
+    prompt after the first, with its logprob; the prompt is run from its start then. owner: whose share of
+    the cores it takes. random: its random state, where it has left another sequence. is_done: nothing
+    more comes, because it ended or, with `error`, because of that.
     """
 
     sequence: Sequence
@@ -41,6 +42,7 @@ class Slot:
     lookup: PromptLookup | None = None
     scored: Callable[[Token], None] | None = None
     owner: Hashable = None
+    random: np.random.Generator | None = None
     is_done: bool = False
     error: Exception | None = None
     tokens_made: int = 0
@@ -60,6 +62,19 @@ class Slot:
     @property
     def is_decoding(self) -> bool:
         return self._drawn is not None
+
+    @property
+    def may_pause(self) -> bool:
+        """Whether it could go on with another sequence: not while logits wait, or a prompt is scored."""
+        return self.rows is None and not self.is_done and (self.is_decoding or not self.scored)
+
+    def pause(self) -> None:
+        """Leave the sequence, which may become another's: its tokens are the prompt of the next one."""
+        if self._drawn is not None:
+            self.prompt = [*self.sequence.tokens, self._drawn]
+            self._drawn = self.scored = self.progress = None
+        self.random, self.sequence.random = self.sequence.random, np.random.default_rng()
+        self._is_begun = False
 
     def begin(self, passes: Passes) -> None:
         """Drop from the sequence what the prompt doesn't begin with, once."""

@@ -147,6 +147,9 @@ class GeneratorBatch:
         )
         return slot
 
+    def again_s(self, slot):
+        return None  # a generator can't go on with another sequence
+
     def step(self, most_tokens=None, within_s=None):
         drawn = []
         for slot in [slot for slot in self.slots if not slot.is_done]:

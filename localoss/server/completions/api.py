@@ -20,10 +20,10 @@ from localoss.server.core.answering import Answering, Done, Question, Text, Usag
 from localoss.server.core.bodies import BodyRoute
 from localoss.server.core.errors import ApiError
 from localoss.server.core.fields import note_unknown
+from localoss.server.core.jobs import Job
 from localoss.server.core.keys import Client, client_of
 from localoss.server.core.logprobs import raw_token_text
 from localoss.server.core.models import acquire
-from localoss.server.core.scheduler import Job
 from localoss.server.core.schemas import (
     MAX_CHOICES,
     MAX_TOP_LOGPROBS,
@@ -119,7 +119,7 @@ class _Echoing:
         self._answering, self._echoes, self._scores = answering, echoes, echoes and scores
         self._echo: list[Token] = []  # that wasn't given yet
         self._answers = answering.params.max_tokens != 0
-        self.prompt = answering.prompt
+        self.prompt, self.pause, self.resume = answering.prompt, answering.pause, answering.resume
 
     @property
     def is_over(self) -> bool:

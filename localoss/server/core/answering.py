@@ -198,6 +198,16 @@ class Answering:
             PromptLookup(turn.prompt) if self._engine.lookup else None,
         )
 
+    def pause(self) -> None:
+        """Let others have the sequence until `resume`."""
+        if self._sequence:
+            self._pool.give_back(self._sequence)
+            self._sequence = None
+
+    def resume(self, slot: Slot) -> None:
+        """Have `slot` go on from its prompt, on what is left of it."""
+        self._sequence = slot.sequence = self._pool.reserve(slot.prompt, self.key, self._adapter)
+
     def close(self) -> None:
         """Let others have the sequence."""
         if self._sequence:

@@ -7,21 +7,18 @@ comes first whose answers have cost less, prompts included, so that who asks muc
 little. Nor does it fill the queue, or all places beside each other, where others have asked lately.
 """
 
-import asyncio
 import sys
 import threading
 import time
-from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from localoss.engine.accounts import Accounts
 from localoss.engine.sequence import common_prefix
-from localoss.engine.slot import Slot
 from localoss.errors import Cancelled
 from localoss.server.core.errors import ApiError
+from localoss.server.core.jobs import Job
 from localoss.server.core.keys import Client
 
 if TYPE_CHECKING:
@@ -30,105 +27,12 @@ if TYPE_CHECKING:
     from localoss.engine.sampler import Token
 
 STEP_S = 0.25  # how long a step takes at most, about: so long who comes, or cancels, is kept waiting
-_END = object()
 _USUAL_JOB_S = 5.0  # how long a job takes until one has been seen
 _SWITCH_S = 0.0005  # Python's 5 ms are as long as a step of a small model, which asks for its lock 30 times
 _WORTH_WAITING_TOKENS = 64  # which another prompt is reading, and this one could copy
-
-
-class Work(Protocol):
-    """An answer in the making. All is called on the engine's thread."""
-
-    @property
-    def prompt(self) -> list[int]:
-        """The tokens of the whole conversation so far."""
-
-    def begin(self, cancelled: Callable[[], bool]) -> Slot | None:
-        """What the batch is to run; None if there is nothing to."""
-
-    @property
-    def is_over(self) -> bool:
-        """Whether no more tokens are wanted."""
-
-    def push(self, token: "Token") -> Iterator[Any]:
-        """What the next token brings about."""
-
-    def finish(self, error: Exception | None) -> Iterator[Any]:
-        """The last pieces, after the last token or what cut the answer. Raises: `error`, or Cancelled."""
-
-    def close(self) -> None:
-        """Give back what it holds; whatever happened, this is called at the end."""
-
-
-@dataclass(eq=False)
-class Job:
-    """Work for the engine's thread; iterate it on the event loop for what the work gives."""
-
-    work: Work
-    client: Client
-    follows: bool = False  # part of a request that was let in already: never refused
-    adapter: str | None = None  # that its sequence runs with
-    slot: Slot | None = None  # while it runs
-    behind: Slot | None = None  # whose prompt is being read, and begins as this one's does
-    submitted_s: float = field(default_factory=time.monotonic)
-    started_s: float = 0.0
-    token_s: float = 0.0  # when its last token came
-    _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
-    _items: "asyncio.Queue[Any]" = field(default_factory=asyncio.Queue)
-    _cancelled: threading.Event = field(default_factory=threading.Event)
-
-    @property
-    def is_cancelled(self) -> bool:
-        return self._cancelled.is_set()
-
-    def cancel(self) -> None:
-        """Nobody waits for this any more: it ends between two layers, or isn't begun."""
-        self._cancelled.set()
-
-    async def items(self, idle_s: float | None = None) -> AsyncIterator[Any]:
-        """What the work gives, and None after every `idle_s` without anything. Raises: what the work raised.
-
-        Leaving this early cancels the job.
-        """
-        try:
-            while True:
-                try:
-                    async with asyncio.timeout(idle_s):
-                        item = await self._items.get()
-                except TimeoutError:
-                    yield None
-                    continue
-                if item is _END:
-                    return
-                if isinstance(item, Exception):
-                    raise item
-                yield item
-                await asyncio.sleep(0)  # else many that wait are sent in one go, to a client that left, too
-        finally:
-            self.cancel()
-
-    def give(self, item: Any) -> None:
-        with suppress(RuntimeError):  # the server is down, and its loop closed
-            self._loop.call_soon_threadsafe(self._items.put_nowait, item)
-
-    def give_all(self, pieces: Callable[[], Iterator[Any]]) -> bool:
-        """Give what `pieces` gives, or what it raises instead; whether it came to its end."""
-        try:
-            for piece in pieces():
-                self.give(piece)
-            return True
-        except Cancelled:
-            pass
-        except Exception as error:
-            self.give(error)
-        except BaseException as error:  # a panic of a Rust library is no Exception
-            self.give(RuntimeError(f"{type(error).__name__}: {error}"))
-        return False
-
-    def end(self) -> None:
-        with suppress(Exception):
-            self.work.close()
-        self.give(_END)
+# An answer makes room for another client's once it ran for so many times as long as reading it again takes:
+_PAUSES, _PAUSES_OF_SEVERAL = 10.0, 4.0  # its client's only one, and one of several
+_LEAST_RUN_S = 2.0  # and its client's only one at least so long
 
 
 def _ignore(what: str, seconds: float) -> None:
@@ -208,7 +112,7 @@ class Scheduler:
     def _drop_cancelled(self) -> None:
         """Forget what nobody waits for any more: its prompts would pile up behind a long answer."""
         for client, line in list(self._lines.items()):
-            left = deque(job for job in line if not job.is_cancelled)
+            left = deque(job for job in line if job.is_paused or not job.is_cancelled)
             if left:
                 self._lines[client] = left
             else:
@@ -255,39 +159,83 @@ class Scheduler:
         """Take the job that is to run now beside the others out of its line; None if there is none."""
         with self._changed:
             self._drop_cancelled()
+            for client, line in self._lines.items():
+                if gone := next((job for job in line if job.is_cancelled), None):  # it has to be told its end
+                    return self._take(client, gone)
+            clients = list(self._lines)
             if len(self._running) >= self.parallel:
-                return None
-            for client in sorted(self._lines, key=self._accounts.cost):
-                line = self._lines[client]
+                clients = self._make_room()
+            for client in sorted(clients, key=self._accounts.cost):
                 if self._has_enough(client):
                     continue
-                if job := next((job for job in line if not self._is_behind(job)), None):
-                    line.remove(job)
-                    del self._lines[client]
-                    if line:
-                        self._lines[client] = line  # to the end: among equals the others' turn comes first
-                    self._running.append(job)
-                    return job
+                if job := next((job for job in self._lines[client] if not self._is_behind(job)), None):
+                    return self._take(client, job)
         return None
+
+    def _take(self, client: Client, job: Job) -> Job:
+        line = self._lines.pop(client)
+        line.remove(job)
+        if line:
+            self._lines[client] = line  # to the end: among equals the others' turn comes first
+        self._running.append(job)
+        return job
+
+    def _make_room(self) -> list[Client]:
+        """Let an answer wait for those who have none running; who they are, and none if nothing can wait."""
+        busy = Counter(job.client for job in self._running)
+        without = [client for client in self._lines if not busy[client]]
+        if not without:
+            return []
+        least_s, now = min(map(self._accounts.cost, without)), time.monotonic()
+        costs = {}
+        for job in self._running:
+            again_s = self._batch.again_s(job.slot) if self._batch and job.slot else None
+            if again_s is not None:
+                several, cost_s = busy[job.client] > 1, self._accounts.cost(job.client)
+                needed_s = _PAUSES_OF_SEVERAL * again_s if several else _LEAST_RUN_S + _PAUSES * again_s
+                if now - job.started_s >= needed_s and (several or cost_s > least_s):
+                    costs[job] = several, cost_s
+        if not costs:
+            return []
+        self._pause(max(costs, key=lambda job: costs[job]))
+        return without
+
+    def _pause(self, job: Job) -> None:
+        """Put a job that runs in front of its line."""
+        assert self._batch and job.slot
+        self._batch.pause(job.slot)
+        job.work.pause()
+        self._running.remove(job)
+        job.is_paused = job.follows = True
+        self._lines.setdefault(job.client, deque()).appendleft(job)
 
     def _is_behind(self, job: Job) -> bool:
         """Whether another prompt is being read which begins as this one does: its cache is copied then."""
-        if job.behind is None or job.behind.is_done or job.behind.is_decoding:
+        reading = [
+            one.slot
+            for one in self._running
+            if one.slot and _share_caches(one, job) and not one.slot.is_decoding and not one.slot.is_done
+        ]
+        if job.behind not in reading:
             prompt, job.behind = job.work.prompt, None
-            mine = [other for other in self._running if _share_caches(other, job)]
-            for other in [one.slot for one in mine if one.slot]:
-                if not other.is_decoding and not other.is_done:
-                    common = common_prefix(other.prompt, prompt)
-                    if common >= max(_WORTH_WAITING_TOKENS, len(prompt) // 2):
-                        job.behind = other
+            for other in reading:
+                common = common_prefix(other.prompt, prompt)
+                if common >= max(_WORTH_WAITING_TOKENS, len(prompt) // 2):
+                    job.behind = other
         return job.behind is not None
 
     def _start(self, job: Job) -> None:
         job.started_s = time.monotonic()
-        self.observe("queue", job.started_s - job.submitted_s)
         assert self._batch
         try:
-            job.slot = job.work.begin(lambda: job.is_cancelled)
+            if job.slot:
+                job.is_paused = False
+                if job.is_cancelled:
+                    raise Cancelled("stopped")
+                job.work.resume(job.slot)
+            else:
+                self.observe("queue", job.started_s - job.submitted_s)
+                job.slot = job.work.begin(lambda: job.is_cancelled)
             if job.slot:
                 job.slot.owner = job.client
                 self._batch.add(job.slot)

@@ -18,12 +18,13 @@ from localoss.options import SamplingParams
 from localoss.server.core.answering import Answering, Done, Piece, Question
 from localoss.server.core.errors import ApiError, as_api_error, context_length_error
 from localoss.server.core.hosted import HostedTools
+from localoss.server.core.jobs import Job, Work
 from localoss.server.core.json_text import dumps
 from localoss.server.core.keys import Client
 from localoss.server.core.metrics import Metrics
 from localoss.server.core.pool import SequencePool
 from localoss.server.core.response_store import ResponseStore
-from localoss.server.core.scheduler import Job, Scheduler, Work
+from localoss.server.core.scheduler import Scheduler
 from localoss.server.core.schemas import Sampled, bias_of
 from localoss.server.core.threads import LARGE, in_thread, one_by_one
 

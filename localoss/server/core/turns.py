@@ -9,7 +9,7 @@ from localoss.chat.harmony import Message
 from localoss.chat.tools import answer_message, call_of
 from localoss.server.core.answering import CallOpened, Done, Piece, Question, Usage
 from localoss.server.core.hosted import RequestTools
-from localoss.server.core.scheduler import Job
+from localoss.server.core.jobs import Job
 from localoss.server.core.service import Service, idle_of, pieces_of
 
 Ask = Callable[[Question, bool], Job]  # a question, and whether it follows one that was let in

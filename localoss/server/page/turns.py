@@ -20,9 +20,9 @@ from localoss.options import SamplingParams
 from localoss.server.core.answering import Question
 from localoss.server.core.errors import ApiError
 from localoss.server.core.hosted import RequestTools
+from localoss.server.core.jobs import Job
 from localoss.server.core.keys import client_of
 from localoss.server.core.models import Held, Models
-from localoss.server.core.scheduler import Job
 from localoss.server.core.service import Service, event_stream
 from localoss.server.core.threads import in_thread
 from localoss.server.core.turns import Turns

@@ -18,13 +18,13 @@ from localoss.server.core.bodies import BodyRoute
 from localoss.server.core.errors import ApiError, as_api_error
 from localoss.server.core.fields import leave_out, note_unknown
 from localoss.server.core.hosted import RequestTools
+from localoss.server.core.jobs import Job
 from localoss.server.core.json_text import printable
 from localoss.server.core.keys import Client, client_of
 from localoss.server.core.mcp_links import ServedMcp
 from localoss.server.core.mcp_requests import is_mcp, parse_wanted
 from localoss.server.core.models import acquire
 from localoss.server.core.response_store import Record, StoreError
-from localoss.server.core.scheduler import Job
 from localoss.server.core.schemas import STREAMS, effort_of, limit_of, refuse_unless
 from localoss.server.core.service import (
     Service,

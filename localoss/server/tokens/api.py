@@ -142,6 +142,7 @@ class _Drawn:
     def __init__(self, answering: Answering) -> None:
         self._answering = answering
         self.prompt, self.begin, self.close = answering.prompt, answering.begin, answering.close
+        self.pause, self.resume = answering.pause, answering.resume
 
     is_over = False
 

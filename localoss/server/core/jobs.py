@@ -1,0 +1,120 @@
+"""What the engine's thread makes, and how what it gives comes to the event loop."""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from localoss.engine.slot import Slot
+from localoss.errors import Cancelled
+from localoss.server.core.keys import Client
+
+if TYPE_CHECKING:
+    from localoss.engine.sampler import Token
+
+_END = object()
+
+
+class Work(Protocol):
+    """An answer in the making. All is called on the engine's thread."""
+
+    @property
+    def prompt(self) -> list[int]:
+        """The tokens of the whole conversation so far."""
+
+    def begin(self, cancelled: Callable[[], bool]) -> Slot | None:
+        """What the batch is to run; None if there is nothing to."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no more tokens are wanted."""
+
+    def push(self, token: "Token") -> Iterator[Any]:
+        """What the next token brings about."""
+
+    def finish(self, error: Exception | None) -> Iterator[Any]:
+        """The last pieces, after the last token or what cut the answer. Raises: `error`, or Cancelled."""
+
+    def pause(self) -> None:
+        """Give back what it holds until `resume`, for the slot is left alone meanwhile."""
+
+    def resume(self, slot: Slot) -> None:
+        """Have `slot` go on from its prompt."""
+
+    def close(self) -> None:
+        """Give back what it holds; whatever happened, this is called at the end."""
+
+
+@dataclass(eq=False)
+class Job:
+    """Work for the engine's thread; iterate it on the event loop for what the work gives."""
+
+    work: Work
+    client: Client
+    follows: bool = False  # part of a request that was let in already: never refused
+    adapter: str | None = None  # that its sequence runs with
+    slot: Slot | None = None  # once it runs
+    is_paused: bool = False  # it waits to go on
+    behind: Slot | None = None  # whose prompt is being read, and begins as this one's does
+    submitted_s: float = field(default_factory=time.monotonic)
+    started_s: float = 0.0
+    token_s: float = 0.0  # when its last token came
+    _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+    _items: "asyncio.Queue[Any]" = field(default_factory=asyncio.Queue)
+    _cancelled: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def is_cancelled(self) -> bool:
+        return self._cancelled.is_set()
+
+    def cancel(self) -> None:
+        """Nobody waits for this any more: it ends between two layers, or isn't begun."""
+        self._cancelled.set()
+
+    async def items(self, idle_s: float | None = None) -> AsyncIterator[Any]:
+        """What the work gives, and None after every `idle_s` without anything. Raises: what the work raised.
+
+        Leaving this early cancels the job.
+        """
+        try:
+            while True:
+                try:
+                    async with asyncio.timeout(idle_s):
+                        item = await self._items.get()
+                except TimeoutError:
+                    yield None
+                    continue
+                if item is _END:
+                    return
+                if isinstance(item, Exception):
+                    raise item
+                yield item
+                await asyncio.sleep(0)  # else many that wait are sent in one go, to a client that left, too
+        finally:
+            self.cancel()
+
+    def give(self, item: Any) -> None:
+        with suppress(RuntimeError):  # the server is down, and its loop closed
+            self._loop.call_soon_threadsafe(self._items.put_nowait, item)
+
+    def give_all(self, pieces: Callable[[], Iterator[Any]]) -> bool:
+        """Give what `pieces` gives, or what it raises instead; whether it came to its end."""
+        try:
+            for piece in pieces():
+                self.give(piece)
+            return True
+        except Cancelled:
+            pass
+        except Exception as error:
+            self.give(error)
+        except BaseException as error:  # a panic of a Rust library is no Exception
+            self.give(RuntimeError(f"{type(error).__name__}: {error}"))
+        return False
+
+    def end(self) -> None:
+        with suppress(Exception):
+            self.work.close()
+        self.give(_END)

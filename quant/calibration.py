@@ -49,7 +49,7 @@ def calibration_specs(config: ModelConfig, dtypes: Dtypes) -> dict[str, TensorSp
         specs["unembedding"] = TensorSpec("F32", (config.hidden,))
     if not specs:
         raise QuantError(
-            "calibrating weighs the rounding of int4 weights, and none are: ask for --attention int4"
+            "calibrating weighs the rounding of int4 weights, and none are: ask for --unembedding int4"
         )
     return specs
 

@@ -160,7 +160,7 @@ def test_experts_are_weighed_each_by_its_own_tokens(tmp_path):
 
 
 def test_what_cannot_be_calibrated(checkpoint, tmp_path, capsys):
-    with pytest.raises(QuantError, match="none are: ask for --attention int4"):
+    with pytest.raises(QuantError, match="none are: ask for --unembedding int4"):
         convert(checkpoint("short"), tmp_path / "out", calibration=calibration_of([1], SHA256, 1))
     with pytest.raises(UsageError, match="vocabulary of 203"):
         convert(checkpoint("short"), tmp_path / "out", INT4, calibration=calibration_of([203], SHA256, 1))
@@ -169,7 +169,8 @@ def test_what_cannot_be_calibrated(checkpoint, tmp_path, capsys):
     for path, words in (("none", "cannot be read"), ("binary", "not UTF-8"), ("short.txt", "256 or more")):
         arguments = ["quantize", checkpoint("harmony"), tmp_path / "new", "--calibrate", tmp_path / path]
         assert cli.main([*map(str, arguments), "--attention", "int4"]) == 2
-        assert words in capsys.readouterr().err
+        err = capsys.readouterr().err
+        assert words in err and "note: int4 attention costs much accuracy" in err
     assert not (tmp_path / "new").exists()
 
 

@@ -134,12 +134,29 @@ Lookup = Annotated[
     bool,
     typer.Option("--lookup", help="Guess that what was said comes again: faster where the answer copies."),
 ]
+
+
+def _note_cost(attention: MatrixDtype) -> MatrixDtype:
+    """Say what int4 attention costs, where it was asked for."""
+    if attention is MatrixDtype.int4:
+        line = (
+            "note: int4 attention costs much accuracy; --unembedding int4 alone saves about as much at little"
+        )
+        typer.echo(line, err=True)
+    return attention
+
+
 Attention = Annotated[
     MatrixDtype,
-    typer.Option(help="Format of the attention weights; int4 saves little and costs much accuracy."),
+    typer.Option(
+        callback=_note_cost,
+        help="Format of the attention weights; int4 costs much accuracy: take it for the unembedding first.",
+    ),
 ]
 Embedding = Annotated[EmbeddingDtype, typer.Option(help="Format of the embedding.")]
-Unembedding = Annotated[MatrixDtype, typer.Option(help="Format of the unembedding.")]
+Unembedding = Annotated[
+    MatrixDtype, typer.Option(help="Format of the unembedding; int4 saves memory at little cost.")
+]
 Experts = Annotated[ExpertDtype, typer.Option(help="Format of experts that are not MXFP4 already.")]
 
 AsJson = Annotated[bool, typer.Option("--json", help="Report as JSON on stdout.")]

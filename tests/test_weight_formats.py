@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from localoss.cli import options
+from localoss.cli import number_formats
 from localoss.kernels import matmul, products
 from quant.format.manifest import CHOICES, Dtypes
 from quant.format.tiles import scales_to_tiles, to_tiles
@@ -56,10 +56,10 @@ def test_kernels_and_choices_follow_the_registry():
 def test_the_options_offer_what_the_registry_allows():
     """cli/options writes them again: `localoss --help` does without NumPy, which the registry needs."""
     offered = {
-        "attention": options.MatrixDtype,
-        "embedding": options.EmbeddingDtype,
-        "unembedding": options.MatrixDtype,
-        "experts": options.ExpertDtype,
+        "attention": number_formats.MatrixDtype,
+        "embedding": number_formats.EmbeddingDtype,
+        "unembedding": number_formats.MatrixDtype,
+        "experts": number_formats.ExpertDtype,
     }
     for name, enum in offered.items():
         assert {choice.value for choice in enum} == set(CHOICES[name]), name

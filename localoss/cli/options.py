@@ -32,23 +32,6 @@ class KVDtype(StrEnum):
     int8 = "int8"
 
 
-class MatrixDtype(StrEnum):
-    int8 = "int8"
-    int4 = "int4"
-    bf16 = "bf16"
-
-
-class ExpertDtype(StrEnum):
-    mxfp4 = "mxfp4"
-    int4 = "int4"
-    bf16 = "bf16"
-
-
-class EmbeddingDtype(StrEnum):
-    int8 = "int8"
-    bf16 = "bf16"
-
-
 _MODEL_HELP = "A model folder, or the name of an installed model."
 _TOP_P_HELP = "Draw from the likeliest tokens that make up this share."
 _MIN_P_HELP = "Leave out tokens less likely than this share of the likeliest."
@@ -134,31 +117,6 @@ Lookup = Annotated[
     bool,
     typer.Option("--lookup", help="Guess that what was said comes again: faster where the answer copies."),
 ]
-
-
-def _note_cost(attention: MatrixDtype) -> MatrixDtype:
-    """Say what int4 attention costs, where it was asked for."""
-    if attention is MatrixDtype.int4:
-        line = (
-            "note: int4 attention costs much accuracy; --unembedding int4 alone saves about as much at little"
-        )
-        typer.echo(line, err=True)
-    return attention
-
-
-Attention = Annotated[
-    MatrixDtype,
-    typer.Option(
-        callback=_note_cost,
-        help="Format of the attention weights; int4 costs much accuracy: take it for the unembedding first.",
-    ),
-]
-Embedding = Annotated[EmbeddingDtype, typer.Option(help="Format of the embedding.")]
-Unembedding = Annotated[
-    MatrixDtype, typer.Option(help="Format of the unembedding; int4 saves memory at little cost.")
-]
-Experts = Annotated[ExpertDtype, typer.Option(help="Format of experts that are not MXFP4 already.")]
-
 AsJson = Annotated[bool, typer.Option("--json", help="Report as JSON on stdout.")]
 KVDtypeOption = Annotated[
     KVDtype,

@@ -7,17 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from localoss.cli.options import (
-    AsJson,
+from localoss.cli.number_formats import (
     Attention,
     Embedding,
     EmbeddingDtype,
     ExpertDtype,
     Experts,
     MatrixDtype,
-    PullName,
     Unembedding,
 )
+from localoss.cli.options import AsJson, PullName
 from localoss.cli.progress import duration_text, size_text
 from localoss.cli.terminal import echo
 from localoss.errors import UsageError

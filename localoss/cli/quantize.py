@@ -7,8 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from localoss.cli.calibrate import read_calibration
-from localoss.cli.options import (
-    AsJson,
+from localoss.cli.number_formats import (
     Attention,
     Embedding,
     EmbeddingDtype,
@@ -17,6 +16,7 @@ from localoss.cli.options import (
     MatrixDtype,
     Unembedding,
 )
+from localoss.cli.options import AsJson
 from localoss.cli.progress import progress_shown
 from localoss.cli.quantize_report import (
     plan_json,

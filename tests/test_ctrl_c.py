@@ -6,8 +6,10 @@ What comes before that is Python's own start, which no program can change.
 
 import os
 import random
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -86,3 +88,49 @@ def test_every_command_at_twenty_moments(arguments, command):
     count = imports_of(command, arguments)
     for at in [1, *random.Random(7).sample(range(2, count), 19)]:
         check(command(arguments, at), arguments, at)
+
+
+def serving(tmp_path, command, environment, *program):
+    """`localoss serve` or `web`, which has a model to load first."""
+    return subprocess.Popen(
+        [sys.executable, *program, command, "demo", "--port", "0"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ
+        | {"LOCALOSS_HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "BROWSER": "true"}
+        | environment,
+    )
+
+
+def interrupt(process, codes=(130,)):
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode in codes, said
+    for word in ("Traceback", "KeyboardInterrupt", "Exception ignored", "a bug", "error"):
+        assert word not in said, said
+
+
+def test_while_a_model_loads(tmp_path):
+    (tmp_path / "models" / "demo").mkdir(parents=True)
+    (tmp_path / "script.json").write_text('{"load_s": 100}')
+    script = str(ROOT / "tests" / "support" / "scripted.py"), str(tmp_path / "script.json")
+    process = serving(tmp_path, "serve", {}, *script)
+    assert process.stderr.readline().startswith("compiling"), "it loads"
+    interrupt(process)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("command", ["serve", "web"])
+@pytest.mark.parametrize("compiles", [False, True])
+def test_at_any_moment_while_a_model_loads(tmp_path, command, compiles):
+    """From what is compiled and what is not; as late as after the server has begun."""
+    subprocess.run(
+        [sys.executable, "-m", "localoss", "show", "demo"], env=os.environ | {"LOCALOSS_HOME": str(tmp_path)}
+    )
+    for moment in range(25):
+        cache = tmp_path / f"cache-{moment}"
+        cache.mkdir(mode=0o700)
+        environment = {"XDG_CACHE_HOME": str(cache)} if compiles else {}
+        process = serving(tmp_path, command, environment, "-m", "localoss")
+        time.sleep(0.4 * moment if compiles else 0.2 * moment)
+        interrupt(process, codes=(-2, 0, 130))

@@ -21,6 +21,7 @@ from localoss.options import SamplingParams
 from localoss.server.batches.batches import Batches
 from localoss.server.batches.store import FileStore
 from localoss.server.core import keys as keys_module
+from localoss.server.core import rates
 from localoss.server.core.keys import Client, Keys
 from localoss.server.core.pool import SequencePool
 from localoss.server.core.response_store import Record, ResponseStore
@@ -191,6 +192,34 @@ def test_metrics_count_by_key(key_file):
     assert ANNA not in text and 'key=""' not in text
 
 
+def test_what_a_key_may_have_in_a_minute(tmp_path, monkeypatch):
+    now, file = [1000.0], tmp_path / "keys.txt"
+    monkeypatch.setattr(rates, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    file.write_text(f"anna {ANNA} requests=2\nbert {BERT} tokens=5 requests=1000 # no comment\n")
+    with pytest.raises(UsageError, match="line 2 is no name"):
+        Keys(None, file)
+    file.write_text(f"anna {ANNA} requests=2\nbert {BERT} tokens=5 requests=1000\n")
+    with live(ScriptedEngine(), keys=Keys("host-key", file)) as server:
+
+        def ask(key):
+            now[0] += 10
+            return server.post(CHAT, question("Hi"), **sent(key))
+
+        assert [ask(ANNA).status_code for _ in range(2)] == [200, 200]
+        refused = ask(ANNA)
+        assert refused.status_code == 429 and refused.headers["Retry-After"] == "40"
+        assert "the key 'anna' may have 2 requests a minute; try again in 40 s" in refused.text
+        assert server.get("/v1/models", **sent(ANNA)).status_code == 200, "to look costs little"
+        assert ask(BERT).status_code == 200
+        assert "may have 5 tokens a minute" in ask(BERT).text
+        assert ask("host-key").status_code == 200
+        text = server.get("/metrics", **sent(BERT)).text
+        assert 'localoss_key_requests_per_minute{key="anna"} 2.0' in text
+        assert float(text.partition('localoss_key_tokens_per_minute{key="bert"} ')[2].split()[0]) > 5
+        now[0] += 60
+        assert ask(ANNA).status_code == 200
+
+
 def test_models_and_the_pages_sessions_are_the_hosts(key_file):
     from test_page import PAGE
 
@@ -223,6 +252,8 @@ def test_a_file_that_changes_is_read_again(key_file, monkeypatch, caplog):
         ("", "there is no key in it"),
         ("# nothing\n", "there is no key in it"),
         (f"anna {ANNA} more\n", "line 1 is no name"),
+        (f"anna {ANNA} requests=0\n", "line 1 is no name"),
+        (f"anna {ANNA} tokens=1.5\n", "line 1 is no name"),
         ("anna short\n", "line 1 is no name"),
         (f'anna {ANNA}\n"}} 1 {ANNA}\n', "line 2 is no name"),
         (f"anna {ANNA}\nanna {BERT}\n", "line 2: the name anna"),

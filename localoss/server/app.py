@@ -76,6 +76,8 @@ def build_app(
     app.add_middleware(HoldsModels, models=models)
     app.add_middleware(_Methods)
     app.add_middleware(_Counted, metrics=models.metrics)
+    if keys:
+        models.metrics.watch_keys(keys.rates)
     app.add_middleware(Guard, hosts=hosts, keys=keys)
     if cors_origins:
         app.add_middleware(

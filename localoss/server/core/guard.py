@@ -49,7 +49,7 @@ class Guard:
         name = self._keys.name(key.strip().encode("latin-1")) if scheme.lower() == "bearer" else None
         if name is not None:
             admit(scope, name)
-            return None
+            return self._keys.refusal(name) if scope["method"] == "POST" else None  # to look costs little
         return ApiError(
             "Incorrect API key provided; send the server's as `Authorization: Bearer KEY`",
             status=401,

@@ -3,11 +3,14 @@
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
+from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
     from localoss.server.core.answering import Usage
+    from localoss.server.core.rates import Rates
     from localoss.server.core.scheduler import Scheduler
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -20,6 +23,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._schedulers: set[Scheduler] = set()  # of the models in memory
+        self._rates: Rates | None = None
         self._registry = CollectorRegistry()
         self.requests = Counter(
             "localoss_requests", "Requests by path and status.", ["path", "status"], registry=self._registry
@@ -63,6 +67,11 @@ class Metrics:
             )
         }
 
+    def watch_keys(self, rates: "Rates") -> None:
+        """Tell what keys have had in the last minute, and count their tokens there."""
+        self._rates = rates
+        self._registry.register(_LastMinute(rates))
+
     def watch(self, scheduler: "Scheduler") -> None:
         """Count what waits and runs there, too."""
         self._schedulers.add(scheduler)
@@ -82,12 +91,30 @@ class Metrics:
             self._tokens.labels(kind).inc(count)
             if key:
                 self._key_tokens.labels(key, kind).inc(count)
+        if self._rates:
+            self._rates.note(key, tokens=usage.prompt - usage.cached + usage.completion)
         self._prefill_s.observe(prefill_s)
         if decode_s > 0:
             self._speed.observe((usage.completion - 1) / decode_s)
 
     def text(self) -> bytes:
         return generate_latest(self._registry)
+
+
+class _LastMinute(Collector):
+    """What keys have had in the last minute."""
+
+    def __init__(self, rates: "Rates") -> None:
+        self._rates = rates
+
+    def collect(self) -> Iterable[Metric]:
+        told = "in the last minute, by the name of the key that asked."
+        requests = GaugeMetricFamily("localoss_key_requests_per_minute", f"Requests {told}", labels=["key"])
+        tokens = GaugeMetricFamily("localoss_key_tokens_per_minute", f"Tokens {told}", labels=["key"])
+        for key in self._rates.keys():  # noqa: SIM118
+            for family, count in zip((requests, tokens), self._rates.last_minute(key), strict=True):
+                family.add_metric([key], count)
+        return [requests, tokens]
 
 
 _Key = tuple[str, tuple[tuple[str, str], ...]]

@@ -90,10 +90,10 @@ def test_every_command_at_twenty_moments(arguments, command):
         check(command(arguments, at), arguments, at)
 
 
-def serving(tmp_path, command, environment, *program):
+def serving(tmp_path, arguments, environment, *program):
     """`localoss serve` or `web`, which has a model to load first."""
     return subprocess.Popen(
-        [sys.executable, *program, command, "demo", "--port", "0"],
+        [sys.executable, *program, *arguments, "--port", "0"],
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ
@@ -111,10 +111,10 @@ def interrupt(process, codes=(130,)):
 
 
 def test_while_a_model_loads(tmp_path):
-    (tmp_path / "models" / "demo").mkdir(parents=True)
+    (tmp_path / "models" / "tiny").mkdir(parents=True)
     (tmp_path / "script.json").write_text('{"load_s": 100}')
     script = str(ROOT / "tests" / "support" / "scripted.py"), str(tmp_path / "script.json")
-    process = serving(tmp_path, "serve", {}, *script)
+    process = serving(tmp_path, ["serve", "tiny"], {}, *script)
     assert process.stderr.readline().startswith("compiling"), "it loads"
     interrupt(process)
 
@@ -124,13 +124,12 @@ def test_while_a_model_loads(tmp_path):
 @pytest.mark.parametrize("compiles", [False, True])
 def test_at_any_moment_while_a_model_loads(tmp_path, command, compiles):
     """From what is compiled and what is not; as late as after the server has begun."""
-    subprocess.run(
-        [sys.executable, "-m", "localoss", "show", "demo"], env=os.environ | {"LOCALOSS_HOME": str(tmp_path)}
-    )
+    home = os.environ | {"LOCALOSS_HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-m", "localoss", "show", "demo"], env=home, check=True)
     for moment in range(25):
         cache = tmp_path / f"cache-{moment}"
         cache.mkdir(mode=0o700)
         environment = {"XDG_CACHE_HOME": str(cache)} if compiles else {}
-        process = serving(tmp_path, command, environment, "-m", "localoss")
+        process = serving(tmp_path, [command, "demo"], environment, "-m", "localoss")
         time.sleep(0.4 * moment if compiles else 0.2 * moment)
         interrupt(process, codes=(-2, 0, 130))

@@ -31,15 +31,19 @@ _NONSENSE = [
     b"{}" * 9,
 ]
 
+ACTS = {"whole", "stream", "leave_a_stream", "leave", "nonsense", "mutant", "oversized", "look"}
+ACTS |= {"structured", "call"}
+
 
 class Unruly:
     """Clients on `url` for `seconds`; `outcomes` counts what they met, `faults` must stay empty.
 
-    waits: how long each question took, by path and question.
+    each: they stop earlier, once each of the ACTS has come about so many times. waits: how long each
+    question took, by path and question.
     """
 
-    def __init__(self, url, model, seconds, clients=8):
-        self._url, self._model, self._clients = url, model, clients
+    def __init__(self, url, model, seconds, clients=8, each=None):
+        self._url, self._model, self._clients, self._each = url, model, clients, each
         self._end = time.monotonic() + seconds
         self.outcomes, self.faults = Counter(), []
         self.waits = defaultdict(list)
@@ -84,13 +88,19 @@ class Unruly:
         acts = [self._whole, self._whole, self._stream, self._leave_a_stream, self._leave]
         acts += [self._nonsense, self._mutant, self._oversized, self._look, self._structured, self._call]
         with httpx2.Client(timeout=600) as client:
-            while time.monotonic() < self._end:
+            while time.monotonic() < self._end and not self._is_enough():
                 act = chance.choice(acts)
                 path, index = chance.choice(self._paths()), chance.randrange(len(QUESTIONS))
                 try:
                     self._note(act.__name__, act(client, chance, path, index))
                 except Exception as error:
                     self.faults.append(f"{act.__name__}: {type(error).__name__}: {error}"[:300])
+
+    def _is_enough(self):
+        counts = Counter()
+        for (act, _), count in list(self.outcomes.items()):
+            counts[act] += count
+        return self._each is not None and all(counts[act] >= self._each for act in ACTS)
 
     def _note(self, act, answer):
         status = answer if isinstance(answer, int) else answer.status_code

@@ -223,3 +223,54 @@ def test_a_body_that_is_packed_is_refused_for_what_it_is(server):
 def test_text_to_be_put_in_the_middle_is_not_made_up(server):
     answer = server.post("/api/generate", {"model": MODEL, "prompt": "def f(", "suffix": "return"})
     assert answer.status_code == 400 and answer.json() == {"error": f"{MODEL} does not support insert"}
+
+
+LOOKS_AHEAD = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "pattern": "^(?!x)y"}},
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"response_format": {"type": "json_object", "schema": LOOKS_AHEAD}}),
+        ("/v1/responses", {"text": {"format": {"type": "json_schema", "name": "x", "schema": LOOKS_AHEAD}}}),
+        ("/api/chat", {"format": LOOKS_AHEAD}),
+    ],
+)
+def test_a_format_that_isnt_strict_holds_as_far_as_it_can(server, path, body):
+    """As zod's addresses have it: what can't be followed is left out, and the rest holds."""
+    answer, _ = ask(server, path, **body)
+    said = answer.json()
+    texts = {
+        "/api/chat": lambda: said["message"]["content"],
+        "/v1/responses": lambda: said["output"][-1]["content"][0]["text"],
+        "/v1/chat/completions": lambda: said["choices"][0]["message"]["content"],
+    }
+    assert json.loads(texts[path]()) == {"city": ""}
+
+
+def test_a_strict_format_is_refused_with_its_place(server):
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": LOOKS_AHEAD}}
+    answer = server.post(
+        "/v1/chat/completions", {"model": MODEL, "messages": [USER], "response_format": wanted}
+    )
+    assert answer.status_code == 400 and "city, pattern" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "tool"),
+    [
+        ("/v1/chat/completions", {"google_search": {}}),
+        ("/v1/chat/completions", {"type": "builtin_function", "function": {"name": "$web_search"}}),
+        ("/v1/responses", {"type": "x_search"}),
+        ("/v1/messages", {"type": "text_editor_20250728", "name": "edit"}),
+        ("/api/chat", {"type": "retrieval"}),
+    ],
+)
+def test_a_tool_that_this_server_cant_run_is_left_out(server, path, tool):
+    answer, prompt = ask(server, path, tools=[tool])
+    kind = tool.get("type", "google_search")
+    assert answer.headers["x-localoss-ignored"] == f"tools:{kind}" and "# Tools" not in prompt

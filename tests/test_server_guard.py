@@ -83,6 +83,11 @@ def test_the_key_is_asked_for():
                 assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
         right = {b"Authorization": "Bearer sésame".encode()}
         assert server.get("/v1/models", headers=right).status_code == 200
+        for others in ({b"x-api-key": b"sk-other"}, {b"Api-Key": b"other"}):  # of another server's
+            assert server.get("/v1/models", headers=right | others).status_code == 200
+        for name in ("x-api-key", "api-key"):
+            sent = {name.encode(): "sésame".encode(), b"Authorization": b"Bearer sk-other"}
+            assert server.get("/v1/models", headers=sent).status_code == 200
         client = openai.OpenAI(base_url=server.url + "/v1", api_key="no", max_retries=0)
         with pytest.raises(openai.AuthenticationError, match="Incorrect API key"):
             client.models.list()

@@ -32,7 +32,10 @@ def strict_grammar(schema: Schema, budget: Budget | None = None) -> Grammar:
 
 
 def lenient_grammar(name: str, schema: Schema, budget: Budget | None = None) -> Grammar:
-    """A grammar of as much of `schema` as can be followed. What is left out is logged once, with `name`."""
+    """A grammar of as much of `schema` as can be followed. What is left out is logged once, with `name`.
+
+    name: whose schema it is.
+    """
     text = json.dumps(schema)
     found = _found.get(text)
     if found is None:
@@ -41,7 +44,7 @@ def lenient_grammar(name: str, schema: Schema, budget: Budget | None = None) -> 
     grammar, left_out = found
     if left_out and (name, left_out) not in _told and len(_told) < 1000:
         _told.add((name, left_out))
-        logger.warning("function %s: not held to %s of its schema, which can't be followed", name, left_out)
+        logger.warning("%s: not held to %s of its schema, which can't be followed", name, left_out)
     return grammar
 
 

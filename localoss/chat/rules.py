@@ -49,7 +49,7 @@ def argument_grammars(
             if function.name in strict:
                 grammars[function.name] = strict_grammar(schema, budget)
             else:
-                grammars[function.name] = lenient_grammar(function.name, schema, budget)
+                grammars[function.name] = lenient_grammar(f"function {function.name}", schema, budget)
         except UsageError as error:
             raise UsageError(f"function {function.name!r}: {error}") from None
     return grammars

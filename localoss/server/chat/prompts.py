@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from localoss.chat.grammar import ANY_OBJECT, Budget, Grammar
-from localoss.chat.grammar_limits import strict_grammar
+from localoss.chat.grammar_limits import lenient_grammar, strict_grammar
 from localoss.chat.harmony import Message
-from localoss.chat.json_schema import tidied
 from localoss.chat.rules import AnswerRules, argument_grammars
 from localoss.chat.tools import KeyThoughts, ToolCall, call_message, result_message
 from localoss.errors import UsageError
@@ -73,7 +72,7 @@ def _final_grammar(wanted: Format, budget: Budget | None) -> Grammar:
     schema = printable(wanted.schema)
     if wanted.strict:
         return strict_grammar(schema, budget)
-    return Grammar(tidied(schema), strict=False, budget=budget)
+    return lenient_grammar("the answer's format", schema, budget)
 
 
 def convert_messages(messages: Sequence[ChatMessage], thoughts: KeyThoughts) -> list[Message]:

@@ -43,13 +43,10 @@ class Guard:
         if self._keys is None or is_open or scope["method"] == "OPTIONS":
             admit(scope, "")
             return None
-        scheme, _, key = headers.get("authorization", "").partition(" ")
-        if "x-api-key" in headers:  # Anthropic's clients
-            scheme, key = "bearer", headers["x-api-key"]
-        name = self._keys.name(key.strip().encode("latin-1")) if scheme.lower() == "bearer" else None
-        if name is not None:
-            admit(scope, name)
-            return self._keys.refusal(name) if scope["method"] == "POST" else None  # to look costs little
+        for key in _sent(headers):
+            if (name := self._keys.name(key.strip().encode("latin-1"))) is not None:
+                admit(scope, name)
+                return self._keys.refusal(name) if scope["method"] == "POST" else None  # to look costs little
         return ApiError(
             "Incorrect API key provided; send the server's as `Authorization: Bearer KEY`",
             status=401,
@@ -58,6 +55,14 @@ class Guard:
         )
 
 
+def _sent(headers: Headers) -> list[str]:
+    """The keys that came: a client may send one for another server, too, as it found it."""
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    bearer = [key] if scheme.lower() == "bearer" else []
+    return bearer + [headers[name] for name in _KEY_HEADERS if name in headers]
+
+
+_KEY_HEADERS = ("x-api-key", "api-key")  # of Anthropic's clients, and Azure's
 _HOST = re.compile(r"(?:\[(?P<address>[^\]]*)\]|(?P<name>[^:]*))(?::\d*)?")
 
 

@@ -185,7 +185,7 @@ def open_toolbox(definitions: Sequence[Any], hosted: Sequence[str] = ()) -> Tool
     left_out: list[str] = []
     runs: list[str] = []
     for tool, namespace in _flattened(definitions):
-        kind = tool.get("type", "function")
+        kind = tool.get("type") or _kind_of(tool)
         if kind not in ("function", "custom"):
             name = hosted_tool(str(kind))
             if name is not None and name in hosted:
@@ -207,6 +207,12 @@ def open_toolbox(definitions: Sequence[Any], hosted: Sequence[str] = ()) -> Tool
         tuple(dict.fromkeys(runs)),
         tuple(dict.fromkeys(left_out)),
     )
+
+
+def _kind_of(tool: Mapping[str, Any]) -> str:
+    """The type of a tool that says none: Gemini's have their type as their only field."""
+    is_gemini = len(tool) == 1 and isinstance(next(iter(tool.values())), Mapping) and "function" not in tool
+    return next(iter(tool)) if is_gemini else "function"
 
 
 def model_name(name: str, namespace: str | None) -> str:

@@ -117,6 +117,7 @@ class GrammarProcess:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,  # llguidance's panics
+                start_new_session=True,  # Ctrl-C isn't for it, not even as it starts
             )
         except OSError as error:
             raise UsageError(

@@ -211,6 +211,10 @@ if sys.platform == "win32":
     def typing_waits() -> Iterator[None]:
         yield
 
+    @contextmanager
+    def typing_shows() -> Iterator[None]:
+        yield
+
 else:
     import termios
 
@@ -237,4 +241,23 @@ else:
         finally:
             sys.stdout.write(_PASTES_PLAIN if marks else "")
             sys.stdout.flush()
+            termios.tcsetattr(descriptor, termios.TCSANOW, before)
+
+    @contextmanager
+    def typing_shows() -> Iterator[None]:
+        """Inside, a line can be typed as usual. What was typed before is forgotten: it answers no question
+        that hadn't been asked.
+        """
+        try:
+            descriptor = sys.stdin.fileno()
+            before = termios.tcgetattr(descriptor)
+        except (OSError, ValueError, termios.error):  # no terminal
+            yield
+            return
+        usual = list(before)
+        usual[3] |= termios.ECHO | termios.ICANON
+        termios.tcsetattr(descriptor, termios.TCSAFLUSH, usual)
+        try:
+            yield
+        finally:
             termios.tcsetattr(descriptor, termios.TCSANOW, before)

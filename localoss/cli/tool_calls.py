@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Literal
 
 from localoss import settings
-from localoss.cli.terminal import printable, say
+from localoss.cli.terminal import printable, say, typing_shows
 from localoss.tools.choice import ToolOptions
 
 if TYPE_CHECKING:
@@ -38,8 +38,9 @@ def _nobody(question: "Question") -> Said:
 def ask_text(question: str) -> str | None:
     """Put `question` to whoever sits at the terminal, and give the line that is typed."""
     try:
-        print(question, end="", file=sys.stderr, flush=True)
-        return sys.stdin.readline().removesuffix("\n") or None
+        with typing_shows():
+            print(question, end="", file=sys.stderr, flush=True)
+            return sys.stdin.readline().removesuffix("\n") or None
     except UnicodeDecodeError:
         return None
 

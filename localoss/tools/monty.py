@@ -17,6 +17,7 @@ from localoss.tools.python_tool import (
     after_output,
     showing_last,
 )
+from localoss.tools.workers import unheard_ctrl_c
 
 if TYPE_CHECKING:
     from pydantic_monty import Monty, MontySession
@@ -82,11 +83,12 @@ class MontyPython:
     def _open(self) -> "MontySession":
         if self._session is None:
             try:
-                self._pool = self._monty.Monty(binary_path=_binary(), max_processes=1)
-                self._pool.__enter__()
                 limits = {"max_memory": MEMORY_BYTES, "max_feed_duration_secs": LIMIT_S + _BACKSTOP_S}
-                session = self._pool.checkout(script_name="python", limits=limits)  # type: ignore[arg-type]
-                session.__enter__()
+                with unheard_ctrl_c():
+                    self._pool = self._monty.Monty(binary_path=_binary(), max_processes=1)
+                    self._pool.__enter__()
+                    session = self._pool.checkout(script_name="python", limits=limits)  # type: ignore[arg-type]
+                    session.__enter__()
             except (OSError, RuntimeError, self._monty.MontyError) as error:
                 self._forget()
                 raise LocalossError(

@@ -117,6 +117,7 @@ class SandboxedPython:
                     stderr=subprocess.STDOUT,
                     pass_fds=(writing,),
                     env={},
+                    start_new_session=True,  # Ctrl-C is for the model, or ends a call by `kill`
                 )
             except OSError as error:
                 os.close(reading)

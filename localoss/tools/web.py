@@ -17,6 +17,7 @@ from localoss.tools import addresses
 from localoss.tools.browser import result_list
 from localoss.tools.pages import Page, html_page, text_page
 from localoss.tools.web_search import Provider
+from localoss.tools.workers import unless_stopped
 
 if TYPE_CHECKING:
     import httpx2
@@ -70,7 +71,10 @@ class WebSource:
                 "with --web-search"
             )
         with self._told("the search"):
-            return result_list(query, self._provider.search(self._client, query, most))
+            provider = self._provider
+            return result_list(
+                query, unless_stopped(lambda: provider.search(self._client, query, most), stop)
+            )
 
     def open(self, url: str, stop: Stop, whole: bool = False) -> Page | None:
         parts = urlsplit(url)
@@ -78,7 +82,7 @@ class WebSource:
             return None
         url = urldefrag(url if parts.scheme else f"https://{url}").url
         with self._told(url[:200]):
-            return _page(self._fetch(url, stop), whole)
+            return _page(unless_stopped(lambda: self._fetch(url, stop), stop), whole)
 
     def close(self) -> None:
         self._client.close()

@@ -195,7 +195,8 @@ def check(sequence):
 def main():
     """Run the command line with `localoss.load` giving a scripted engine.
 
-    In the script load_s is how long that takes, and load_error what comes of it then.
+    In the script load_s is how long that takes, and load_error what comes of it then. Answers by the first
+    word of the question make it a StagedEngine.
     """
     import localoss
     from localoss import cli
@@ -213,6 +214,10 @@ def main():
             raise ModelError(load_error)
         if load_s:
             listener.notice("a notice")
+        if isinstance(script.get("answers"), dict):
+            from support.staged import StagedEngine
+
+            return StagedEngine(**script)
         return ScriptedEngine(**script)
 
     localoss.load = load

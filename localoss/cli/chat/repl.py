@@ -170,7 +170,7 @@ class Chat:
 
         self.last_calls.clear()
         room = self.engine.context_tokens
-        agents.answer(self.agent, self.conversation, self._turn, self._hear, interrupts, room)
+        agents.answer(self.agent, self.conversation, self._turn, self._hear, _call_interrupts, room)
 
     def _citation(self, cursor: int) -> "Citation | None":
         return self.toolset.citation(cursor) if self.toolset else None
@@ -379,6 +379,13 @@ def shortened(text: str, most: int = 60) -> str:
     """The beginning of `text` as one line."""
     line = printable(" ".join(text.split()))
     return line if len(line) <= most else f"{line[: most - 1]}…"
+
+
+@contextmanager
+def _call_interrupts() -> Iterator[Callable[[], bool]]:
+    """As `interrupts`, while a call is made: what is typed waits meanwhile, as while the model speaks."""
+    with typing_waits(), interrupts() as cancelled:
+        yield cancelled
 
 
 class PlainProgress:

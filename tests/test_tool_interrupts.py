@@ -34,6 +34,7 @@ GO_ON = {
     "go": [FINAL + "gone on with REST<|return|>"],
     "keep": [python("kept = 41"), final("kept")],
     "look": [python("kept + 1"), final("looked")],
+    "slow": [function("bad__echo", "{}", thought=LONG[:2000]), final("done")],
 }
 IN_A_CALL = "→ stopped"
 HITS = {  # what the screen shows if it came while the stage lasted
@@ -128,6 +129,32 @@ def test_a_moment_of_each_stage(talk):
     for stage in [name for name in STAGES if name != "python"]:
         interrupt(terminal, stage, 1, chance)
     leave(terminal, is_kept=True)
+
+
+def test_what_was_typed_before_answers_no_question(talk):
+    terminal = talk()
+    terminal.type("slow\r")
+    terminal.wait_for("on and on")
+    terminal.type("yes\r")
+    terminal.wait_for("May it? [y]es, [N]o, [a]lways, n[e]ver:")
+    terminal.settle()
+    assert "bad__echo" not in terminal.everything()
+    terminal.type("no\r")
+    terminal.wait_for("The user did not allow this call.")
+    terminal.wait_for_prompt()
+
+
+def test_what_is_typed_while_a_tool_works_waits(talk):
+    terminal = talk()
+    terminal.type("serving\r")
+    terminal.wait_for("▸ thought")
+    terminal.settle()
+    terminal.type("my next question")
+    terminal.settle()
+    assert "my next" not in terminal.everything()
+    terminal.type("\x03")
+    terminal.wait_for(IN_A_CALL)
+    terminal.wait_for("> my next question", where=terminal.line)
 
 
 @pytest.mark.soak

@@ -2,7 +2,10 @@
 
 import io
 import json
+import os
+import signal
 import sys
+import threading
 import time
 from contextlib import contextmanager
 
@@ -183,6 +186,39 @@ def test_ctrl_c_while_a_call_runs_ends_it_and_keeps_what_was_said():
         ("tool", "analysis"),
     ]
     assert results(conversation) == [agents.STOPPED]
+
+
+def test_ctrl_c_as_a_call_ends_ends_the_answer():
+    done = []
+
+    @contextmanager
+    def pressed():
+        yield lambda: bool(done) and not thread.is_alive()
+
+    def work(call, stop):
+        nonlocal thread
+        thread = threading.current_thread()
+        done.append(True)
+        return Result("1")
+
+    thread = threading.current_thread()
+    conversation, turn, _ = answer(Recorded(work), [python("x"), final("No.")], interrupts=pressed)
+    assert turn.finish == "cancelled" and results(conversation) == [agents.STOPPED]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT to send to one process")
+def test_ctrl_c_at_the_last_token_of_a_call_has_it_not_made(run, monkeypatch):
+    said = ScriptedEngine.generate
+
+    def generate(engine, *arguments, **options):
+        for token in said(engine, *arguments, **options):
+            if token.id == harmony.CALL:  # nobody asks any more whether it was pressed
+                os.kill(os.getpid(), signal.SIGINT)
+            yield token
+
+    monkeypatch.setattr(ScriptedEngine, "generate", generate)
+    engine, said_to, code = run([python("1"), final("No.")], "--tools", "python", "--json")
+    assert code == 130 and len(engine.prompts) == 1, said_to
 
 
 @pytest.mark.parametrize("where", ["before", "refusal", "after"])

@@ -209,6 +209,8 @@ class Agent:
                     elif time.monotonic() > ends:
                         stop.request("time")
                 thread.join(_GRACE_S)
+                if cancelled():  # just as it was done: nobody wants the model to go on
+                    stop.request("user")
             except KeyboardInterrupt:
                 stop.request("user")
         if stop.reason == "user":

@@ -127,6 +127,11 @@ class Turn:
         """The text of the final channel."""
         return "".join(message.text for message in self.messages if message.channel == "final")
 
+    def stop(self) -> None:
+        """The user wanted it to stop, if only as it came to its end: a call isn't made."""
+        if self.finish == "call":
+            self.finish = "cancelled"
+
     @property
     def whole_messages(self) -> list[Message]:
         """What was said; a call that was cut is none."""

@@ -128,6 +128,8 @@ class OneAnswer:
                 progress.clear()
                 if printer:
                     printer.close()
+        if cancelled():
+            turn.stop()
         if isinstance(self._asked, Conversation):
             self._asked.answer(turn.whole_messages)
         return turn

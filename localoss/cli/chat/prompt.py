@@ -8,6 +8,7 @@ from pathlib import Path
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.application import get_app, run_in_terminal
+from prompt_toolkit.buffer import Buffer
 from prompt_toolkit.completion import (
     CompleteEvent,
     Completer,
@@ -19,12 +20,15 @@ from prompt_toolkit.document import Document
 from prompt_toolkit.filters import Condition, has_completions
 from prompt_toolkit.formatted_text import StyleAndTextTuples
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+from prompt_toolkit.input.typeahead import get_typeahead, store_typeahead
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.keys import Keys
 from prompt_toolkit.styles import Style
 from prompt_toolkit.utils import is_dumb_terminal
 
 from localoss.cli.chat.messages import is_open
 from localoss.cli.chat.start import Start
+from localoss.cli.terminal import interrupts, say
 
 _STYLE = Style.from_dict({"bottom-toolbar": "noreverse dim", "prompt": "bold"})
 _REDRAWN_S = 0.25  # while the model loads
@@ -61,6 +65,15 @@ class TypedInput:
             enable_open_in_editor=True,
             tempfile_suffix=".md",
         )
+        self._is_sent = False  # whether Enter was pressed
+        buffer = self._session.default_buffer
+        accept = buffer.accept_handler
+
+        def sent(buffer: Buffer) -> bool:
+            self._is_sent = True
+            return accept(buffer) if accept else False
+
+        buffer.accept_handler = sent
 
     def read(self) -> str | None:
         """The next message, None when the user leaves. Ctrl-C clears what was typed.
@@ -73,12 +86,27 @@ class TypedInput:
             self._start.say_notices()
             if self._start.failed:
                 self._start.done.result()
+            self._is_sent = False
             try:
-                return self._session.prompt("> ", pre_run=self._watch_start)
+                with interrupts() as pressed:  # asyncio's own handler would raise wherever it ends
+                    text = self._session.prompt("> ", pre_run=self._watch_start)
+                if not pressed() and not self._ctrl_c_follows():
+                    return text
             except KeyboardInterrupt:
-                continue
+                pass
             except EOFError:
                 return None
+            if self._is_sent:
+                say("(stopped; Up brings your line back)")
+
+    def _ctrl_c_follows(self) -> bool:
+        """Whether Ctrl-C was typed right after a message, while the terminal still gave it as a key; what
+        else was typed ahead stays.
+        """
+        source = self._session.input
+        ahead = [*get_typeahead(source), *source.read_keys()]
+        store_typeahead(source, [press for press in ahead if press.key != Keys.ControlC])
+        return any(press.key == Keys.ControlC for press in ahead)
 
     def _watch_start(self) -> None:
         if not self._start.done.done():

@@ -124,27 +124,37 @@ class Chat:
 
     def loop(self, messages: Input, dispatch: Callable[["Chat", str, str], None]) -> None:
         """Read and answer until the input ends or the user leaves; `dispatch` carries out commands."""
-        while (text := messages.read()) is not None:
-            command = as_command(text)
-            if self.at_terminal and text.strip() in _LEAVING:  # as in `llm chat`
-                return
+        goes_on = True
+        while goes_on:
             try:
-                if command:
-                    dispatch(self, *command)
-                elif message := unquoted(text):
-                    self.ask(message.strip() if "\n" not in message else message)
-            except Leave:
-                return
-            except KeyboardInterrupt:
-                loads = not self.start.done.done()
-                say("(stopped; the model still loads: Up brings your line back)" if loads else "(stopped)")
-            except (LocalossError, QuantError) as error:
-                if self.start.failed or (not self.at_terminal and not command):
-                    raise
-                say(f"error: {error}" if not command else str(error))
-            if self.start.done.done():
-                self.count()
-                self.keep()
+                goes_on = self._heed(messages, dispatch)
+            except KeyboardInterrupt:  # between two steps, where nothing was left to be stopped
+                say("(stopped)")
+
+    def _heed(self, messages: Input, dispatch: Callable[["Chat", str, str], None]) -> bool:
+        """Read a line and do what it wants; whether there may be another."""
+        text = messages.read()
+        if text is None or (self.at_terminal and text.strip() in _LEAVING):  # as in `llm chat`
+            return False
+        command = as_command(text)
+        try:
+            if command:
+                dispatch(self, *command)
+            elif message := unquoted(text):
+                self.ask(message.strip() if "\n" not in message else message)
+        except Leave:
+            return False
+        except KeyboardInterrupt:
+            loads = not self.start.done.done()
+            say("(stopped; the model still loads: Up brings your line back)" if loads else "(stopped)")
+        except (LocalossError, QuantError) as error:
+            if self.start.failed or (not self.at_terminal and not command):
+                raise
+            say(f"error: {error}" if not command else str(error))
+        if self.start.done.done():
+            self.count()
+            self.keep()
+        return True
 
     def ask(self, text: str, files: "Sequence[File]" = ()) -> None:
         """Send a message, with `files` and those that wait for it, and show the answer."""
@@ -201,7 +211,7 @@ class Chat:
         rules = replace(self.agent.rules if self.agent else AnswerRules(), think_budget=self.think_budget)
         turn = Turn(self._fitting_prompt(), self.conversation.setup, self._sampling(), rules)
         self._attempts += 1
-        with self._display(turn) as (progress, show, tick), interrupts() as cancelled:
+        with interrupts() as cancelled, self._display(turn) as (progress, show, tick):
 
             def read(done: int, total: int) -> None:
                 progress(done, total)
@@ -211,6 +221,8 @@ class Chat:
             events = generate(self.engine, turn, self.sequence, read, lambda: tick() or cancelled())
             for event in with_footnotes(events, Footnotes(self._citation)):
                 show(event)
+        if cancelled():
+            turn.stop()
         self.conversation.answer(turn.whole_messages)
         self.turns.append(TurnFigures.of(turn))
         self.last_thinking = turn.thinking

@@ -138,10 +138,6 @@ class Site(http.server.BaseHTTPRequestHandler):
     def _to_file(self):
         self._reply(b"", status=302, Location="file:///etc/passwd")
 
-    def _never(self):
-        self.server.stopped.set()
-        self.server.over.wait(60)
-
     def _deep(self):
         self._reply(b"<div>" * 100_000 + b"deep down")
 
@@ -150,7 +146,6 @@ class Site(http.server.BaseHTTPRequestHandler):
 def site():
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Site)
     server.asked, server.broken, server.daemon_threads = [], [], True
-    server.stopped, server.over = threading.Event(), threading.Event()
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
@@ -258,14 +253,6 @@ def test_a_huge_page_is_cut(tool, base, path, letter, monkeypatch):
 def test_a_slow_page_ends(tool, base, monkeypatch):
     monkeypatch.setattr(web, "_MOST_S", 0.3)
     assert "didn't arrive within" in call(tool, "open", id=f"{base}/slow")
-
-
-def test_what_waits_for_a_page_ends_when_it_is_stopped(tool, base, site):
-    stop = Stop()
-    threading.Thread(target=lambda: (site.stopped.wait(60), stop.request("user")), daemon=True).start()
-    message = Message("assistant", json.dumps({"id": f"{base}/never"}), "analysis", "browser.open")
-    assert tool.run(message, stop).text == "Error: stopped"  # while the site still says nothing
-    site.over.set()
 
 
 def test_a_page_of_this_machine_is_refused_unless_it_is_allowed(base):

@@ -18,6 +18,12 @@ pytest.importorskip("mcp")
 from support.calling import browser, final, function, python
 from support.pseudo_terminal import FINAL, thinking
 
+from localoss.chat.agent import Stop
+from localoss.chat.harmony import Message
+from localoss.tools.browser import Browser
+from localoss.tools.web import WebSource
+from localoss.tools.web_search import Provider
+
 SERVER = str(Path(__file__).parent / "support" / "hostile_mcp.py")
 LONG = "on and " * 600
 STAGES = {
@@ -155,6 +161,16 @@ def test_what_is_typed_while_a_tool_works_waits(talk):
     terminal.type("\x03")
     terminal.wait_for(IN_A_CALL)
     terminal.wait_for("> my next question", where=terminal.line)
+
+
+def test_what_waits_for_a_page_or_a_search_ends_when_it_is_stopped(silent_site):
+    host = silent_site.removeprefix("http://")
+    tool, stop = Browser([WebSource(Provider("searxng", silent_site), [host])]), Stop()
+    stop.request("user")
+    for name, said in (("open", {"id": f"{silent_site}/page"}), ("search", {"query": "basalt"})):
+        call = Message("assistant", json.dumps(said), "analysis", f"browser.{name}")
+        assert tool.run(call, stop).text == "Error: stopped"  # while the site says nothing
+    tool.close()
 
 
 @pytest.mark.soak

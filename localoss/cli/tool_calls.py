@@ -1,11 +1,12 @@
 """Tools at a terminal: questions before calls, the line that each leaves, and opening what was asked for."""
 
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Literal
 
 from localoss import settings
-from localoss.cli.terminal import printable, say, typing_shows
+from localoss.cli.terminal import interrupts, printable, say, typing_shows, typing_waits
 from localoss.tools.choice import ToolOptions
 
 if TYPE_CHECKING:
@@ -56,6 +57,13 @@ def ask_at_terminal(question: "Question") -> Said:
     typed = (ask_text("May it? [y]es, [N]o, [a]lways, n[e]ver: ") or "").strip().lower()
     words: dict[str, Said] = {"y": "yes", "yes": "yes", "a": "always", "always": "always"}
     return words.get(typed) or ("never" if typed in ("e", "never") else "no")
+
+
+@contextmanager
+def call_interrupts() -> Iterator[Callable[[], bool]]:
+    """As `interrupts`, while a call is made: what is typed waits meanwhile, as while the model speaks."""
+    with typing_waits(), interrupts() as cancelled:
+        yield cancelled
 
 
 def show_call(event: "CallEvent") -> None:

@@ -65,6 +65,9 @@ class TypedInput:
             enable_open_in_editor=True,
             tempfile_suffix=".md",
         )
+        # One for all messages: asyncio.run has a handler of its own for Ctrl-C, and leaves a loop to be
+        # collected, in whose __del__ nobody hears it.
+        self._loop = asyncio.new_event_loop()
         self._is_sent = False  # whether Enter was pressed
         buffer = self._session.default_buffer
         accept = buffer.accept_handler
@@ -88,8 +91,9 @@ class TypedInput:
                 self._start.done.result()
             self._is_sent = False
             try:
-                with interrupts() as pressed:  # asyncio's own handler would raise wherever it ends
-                    text = self._session.prompt("> ", pre_run=self._watch_start)
+                with interrupts() as pressed:
+                    asked = self._session.prompt_async("> ", pre_run=self._watch_start)
+                    text = self._loop.run_until_complete(asked)
                 if not pressed() and not self._ctrl_c_follows():
                     return text
             except KeyboardInterrupt:

@@ -11,6 +11,7 @@ from localoss import settings
 from localoss.chat.conversation import Conversation
 from localoss.cli.chat.figures import TurnFigures
 from localoss.cli.chat.messages import Input, as_command, unquoted
+from localoss.cli.chat.plain import PlainProgress
 from localoss.cli.terminal import AnswerPrinter, interrupts, notify, printable, say, typing_waits, wrapped
 from localoss.errors import ContextFullError, LocalossError
 from localoss.hub.registry import name_of, usual_think_budget
@@ -177,10 +178,11 @@ class Chat:
             self._turn()
             return
         from localoss.chat import agent as agents
+        from localoss.cli.tool_calls import call_interrupts
 
         self.last_calls.clear()
         room = self.engine.context_tokens
-        agents.answer(self.agent, self.conversation, self._turn, self._hear, _call_interrupts, room)
+        agents.answer(self.agent, self.conversation, self._turn, self._hear, call_interrupts, room)
 
     def _citation(self, cursor: int) -> "Citation | None":
         return self.toolset.citation(cursor) if self.toolset else None
@@ -391,22 +393,3 @@ def shortened(text: str, most: int = 60) -> str:
     """The beginning of `text` as one line."""
     line = printable(" ".join(text.split()))
     return line if len(line) <= most else f"{line[: most - 1]}…"
-
-
-@contextmanager
-def _call_interrupts() -> Iterator[Callable[[], bool]]:
-    """As `interrupts`, while a call is made: what is typed waits meanwhile, as while the model speaks."""
-    with typing_waits(), interrupts() as cancelled:
-        yield cancelled
-
-
-class PlainProgress:
-    """Says once that a prompt is long, to a terminal that takes no codes."""
-
-    def __init__(self, at_terminal: bool) -> None:
-        self._quiet = not at_terminal
-
-    def __call__(self, done: int, total: int) -> None:
-        if not self._quiet and total - done > 1000:
-            say(f"(reading the prompt: {total - done:,} tokens; Ctrl-C stops)")
-        self._quiet = True

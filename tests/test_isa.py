@@ -22,7 +22,7 @@ from support.traced import compile_for, trace
 
 from localoss import settings
 from localoss.errors import UsageError
-from localoss.kernels import attention, isa, products
+from localoss.kernels import attention, isa, pairs, products
 from quant.format.tiles import to_tiles
 
 # What every_operation reads and writes.
@@ -89,6 +89,9 @@ def row_group_kernels(t, sums, codes, scales, x, x_scales):
     for kind in (products.MXFP4, products.INT4, products.INT8):
         for tokens in (1, 3):
             kernel(kind, False, sums, codes, scales, x, x_scales, tokens, 5, 1, 0)
+        if hasattr(t.isa, "add_to_pair"):
+            pair = t.traced(pairs.write_row_pair)
+            pair(kind, sums, codes, scales, x, x_scales, 3, 5, 1, scales)
 
 
 def variant_of(name):

@@ -141,6 +141,20 @@ def test_every_e8m0_scale(exact):
 
 
 @pytest.mark.parametrize("dtype", ["mxfp4", "int4", "int8"])
+def test_many_tokens_have_the_bits_of_each_alone(dtype):
+    """Row groups are taken two at a time where registers have room for them, of which one is left over."""
+    weights = random_weights(dtype, 152, 160, seed=3)
+    rng = np.random.RandomState(4)
+    steps, scales = rng.randint(-127, 128, (11, 160)), rng.random_sample((11, 5)).astype(np.float32) / 40
+    x = activations_of(weights.kind, steps, scales)
+    together = multiply(weights, x)
+    assert_product(together, x, weights)
+    for t in range(11):
+        alone = multiply(weights, activations_of(weights.kind, steps[t : t + 1], scales[t : t + 1]))
+        np.testing.assert_array_equal(alone.view(np.int32), together[t : t + 1].view(np.int32))
+
+
+@pytest.mark.parametrize("dtype", ["mxfp4", "int4", "int8"])
 def test_large_codes_with_tiny_and_huge_scales(dtype):
     rng = np.random.RandomState(3)
     extremes = {"mxfp4": [7, 15], "int4": [-8, 7], "int8": [-127, 127]}[dtype]

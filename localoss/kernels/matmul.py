@@ -12,15 +12,36 @@ are addresses, numbers, and plain tuples of them:
 
 from numba import prange, types
 
+from localoss.kernels import isa
 from localoss.kernels.calls import Routine, call_for_number
 from localoss.kernels.isa.common import force_inline
+from localoss.kernels.pairs import write_row_pair
 from localoss.kernels.products import add_row_group, clear
 from localoss.kernels.simd import add, fetch_add, jit, load_f32x8, parallel, store_f32x8, store_i64
-from localoss.plan.sizes import PANEL, SCRATCH_BYTES, TILE_SCRATCH_BYTES, TOKENS_AT_ONCE
+from localoss.plan.sizes import PAIR_SCRATCH_BYTES, PANEL, SCRATCH_BYTES, TILE_SCRATCH_BYTES, TOKENS_AT_ONCE
 from quant.format.weight_formats import BY_KERNEL_KIND, TILE_ROWS
 
 TILE_BYTES = tuple(form.tile_bytes for form in BY_KERNEL_KIND)
+_PAIR_TOKENS = 8  # fewer wait for the weights, however fast they are multiplied
 SCALES_BYTES = tuple(TILE_ROWS * form.scale_bytes for form in BY_KERNEL_KIND)
+
+
+@jit
+def _pair(kind, exact, sums, codes, scales, x, x_scales, tokens, stride, blocks, scratch):
+    """Multiply a row group and the next one, if that is worth it: how many row groups it did."""
+    if exact or tokens < _PAIR_TOKENS:
+        return 0
+    work = scratch + TILE_SCRATCH_BYTES
+    write_row_pair(kind, sums, codes, scales, x, x_scales, tokens, stride, blocks, work)
+    return 2
+
+
+@jit
+def _no_pair(kind, exact, sums, codes, scales, x, x_scales, tokens, stride, blocks, scratch):
+    return 0
+
+
+_try_pair = _pair if isa.HAS_PAIRS else _no_pair
 
 
 @jit
@@ -31,23 +52,20 @@ def multiply_panel(tiles, group, groups, inputs, first, tokens, stride, scratch)
     """
     kind, codes, scales, _, _, blocks = tiles
     exact, x, x_scales = inputs
-    sums = scratch + TILE_SCRATCH_BYTES
+    sums = scratch + TILE_SCRATCH_BYTES + PAIR_SCRATCH_BYTES
     clear(sums, groups * tokens)
-    for g in range(groups):
+    x, x_scales = x + (128 if exact else 32) * first, x_scales + 4 * first
+    g = 0
+    while g < groups:
         tile = (group + g) * blocks
-        add_row_group(
-            kind,
-            exact,
-            sums + 32 * tokens * g,
-            codes + TILE_BYTES[kind] * tile,
-            scales + SCALES_BYTES[kind] * tile,
-            x + (128 if exact else 32) * first,
-            x_scales + 4 * first,
-            tokens,
-            stride,
-            blocks,
-            scratch,
-        )
+        its_sums = sums + 32 * tokens * g
+        its_codes, its_scales = codes + TILE_BYTES[kind] * tile, scales + SCALES_BYTES[kind] * tile
+        sources = its_codes, its_scales, x, x_scales, tokens, stride, blocks, scratch
+        done = _try_pair(kind, exact, its_sums, *sources) if g + 1 < groups else 0
+        if done == 0:
+            add_row_group(kind, exact, its_sums, *sources)
+            done = 1
+        g += done
     return sums
 
 

@@ -46,7 +46,7 @@ MXFP4, INT4, INT8, BF16 = (KINDS[name] for name in ("mxfp4", "int4", "int8", "bf
 OFFSETS = (isa.OFFSET_4BIT, isa.OFFSET_4BIT, isa.OFFSET_8BIT, 0)  # what int8 activations have added, by kind
 
 # How far before their use weights are asked for, in bytes. int8 takes fewer instructions a byte.
-_AHEAD_4BIT, _AHEAD_8BIT = 6144, 4096
+AHEAD_4BIT, AHEAD_8BIT = 6144, 4096
 _ONCE_4BIT, _ONCE_8BIT = (6144, 4096) if isa.STREAMS_WELL else (2048, 2048)  # what one token reads
 _STREAMS_WELL = isa.STREAMS_WELL
 _FOLDED = 14  # powers of two up to this one are signed 16-bit numbers
@@ -89,7 +89,7 @@ def _add_8bit(sums, w, scale, x, x_scales, tokens):
 
 
 @force_inline
-def _prefetch(once, ahead, codes, code_bytes, scales, scale_bytes, b):
+def ask_for(once, ahead, codes, code_bytes, scales, scale_bytes, b):
     """Ask for the codes of a tile `ahead` bytes further on, and, at times, for the scales of the tiles there.
 
     once: they are used by one token, and shouldn't push what all tokens use out of the caches.
@@ -108,7 +108,7 @@ def _prefetch(once, ahead, codes, code_bytes, scales, scale_bytes, b):
 @jit
 def _add_row_group_mxfp4(sums, codes, scales, x, x_scales, tokens, stride, blocks):
     for b in range(blocks):
-        _prefetch(False, _AHEAD_4BIT, codes, 128, scales, 8, b)
+        ask_for(False, AHEAD_4BIT, codes, 128, scales, 8, b)
         w, scale = load_fp4(codes + 128 * b), _fp4_scales(scales + 8 * b)
         _add_4bit(sums, w, scale, x + 32 * stride * b, x_scales + 4 * stride * b, tokens)
 
@@ -140,7 +140,7 @@ def _add_row_group_folded(sums, codes, scales, x, x_scales, tokens, stride, bloc
         _add_row_group_mxfp4(sums, codes, scales, x, x_scales, tokens, stride, blocks)
         return
     for b in range(blocks):
-        _prefetch(False, _AHEAD_4BIT, codes, 128, scales, 8, b)
+        ask_for(False, AHEAD_4BIT, codes, 128, scales, 8, b)
         w, powers = load_fp4(codes + 128 * b), isa.powers_of_two(sub_int(load_u8x8(scales + 8 * b), base))
         correction = isa.correction_4bit(w)
         for t in range(tokens):
@@ -165,7 +165,7 @@ _add_tokens_mxfp4 = tokens_mxfp4(isa.FOLDS_EXPONENTS)
 def _add_one_token_mxfp4(sums, codes, scales, x, x_scales, stride, blocks):
     total = load_f32x8(sums)
     for b in range(blocks):
-        _prefetch(_STREAMS_WELL, _ONCE_4BIT, codes, 128, scales, 8, b)
+        ask_for(_STREAMS_WELL, _ONCE_4BIT, codes, 128, scales, 8, b)
         dots = isa.dot_fp4_tile(x + 32 * stride * b, codes + 128 * b)
         scale = mul(_fp4_scales(scales + 8 * b), broadcast_f32(x_scales + 4 * stride * b))
         total = fma(to_f32(dots), scale, total)
@@ -175,7 +175,7 @@ def _add_one_token_mxfp4(sums, codes, scales, x, x_scales, stride, blocks):
 @jit
 def _add_row_group_int4(sums, codes, scales, x, x_scales, tokens, stride, blocks):
     for b in range(blocks):
-        _prefetch(False, _AHEAD_4BIT, codes, 128, scales, 16, b)
+        ask_for(False, AHEAD_4BIT, codes, 128, scales, 16, b)
         w, scale = load_int4(codes + 128 * b), isa.load_f16(scales + 16 * b)
         _add_4bit(sums, w, scale, x + 32 * stride * b, x_scales + 4 * stride * b, tokens)
 
@@ -184,7 +184,7 @@ def _add_row_group_int4(sums, codes, scales, x, x_scales, tokens, stride, blocks
 def _add_one_token_int4(sums, codes, scales, x, x_scales, stride, blocks):
     total = load_f32x8(sums)
     for b in range(blocks):
-        _prefetch(_STREAMS_WELL, _ONCE_4BIT, codes, 128, scales, 16, b)
+        ask_for(_STREAMS_WELL, _ONCE_4BIT, codes, 128, scales, 16, b)
         dots = isa.dot_int4_tile(x + 32 * stride * b, codes + 128 * b)
         scale = mul(isa.load_f16(scales + 16 * b), broadcast_f32(x_scales + 4 * stride * b))
         total = fma(to_f32(dots), scale, total)
@@ -194,7 +194,7 @@ def _add_one_token_int4(sums, codes, scales, x, x_scales, stride, blocks):
 @jit
 def _add_row_group_int8(sums, codes, scales, x, x_scales, tokens, stride, blocks):
     for b in range(blocks):
-        _prefetch(False, _AHEAD_8BIT, codes, 256, scales, 16, b)
+        ask_for(False, AHEAD_8BIT, codes, 256, scales, 16, b)
         w, scale = load_8bit(codes + 256 * b), isa.load_f16(scales + 16 * b)
         _add_8bit(sums, w, scale, x + 32 * stride * b, x_scales + 4 * stride * b, tokens)
 
@@ -203,7 +203,7 @@ def _add_row_group_int8(sums, codes, scales, x, x_scales, tokens, stride, blocks
 def _add_one_token_int8(sums, codes, scales, x, x_scales, stride, blocks):
     total = load_f32x8(sums)
     for b in range(blocks):
-        _prefetch(_STREAMS_WELL, _ONCE_8BIT, codes, 256, scales, 16, b)
+        ask_for(_STREAMS_WELL, _ONCE_8BIT, codes, 256, scales, 16, b)
         dots = isa.dot_int8_tile(x + 32 * stride * b, codes + 256 * b)
         scale = mul(isa.load_f16(scales + 16 * b), broadcast_f32(x_scales + 4 * stride * b))
         total = fma(to_f32(dots), scale, total)

@@ -75,7 +75,8 @@ class Tracer:
         if isinstance(argument, tuple):
             aggregate = ir.Constant(kind, ir.Undefined)
             for i, element in enumerate(argument):
-                aggregate = self.builder.insert_value(aggregate, element, i)
+                whole = element.value if isinstance(element, Address) else element
+                aggregate = self.builder.insert_value(aggregate, whole, i)
             return aggregate
         return argument if isinstance(argument, ir.Value) else ir.Constant(kind, argument)
 

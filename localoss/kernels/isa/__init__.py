@@ -100,6 +100,13 @@ correction_8bit = _isa.correction_8bit
 dot_8bit = _isa.dot_8bit
 FOLDS_EXPONENTS: bool = hasattr(_isa, "dot_4bit_scaled")  # whether MXFP4's scales cost nothing there
 dot_4bit_scaled, powers_of_two = (getattr(_isa, name, None) for name in ("dot_4bit_scaled", "powers_of_two"))
+_PAIRS = ("fp4", "int4", "8bit")
+HAS_PAIRS: bool = hasattr(_isa, "add_to_pair")  # whether two row groups are multiplied at once
+load_fp4_pair, load_int4_pair, load_8bit_pair = (getattr(_isa, f"load_{name}_pair", None) for name in _PAIRS)
+load_fp4_scales_pair, load_f16_pair, correction_pair, add_to_pair = (
+    getattr(_isa, name, None)
+    for name in ("load_fp4_scales_pair", "load_f16_pair", "correction_pair", "add_to_pair")
+)
 load_f16 = _isa.load_f16
 store_f16 = _isa.store_f16
 F32_LANES: int = _isa.F32_LANES  # of a vector in wide.py

@@ -115,8 +115,7 @@ def dot_int8_tile(b, x, codes):
     return _dot(b, x, parts, _corrections(b, weights))
 
 
-# Two row groups: a vector has 4 columns of the first one's 8 rows in its lower half, and of the second's in the
-# other.
+# Two row groups: a vector has 4 columns of the first one's 8 rows in its lower half, then of the second's.
 
 _FLOATS = ir.VectorType(ir.FloatType(), 16)
 _PAIR_OF_TILES = types.UniTuple(Vector("i8", 64), 8)

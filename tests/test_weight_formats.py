@@ -54,7 +54,7 @@ def test_kernels_and_choices_follow_the_registry():
 
 
 def test_the_options_offer_what_the_registry_allows():
-    """cli/number_formats writes them again: `localoss --help` does without NumPy, which the registry needs."""
+    """cli/number_formats writes them again: `localoss --help` does without NumPy, which it needs."""
     offered = {
         "attention": number_formats.MatrixDtype,
         "embedding": number_formats.EmbeddingDtype,

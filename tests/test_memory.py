@@ -86,7 +86,9 @@ def test_a_plan_is_what_the_engine_takes(options, dtypes, model):
     caches = [engine.sequence() for _ in range(plan.slots)]
     arrays = [array for one in caches for layer in one.cache.layers for array in layer.arrays]
     assert plan.kv_cache_bytes == sum(array.nbytes for array in arrays)
-    rows = [engine._rows, engine._sampler._logits, engine._sampler._weights]
+    rows = [engine._rows]
+    for sampler in engine._samplers.all:
+        rows += [sampler._logits, sampler._weights]
     buffers = [array for array in vars(engine.model.buffers).values() if isinstance(array, np.ndarray)]
     assert plan.own["scratch"] == sum(array.nbytes for array in [*buffers, *rows])
     assert plan.own_bytes == sum(

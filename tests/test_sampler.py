@@ -6,12 +6,13 @@ probability, give or take one.
 
 from collections import Counter
 from dataclasses import replace
+from threading import Barrier
 
 import numpy as np
 import pytest
 from support.golden_files import log_softmax
 
-from localoss.engine.sampler import Sampler
+from localoss.engine.sampler import Sampler, Samplers
 from localoss.errors import LocalossError, UsageError
 from localoss.kernels import sampling as kernels
 from localoss.options import SamplingParams
@@ -322,3 +323,17 @@ def test_logprobs_over_a_whole_vocabulary():
     exact = logits.astype(np.float64)
     want = exact[7] - np.log(np.exp(exact).sum())
     assert abs(Sampler(len(logits)).score(logits, 7).logprob - want) < 1e-6
+
+
+def test_several_sequences_draw_at_once():
+    """Each thread has a sampler of its own, and whose token it is stays known."""
+    samplers, barrier = Samplers(16, 2), Barrier(2, timeout=60)
+
+    def draw(number, sampler):
+        if number < 2:
+            barrier.wait()  # neither goes on before the other one has begun
+        return number, samplers.all.index(sampler)
+
+    assert samplers.each(draw, range(5)) == [(0, 0), (1, 1), (2, 0), (3, 1), (4, 0)]
+    assert samplers.each(lambda number, sampler: sampler is samplers.first, [7]) == [True]
+    assert samplers.each(draw, []) == []

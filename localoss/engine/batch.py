@@ -10,7 +10,7 @@ import numpy as np
 from localoss.engine.accounts import Accounts
 from localoss.engine.pacing import EXPRESS_TOKENS, Pace, Shares, WaitingPass
 from localoss.engine.passes import Passes
-from localoss.engine.sampler import Sampler, Token
+from localoss.engine.sampler import Sampler, Samplers, Token
 from localoss.engine.slot import Slot
 from localoss.errors import Cancelled, LocalossError
 from localoss.model.stack import F32Array
@@ -21,6 +21,15 @@ _LEAST_PASS = 64  # tokens
 _MOST_LEAD_S = 1.0  # a short prompt goes before long ones unless its owner had so much more than theirs
 
 Run = tuple[Slot, Seq[int]]  # a slot, and its tokens of a pass
+
+
+def _draw(slot: Slot, sampler: Sampler) -> Token | None:
+    """A token for `slot`, which ends with an error if there is one; None at its end."""
+    try:
+        return slot.draw(sampler)
+    except Exception as error:  # a mask's, or logits that are not finite: this sequence's alone
+        slot.end(error)
+        return None
 
 
 class Batch:
@@ -39,14 +48,14 @@ class Batch:
     def __init__(
         self,
         passes: Passes,
-        sampler: Sampler,
+        samplers: Samplers,
         chunk_tokens: int,
         rows: F32Array,
         accounts: Accounts | None = None,
     ) -> None:
         """chunk_tokens: of a pass at most. rows (n, ≥ V): where the logits of up to n slots go."""
         self.accounts = accounts or Accounts()
-        self._passes, self._sampler, self._chunk_tokens = passes, sampler, chunk_tokens
+        self._passes, self._samplers, self._chunk_tokens = passes, samplers, chunk_tokens
         self._rows = rows
         self.slots: list[Slot] = []
         self._waiting: list[WaitingPass] = []
@@ -87,17 +96,10 @@ class Batch:
             self.advance(most_tokens)
         else:
             self._advance_within(within_s)
-        drawn = []
-        for slot in self.slots:
-            try:
-                token = slot.draw(self._sampler)
-            except Exception as error:  # a mask's, or logits that are not finite: this sequence's alone
-                slot.end(error)
-            else:
-                if token:
-                    drawn.append((slot, token))
+        ready = [slot for slot in self.slots if slot.rows is not None]
+        tokens = self._samplers.each(_draw, ready)
         self._drop_done()
-        return drawn
+        return [(slot, token) for slot, token in zip(ready, tokens, strict=True) if token]
 
     def advance(self, most_tokens: int | None = None) -> None:
         """Run one pass, of at most so many tokens, for what isn't ready to draw; draw nothing."""
@@ -327,7 +329,7 @@ class Batch:
             here = x[first : first + _SCORED_ROWS]
             for row, logits in enumerate(self._passes.logits(here, [slot.sequence], rows[: len(here)])):
                 if (place := at + first + row + 1) < len(slot.prompt):
-                    slot.scored(self._sampler.score(logits, slot.prompt[place], slot.params.logprobs))
+                    slot.scored(self._samplers.first.score(logits, slot.prompt[place], slot.params.logprobs))
 
     def _unembed(self, x: F32Array, wanted: list[tuple[Slot, range]]) -> None:
         """Give each slot the logits of its rows of x (T, D): those that have one together."""

@@ -12,7 +12,7 @@ from localoss.engine.accounts import Accounts
 from localoss.engine.batch import Batch
 from localoss.engine.passes import Passes
 from localoss.engine.prompt_lookup import PromptLookup
-from localoss.engine.sampler import Sampler, Token
+from localoss.engine.sampler import Samplers, Token
 from localoss.engine.sequence import Sequence
 from localoss.engine.slot import Mask, Progress, Slot
 from localoss.errors import UsageError
@@ -23,7 +23,7 @@ from localoss.model.stack import F32Array, LayerStack
 from localoss.model.streamed_layers import StreamedExperts
 from localoss.model.weights import Weights
 from localoss.options import Listener, LoadOptions, SamplingParams, changed
-from localoss.plan.sizes import waiting_passes
+from localoss.plan.sizes import samplers, waiting_passes
 from quant.format.config import ModelConfig
 from quant.format.manifest import Dtypes
 
@@ -63,7 +63,7 @@ class Engine:
         self.pass_tokens = self.model.pass_tokens
         self.model.let_wait(waiting_passes(options.slots))
         self._passes = Passes(self.model, self.context_tokens, (listener or Listener()).notice)
-        self._sampler = Sampler(config.vocab)
+        self._samplers = Samplers(config.vocab, samplers(options.slots, self.threads))
         # Caches are allocated here, so that memory does not grow later. `_holders[i]` is a weak reference to
         # the Sequence that uses cache i, or None.
         self._caches = [self._new_cache() for _ in range(options.slots)]
@@ -75,7 +75,7 @@ class Engine:
     @property
     def kernel_callers(self) -> list[Any]:
         """What calls compiled kernels: see Model.kernel_callers."""
-        return [*self.model.kernel_callers, self._sampler]
+        return [*self.model.kernel_callers, *self._samplers.all]
 
     def count_experts(self) -> NDArray[np.int64]:
         """How often each expert is chosen from now on, (layers, experts): see Model.count_experts."""
@@ -133,7 +133,7 @@ class Engine:
 
     def batch(self, accounts: Accounts | None = None) -> Batch:
         """A new, empty batch: sequences that are run side by side. accounts: what their owners had so far."""
-        return Batch(self._passes, self._sampler, self.pass_tokens, self._rows, accounts)
+        return Batch(self._passes, self._samplers, self.pass_tokens, self._rows, accounts)
 
     def generate(
         self,
@@ -277,7 +277,7 @@ class Engine:
         scored = 1
         for rows in self.stream_logits(tokens, rows=16, cancelled=cancelled, sequence=sequence):
             for token, logits in zip(tokens[scored:], rows, strict=False):
-                yield self._sampler.score(logits, token, logprobs)
+                yield self._samplers.first.score(logits, token, logprobs)
             scored += len(rows)
 
     def _run(

@@ -1,8 +1,11 @@
 """From logits to a token: greedy, or drawn with temperature, top-k, top-p and min-p."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from itertools import repeat
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +13,9 @@ from numpy.typing import NDArray
 from localoss.errors import LocalossError
 from localoss.kernels import sampling as kernels
 from localoss.options import FIRST_CONTROL_ID, SamplingParams
+
+S = TypeVar("S")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -124,6 +130,35 @@ class Sampler:
         if params.min_p:
             self.kernels.drop_below(weights, np.float32(params.min_p))
         return int(self.kernels.draw(weights, random.random()))
+
+
+class Samplers:
+    """Draws for several sequences at once, each thread with a sampler of its own: their kernels let go of
+    Python's lock, and eight sequences with top-p took a tenth of a step one after the other.
+    """
+
+    def __init__(self, vocab: int, count: int) -> None:
+        self.all = [Sampler(vocab) for _ in range(count)]
+
+    @property
+    def first(self) -> Sampler:
+        """For whoever draws alone."""
+        return self.all[0]
+
+    def each(self, draw: Callable[[S, Sampler], T], sequences: Sequence[S]) -> list[T]:
+        """What `draw` gives for each of `sequences`, in their order. It must raise nothing."""
+        shares = [sequences[n :: len(self.all)] for n in range(min(len(self.all), len(sequences)))]
+        if len(shares) < 2:
+            return [draw(one, self.first) for one in sequences]
+        drawn = list(self._pool.map(self._draw_share, repeat(draw), shares, self.all))
+        return [drawn[n % len(shares)][n // len(shares)] for n in range(len(sequences))]
+
+    def _draw_share(self, draw: Callable[[S, Sampler], T], share: Sequence[S], sampler: Sampler) -> list[T]:
+        return [draw(one, sampler) for one in share]
+
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(len(self.all), "sampler")
 
 
 def _token(token: int, logits: NDArray[np.float32], log_total: float, top: int) -> Token:

@@ -120,7 +120,7 @@ class Plan:
         exact_experts = self.exact or not WEIGHT_FORMATS[self.dtypes.experts].has_scales
         buffers = buffer_sizes(config, chunk, self.threads, exact_experts, self.pass_tokens)
         waiting = waiting_bytes(config, self.slots, max(chunk, self.pass_tokens))
-        logits = logits_bytes(config, self.slots)
+        logits = logits_bytes(config, self.slots, self.threads)
         drafts = self.slots * lookup_bytes(config, self.context_tokens) if self.lookup else 0
         return {
             "KV cache, full layers": self.slots * (sum(caches) - sliding),

@@ -145,6 +145,11 @@ def waiting_bytes(config: ModelConfig, slots: int, tokens: int) -> int:
     return waiting_passes(slots) * tokens * config.hidden * 4
 
 
-def logits_bytes(config: ModelConfig, slots: int) -> int:
-    """Of a decoded token's logits in each slot, and the sampler's two rows."""
-    return (slots + 2) * 4 * round_up(config.vocab, 8)
+def samplers(slots: int, threads: int) -> int:
+    """How many sequences draw a token at once."""
+    return min(slots, threads)
+
+
+def logits_bytes(config: ModelConfig, slots: int, threads: int) -> int:
+    """Of a decoded token's logits in each slot, and each sampler's two rows."""
+    return (slots + 2 * samplers(slots, threads)) * 4 * round_up(config.vocab, 8)

@@ -3,7 +3,6 @@
 import os
 import shutil
 import socket
-import sys
 import threading
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ from localoss.chat.agent import Stop
 from localoss.chat.harmony import Message
 from localoss.errors import UsageError
 from localoss.tools import sandbox, seccomp
+from localoss.tools.bubblewrap import Bubblewrap
 from localoss.tools.output import Output
 from localoss.tools.python_tool import NO_OUTPUT, RESTARTED, PythonTool, code_of, showing_last
 
@@ -65,6 +65,7 @@ def started(tmp_path_factory):
                 try:
                     there[name] = PythonTool(sandbox.SandboxedPython())
                 except UsageError as error:
+                    assert "doesn't hold" not in str(error)
                     pytest.skip(str(error))
         return there[name]
 
@@ -265,13 +266,24 @@ def test_cpython_has_threads_bounds_of_disk_and_pictures(python):
     assert python("1 + 1").text == "2\n"
 
 
+@needs_bubblewrap
+def test_a_sandbox_that_doesnt_hold_is_none(monkeypatch):
+    command = Bubblewrap.command
+
+    def leaking(cage):
+        words = command(cage)
+        at = words.index("--remount-ro")
+        return [*words[:at], "--bind", "/tmp", "/tmp", "--share-net", *words[at:]]
+
+    monkeypatch.setattr(Bubblewrap, "command", leaking)
+    with pytest.raises(UsageError, match="it doesn't hold: reached files, reached writing, reached network"):
+        sandbox.SandboxedPython()
+
+
 def test_where_there_is_no_sandbox_a_line_says_so(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(UsageError, match=r"install the package bubblewrap|needs Linux"):
-        sandbox.SandboxedPython()
-    monkeypatch.setattr(sys, "platform", "darwin")
     with pytest.raises(
-        UsageError, match="cpython needs Linux with bubblewrap; the python tool runs everywhere"
+        UsageError, match=r"install the package bubblewrap|sandbox-exec, which isn't here|needs Linux"
     ):
         sandbox.SandboxedPython()
     with pytest.raises(UsageError, match="isn't known for riscv64"):

@@ -7,7 +7,7 @@ from localoss.cli.terminal import echo
 app = typer.Typer(help="What the model can call: see docs/tools.md.")
 _TOOLS = {
     "python": "--tools python: Python in a worker without files or network, on every system",
-    "cpython": "--tools cpython: CPython with its library in bubblewrap, on Linux",
+    "cpython": "--tools cpython: CPython with its library in the system's sandbox, on Linux and macOS",
     "browser": "--tools browser: searches --docs FOLDER, and with --web the public web",
     "files": "--folder FOLDER: lists, reads and searches files; with --write, patches",
     "mcp": "--mcp FILE: tools of MCP servers",

@@ -68,6 +68,7 @@ def yarn(*keys, **more):
     return without(rope_scaling={key: value for key, value in YARN.items() if key not in keys} | more)
 
 
+MLX = {"group_size": 32, "bits": 4, "mode": "mxfp4"}
 SAME_CONFIGS = {
     "no layer_types": without("layer_types"),
     "layer_types null": without(layer_types=None),
@@ -86,6 +87,7 @@ SAME_CONFIGS = {
     "quantization null": without(quantization_config=None),
     "no quantization": DENSE,
     "more on quantization": without(quantization_config={"quant_method": "mxfp4", "dequantize": False}),
+    "MLX's word for MXFP4": without(quantization=MLX, quantization_config=MLX),
     "no model_type": without("model_type"),
     "unsloth's keys": without(unsloth_fixed=True, unsloth_version="2025.9", pad_token_id=200017),
     "alpha as it is": without(swiglu_alpha=1.702),

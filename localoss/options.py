@@ -40,6 +40,8 @@ class LoadOptions:
         free if the model is larger, 0 to leave all to the system's page cache.
     adapters: LoRA adapters beside the weights, DIR or DIR:SCALE each: all sequences run with all of these.
         Of NAME=DIR those of one NAME are a set, which a sequence has to ask for.
+    gentle: leave the machine to whatever else wants it: the whole process gets a low priority, and on battery
+        it rests as long as it worked.
     ray: the address of a Ray cluster, or auto. spread: share the layers out among its machines.
     """
 
@@ -58,6 +60,7 @@ class LoadOptions:
     chunk_tokens: int = 512
     expert_memory: int | None = None
     adapters: tuple[str, ...] = ()
+    gentle: bool = False
     ray: str | None = None
     spread: bool = False
 

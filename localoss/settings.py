@@ -25,7 +25,7 @@ CONFIG_KEYS: dict[str, type] = {
     "min_p": float, "max_tokens": int, "think_budget": int, "hide_thinking": bool, "private": bool,
     "notify": bool, "context": int, "kv_dtype": str, "threads": int, "memory_limit": str, "must_fit": bool,
     "lookup": bool, "gpu_layers": str, "gpu_experts": str, "gpu_memory": str, "expert_memory": str,
-    "session_disk": str, "web_search": str,
+    "gentle": bool, "session_disk": str, "web_search": str,
 }  # fmt: skip
 PRESET_KEYS = (
     "system", "effort", "temperature", "top_p", "top_k", "min_p", "max_tokens", "think_budget",

@@ -25,7 +25,7 @@ _GROUPS = {
     "Sampling": ("max_tokens", "think_budget", "temperature", "top_p", "top_k", "min_p", "seed"),
     "Loading": (
         "context", "kv_dtype", "memory_limit", "must_fit", "lookup", "threads", "gpu_layers", "gpu_experts",
-        "gpu_memory", "ray", "spread",
+        "gpu_memory", "gentle", "ray", "spread",
     ),
 }  # fmt: skip
 

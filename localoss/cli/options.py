@@ -117,6 +117,10 @@ Lookup = Annotated[
     bool,
     typer.Option("--lookup", help="Guess that what was said comes again: faster where the answer copies."),
 ]
+Gentle = Annotated[
+    bool,
+    typer.Option("--gentle", help="Let other programs go first, and on battery rest half of the time."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Report as JSON on stdout.")]
 KVDtypeOption = Annotated[
     KVDtype,
@@ -242,6 +246,7 @@ _LOADING: dict[str, tuple[Any, Any]] = {
     "gpu_memory": (GpuMemory, None),
     "expert_memory": (ExpertMemory, None),
     "adapter": (AdapterNames, None),
+    "gentle": (Gentle, False),
     "ray": (Ray, None),
     "spread": (Spread, False),
 }

@@ -92,17 +92,24 @@ class Batch:
         raised for one of them alone. within_s: come back after about so long, in the middle of a pass over
         a long prompt, too: the next steps go on with it, by turns with what others need.
         """
+        began = time.perf_counter()
         if within_s is None:
-            self.advance(most_tokens)
+            self._advance(most_tokens)
         else:
             self._advance_within(within_s)
         ready = [slot for slot in self.slots if slot.rows is not None]
         tokens = self._samplers.each(_draw, ready)
         self._drop_done()
+        self._passes.rest(time.perf_counter() - began)
         return [(slot, token) for slot, token in zip(ready, tokens, strict=True) if token]
 
     def advance(self, most_tokens: int | None = None) -> None:
         """Run one pass, of at most so many tokens, for what isn't ready to draw; draw nothing."""
+        began = time.perf_counter()
+        self._advance(most_tokens)
+        self._passes.rest(time.perf_counter() - began)
+
+    def _advance(self, most_tokens: int | None) -> None:
         self._drop_cancelled()
         ready = sorted(self._ready(), key=lambda slot: not slot.is_decoding)
         self._run_in_one_go(self._runs_of(ready, min(most_tokens or self._chunk_tokens, self._chunk_tokens)))

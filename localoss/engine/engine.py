@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from localoss.engine.accounts import Accounts
 from localoss.engine.batch import Batch
+from localoss.engine.company import Company
 from localoss.engine.passes import Passes
 from localoss.engine.prompt_lookup import PromptLookup
 from localoss.engine.sampler import Samplers, Token
@@ -63,6 +64,8 @@ class Engine:
         self.pass_tokens = self.model.pass_tokens
         self.model.let_wait(waiting_passes(options.slots))
         self._passes = Passes(self.model, self.context_tokens, (listener or Listener()).notice)
+        if options.gentle:
+            self._passes.rest = Company().rest
         self._samplers = Samplers(config.vocab, samplers(options.slots, self.threads))
         # Caches are allocated here, so that memory does not grow later. `_holders[i]` is a weak reference to
         # the Sequence that uses cache i, or None.

@@ -23,6 +23,7 @@ class Passes:
     def __init__(self, model: Model, context_tokens: int, notice: Callable[[str], None]) -> None:
         """notice: told a line if layers come back to the CPU."""
         self.model, self.context_tokens, self._notice = model, context_tokens, notice
+        self.rest: Callable[[float], None] = lambda worked_s: None  # see company.py
 
     def run(self, runs: Seq[Run], cancelled: Cancelled) -> F32Array:
         """The residual stream (T, D) f32 after the last layer, run after run: a view that the next pass

@@ -106,3 +106,50 @@ def test_weights_in_pytorchs_own_files(name, tmp_path):
     (source / "model.safetensors").rename(source / name)
     with pytest.raises(QuantError, match=r"safe_serialization=True"):
         convert(source, tmp_path / "out")
+
+
+def lay(*names):
+    """What makes a folder of files with such names, of which config.json is CONFIG."""
+
+    def make(folder):
+        for name in names:
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(CONFIG) if path.name == "config.json" else "")
+
+    return make
+
+
+# What training and other programs leave -> how it is laid, and what is said to do.
+FOLDERS = {
+    "a trainer's": (
+        lay("trainer_state.json", "checkpoint-500/config.json"),
+        "give one of them, .*checkpoint-500",
+    ),
+    "the hub's cache": (lay("refs/main", "snapshots/0a1b/config.json"), "give one of them, such as .*0a1b"),
+    "FSDP's": (lay("config.json", ".metadata", "__0_0.distcp"), "FSDP's pieces; .*accelerate merge-weights"),
+    "FSDP's beside": (lay("config.json", "pytorch_model_fsdp_0/__0_0.distcp"), "accelerate merge-weights"),
+    "DeepSpeed's": (lay("config.json", "zero_to_fp32.py", "global_step5/x"), "zero_to_fp32.py --safe_"),
+    "ONNX": (lay("config.json", "model.onnx"), "no [*].safetensors; give a gpt-oss checkpoint: a folder"),
+    "OpenAI's": (lay("original/config.json"), "give that folder"),
+    "GGUF": (lay("config.json", "m.gguf"), "holds GGUF; give the file itself, m.gguf"),
+    "weights alone": (lay("model.safetensors"), "has a config.json: give such a folder, or copy that"),
+    "an archive": (lay("model.zip"), "has a config.json: give such a folder, or copy that"),
+}
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_folders_whose_weights_are_elsewhere(name, tmp_path):
+    make, words = FOLDERS[name]
+    (tmp_path / "given").mkdir()
+    make(tmp_path / "given")
+    with pytest.raises(QuantError, match=words) as refused:
+        convert(tmp_path / "given", tmp_path / "out")
+    assert "download" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_one_file_of_a_checkpoint(name, tensors, tmp_path):
+    source = single(tmp_path / "source", tensors)
+    with pytest.raises(QuantError, match=r"one file of a checkpoint; give its folder, .*source$"):
+        convert(source / name, tmp_path / "out")

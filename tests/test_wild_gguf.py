@@ -88,8 +88,8 @@ PREFIX = "gpt-oss."
 KEYS = {
     "as it is": dict(),
     "no key length": dict(drop=(f"{PREFIX}attention.key_length", f"{PREFIX}attention.value_length")),
-    "no width of experts": dict(drop=(f"{PREFIX}expert_feed_forward_length",)),
-    "no type of scaling": dict(drop=(f"{PREFIX}rope.scaling.type",)),
+    "a width of experts": dict(add={f"{PREFIX}expert_feed_forward_length": SHAPE["intermediate"]}),
+    "a type of scaling": dict(add={f"{PREFIX}rope.scaling.type": "yarn"}),
     "other context key": dict(
         drop=(f"{PREFIX}rope.scaling.original_context_length",),
         add={f"{PREFIX}rope.scaling.yarn_orig_ctx": 4096},

@@ -74,7 +74,10 @@ def read_config(path: Path) -> ModelConfig:
     try:
         raw = read_json(path)
     except FileNotFoundError:
-        raise QuantError(f"{path}: not found; a gpt-oss model folder has a config.json") from None
+        raise QuantError(
+            f"{path}: not found; a gpt-oss model folder has a config.json: give such a folder, or copy "
+            "that of the model it is made of"
+        ) from None
     except (OSError, ValueError) as error:
         raise QuantError(f"{path}: cannot be read as JSON ({error}); {_MEND}") from None
     return parse_config(raw, str(path))

@@ -9,6 +9,7 @@ import gc
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -21,6 +22,7 @@ from types import SimpleNamespace
 import httpx2
 import psutil
 import pytest
+from support.live_server import live
 from support.scripted import ScriptedEngine
 
 from localoss.server.core import connections, threads
@@ -261,12 +263,29 @@ def test_what_takes_the_loop_long_to_read_is_not_read_at_once(monkeypatch):
     monkeypatch.setattr(connections.time, "monotonic", lambda: now[0])
     rate = connections._Rate()
     for _ in range(100):
-        wait_s = rate.reading_wait_s("a", 0.05)
+        wait_s = rate.reading_wait_s("a", 20_000, 1)
         assert wait_s < connections.HEADERS_S
-        now[0] += 0.05 + wait_s
+        now[0] += 0.1 + wait_s
         waited += wait_s
-    assert waited > 80 and rate.reading_wait_s("b", 0.1) == 0
-    assert not any(rate.reading_wait_s("c", 0.0005) for _ in range(10_000)), "what all send is read at once"
+    assert waited > 150 and rate.reading_wait_s("b", 20_000, 1) == 0
+    assert sum(rate.reading_wait_s("c", 600, 200) for _ in range(3)) > 0, "two hundred requests in one go"
+    assert not any(rate.reading_wait_s("d", 30, 1) for _ in range(10_000)), "what all send is read at once"
+
+
+def test_lines_of_a_chunked_body_keep_its_address_waiting():
+    """A body of as many lines that says how long it is costs nothing."""
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+    body = b"\n" * 100_000
+    with live(ScriptedEngine(), connections=(bounds := connections.Connections())) as server:
+        for sent, waits in (
+            (head + b"Content-Length: %d\r\n\r\n" % len(body) + body, False),
+            (head + b"Transfer-Encoding: chunked\r\n\r\n0\r\n" + b"a: b\r\n" * 20_000 + b"\r\n", True),
+        ):
+            with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as connection:
+                connection.sendall(sent)
+                assert connection.recv(65536).startswith(b"HTTP/1.1 400")
+            due_s = bounds.rate._next_s["127.0.0.1"] - time.monotonic()
+            assert (due_s > 0.5) == waits, due_s
 
 
 def test_large_bodies_leave_time_to_others(monkeypatch):

@@ -29,7 +29,11 @@ _READING_S = 60.0  # a client that reads nothing for so long has left
 _CONNECTIONS_A_SECOND = 25.0  # of one address, after as many at once as it may make in _BURST_S
 _BURST_S = 4.0
 _LOOP_SHARE = 0.05  # of the event loop's time, that one address may take to have read what it sends
-_READ_S, _LARGE_BYTES = 0.001, 4096  # less isn't counted
+_LINE_S, _REQUEST_S = (
+    5e-6,
+    1e-3,
+)  # what h11 takes for a line of headers, chunks or trailers; and all for a request
+_FEW_LINES = 100  # as requests have; they aren't counted
 _MOST_ADDRESSES = 4096
 _HEADER_BYTES = 16 * 1024  # of a request: h11 takes microseconds for each of them
 _KERNEL_BACKLOG = 1024  # what is left out of it comes again a second later
@@ -87,9 +91,11 @@ class _Rate:
         """How long a connection that `address` makes now is left alone."""
         return self._wait_s(address, 1 / _CONNECTIONS_A_SECOND)
 
-    def reading_wait_s(self, address: str, seconds: float) -> float:
-        """How long nothing more is read of `address`, which has sent what took so long to read."""
-        return self._wait_s(address, seconds / _LOOP_SHARE) if seconds > _READ_S else 0.0
+    def reading_wait_s(self, address: str, lines: int, requests: int) -> float:
+        """How long nothing more is read of `address`, which has sent so many lines and requests at once."""
+        if lines <= _FEW_LINES:
+            return 0.0
+        return self._wait_s(address, (lines * _LINE_S + requests * _REQUEST_S) / _LOOP_SHARE)
 
     def _wait_s(self, address: str, cost_s: float) -> float:
         now = time.monotonic()
@@ -131,13 +137,17 @@ class _Protocol(H11Protocol):
             self.transport.resume_reading()
 
     def data_received(self, data: bytes) -> None:
-        if len(data) < _LARGE_BYTES:
-            super().data_received(data)
-        else:
-            began = time.thread_time()  # takes a tenth of a millisecond on some systems
-            super().data_received(data)
-            self._let_wait(self._bounds.rate.reading_wait_s(self._address, time.thread_time() - began))
+        is_head = self.conn.their_state is h11.IDLE
+        super().data_received(data)
+        if is_head or self._is_chunked():  # other bodies aren't read line by line
+            requests = data.count(b" HTTP/1.") if is_head else 0
+            has_body = requests == 1 and not self._is_chunked()
+            lines = data.count(b"\n", 0, data.find(b"\r\n\r\n") if has_body else len(data))
+            self._let_wait(self._bounds.rate.reading_wait_s(self._address, lines, requests))
         self._watch()
+
+    def _is_chunked(self) -> bool:
+        return any(name == b"transfer-encoding" for name, _ in self.headers or ())
 
     def on_response_complete(self) -> None:
         super().on_response_complete()

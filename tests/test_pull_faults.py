@@ -211,11 +211,13 @@ def test_offline_mode_is_told(hub, pulled, monkeypatch):
 # This side
 
 
-def test_a_full_disk_and_then_room(hub, pulled, whole, home):
+@pytest.mark.parametrize("moments", [8, pytest.param(10_000, marks=pytest.mark.soak)])
+def test_a_full_disk_and_then_room(hub, pulled, whole, home, moments):
+    """From some writes on; in the soak from each of them on."""
     with pytest.MonkeyPatch.context() as patch:
         steps = Faults(patch).steps
         pulled(stored_as="count")
-    for at in range(1, len(steps), max(1, len(steps) // 8)):
+    for at in range(1, len(steps), max(1, len(steps) // moments)):
         with pytest.MonkeyPatch.context() as patch:
             Faults(patch, FULL, at)
             try:

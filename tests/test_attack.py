@@ -79,7 +79,7 @@ class Good(threading.Thread):
         )
         with httpx2.Client(base_url=self.url, headers=headers, timeout=120, transport=transport) as client:
             number = 0
-            while not self.over.is_set():
+            while not (self.seconds and self.over.is_set()):  # one at least
                 number += 1
                 asked = [{"role": "user", "content": QUESTIONS[number % len(QUESTIONS)]}]
                 body = {"model": "demo", "messages": asked, "max_tokens": 12, "temperature": 0}
@@ -101,7 +101,7 @@ class Pulse(threading.Thread):
         self.url, self.seconds, self.over = url, [], threading.Event()
 
     def run(self):
-        while not self.over.wait(0.1):
+        while not (self.over.wait(0.1) and self.seconds):
             began = time.monotonic()
             try:
                 answered = httpx2.get(self.url + "/health", timeout=60).status_code == 200

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """llama.cpp's server with several sequences at once, for `localoss bench --parallel` to be held beside.
 
-    python benchmarks/peer_parallel.py MODEL.gguf [--parallel 1,2,4,8] [--tokens 48] [--prompt-tokens 64] [--threads N]
+    python benchmarks/peer_parallel.py MODEL.gguf [--parallel 1,2,4,8] [--tokens 48] [--threads N]
 
 Needs xllamacpp, which is llama-server in a library (`-np` there is n_parallel here). Each number of sequences
 has a server of its own and as many requests at once, whose tokens are all drawn (no end counts). Gives tokens
-per second in all while they are decoded, the sum of what each request's own timings say, and the ratio to one.
+per second in all while they are decoded, the sum of what each request's timings say, and the ratio to one.
 """
 
 import argparse

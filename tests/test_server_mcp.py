@@ -1,8 +1,10 @@
 """Tools of type mcp in the responses API: a real MCP server over HTTP, a scripted model, OpenAI's client."""
 
 import contextlib
+import http.server
 import json
 import sys
+import threading
 from pathlib import Path
 
 import openai
@@ -109,6 +111,9 @@ def test_approval_is_asked_unless_it_is_waived(served, site):
     assert call.approval_request_id == request.id and call.output == "sunny in Bern"
     assert answer.output_text == "Sunny." and site.called == [("weather", "Bern")]
     assert "sunny in Bern" in prompts(engine)[-1]
+    with pytest.raises(openai.BadRequestError, match="it allows one call"):  # a client that sends it again
+        respond(server, [tool(site)], [approval(asked)], previous_response_id=asked.id)
+    assert len(site.called) == 1
 
 
 def test_what_was_approved_is_in_the_stored_conversation(served, site):
@@ -316,7 +321,7 @@ def test_a_server_that_isnt_there_is_said(served, tmp_path):
         assert error.value.status_code == 424 and error.value.type == "external_connector_error"
 
 
-def test_a_name_that_leads_into_this_network_and_a_redirect_are_refused(served, site, tmp_path, monkeypatch):
+def test_a_name_that_leads_into_this_network_is_refused(served, site, tmp_path, monkeypatch, caplog):
     from localoss.tools import addresses
 
     real = addresses.socket.getaddrinfo
@@ -329,9 +334,10 @@ def test_a_name_that_leads_into_this_network_and_a_redirect_are_refused(served, 
     file = tmp_path / "names.json"
     file.write_text(json.dumps({"mcpServers": {"wiki": {"url": f"http://wiki.example:{port}"}}}))
     server, _ = served(final("no"), mcp=file)
-    with pytest.raises(openai.APIStatusError, match=r"wiki\.example is at 127\.0\.0\.1.*--web-allow"):
+    with pytest.raises(openai.APIStatusError, match="The server's log says why") as error:
         respond(server, [{"type": "mcp", "server_label": "wiki"}])
-    assert site.headers == []
+    assert site.headers == [] and "127.0.0.1" not in str(error.value)
+    assert "wiki.example is at 127.0.0.1" in caplog.text and "--web-allow" in caplog.text
     tools = HostedTools(ToolOptions(mcp=file, web_allow=("wiki.example",)))
     server.service.hosted = tools
     try:
@@ -340,6 +346,31 @@ def test_a_name_that_leads_into_this_network_and_a_redirect_are_refused(served, 
     finally:
         tools.close()
     assert site.headers[0]["host"].startswith("wiki.example:")
+
+
+@pytest.mark.parametrize("status", [302, 401])
+def test_a_redirect_isnt_followed_and_no_address_is_told(served, site, tmp_path, caplog, status):
+    class Elsewhere(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.send_response(status)
+            self.send_header("Location", site.url)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, format, *words):
+            """Nothing."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere) as there:
+        threading.Thread(target=there.serve_forever, daemon=True).start()
+        file = tmp_path / "elsewhere.json"
+        url = f"http://127.0.0.1:{there.server_port}/mcp?key=hidden"
+        file.write_text(json.dumps({"mcpServers": {"elsewhere": {"url": url}}}))
+        server, _ = served(final("no"), mcp=file)
+        with pytest.raises(openai.APIStatusError) as error:
+            respond(server, [{"type": "mcp", "server_label": "elsewhere"}])
+        there.shutdown()
+    assert error.value.status_code == 424 and site.headers == []
+    assert "hidden" not in caplog.text and "hidden" not in str(error.value)
 
 
 def test_a_stream_has_openais_events_in_their_order(served, site):

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Collection, Coroutine
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 START_S = 30.0
 _LOOK_S = 0.05
 _MOST_PAGES = 20  # of a list
+_ADDRESS = re.compile(r"https?://[^\s'\"]+")
 
 T = TypeVar("T")
 
@@ -210,8 +212,10 @@ def _is_lost(error: Exception) -> bool:
 
 
 def reason(error: BaseException) -> str:
-    """What went wrong, in a line; of a group of errors, the first one."""
+    """What went wrong, in a line; of a group of errors, the first one. Addresses may have keys in them, and
+    what is said here reaches models, and clients of a server: they aren't shown.
+    """
     while isinstance(error, BaseExceptionGroup) and error.exceptions:
         error = error.exceptions[0]
-    said = " ".join(str(error).split())[:500]
+    said = _ADDRESS.sub("its address", " ".join(str(error).split()))[:500]
     return said or type(error).__name__

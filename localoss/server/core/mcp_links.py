@@ -20,6 +20,7 @@ from localoss.tools.mcp_tools import McpTools
 logger = logging.getLogger("localoss.server")
 _MOST_LINKS = 8  # of one key
 _AT_ONCE = 8
+_MOST_USED = 10_000
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class McpLinks:
         self._approvals, self._allowed = approvals, tuple(allowed)
         self._loop = McpLoop()
         self._kept: OrderedDict[tuple[str, McpServer], _Kept] = OrderedDict()
+        self._used: OrderedDict[tuple[str, str], None] = OrderedDict()  # approvals
         self._threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="mcp-open")
 
     async def open(self, wanted: Sequence[McpWanted], key: str) -> list[ServedMcp]:
@@ -75,15 +77,26 @@ class McpLinks:
                     kept.link = await run(self._threads, self._connect, wanted.server)
                 link = kept.link
             tools = await run(self._threads, McpTools, link, wanted.label, True)
-        except LocalossError as error:
+        except LocalossError as error:  # which may tell of this network
+            logger.warning("%s", error)
             raise ApiError(
-                f"Error retrieving tool list from MCP server: {wanted.label!r}. {error}",
+                f"Error retrieving tool list from MCP server: {wanted.label!r}. The server's log says why.",
                 status=424,
                 kind="external_connector_error",
                 code="http_error",
                 param="tools",
             ) from None
         return self._served(wanted, tools)
+
+    def use_approval(self, key: str, request: str) -> None:
+        """Note that an approval was made use of. Raises: ApiError if it was before: it allows one call."""
+        if (key, request) in self._used:
+            raise ApiError(
+                f"the approval of {request} was used: it allows one call; ask again", param="input"
+            )
+        self._used[key, request] = None
+        while len(self._used) > _MOST_USED:
+            self._used.popitem(last=False)
 
     def close(self) -> None:
         for kept in self._kept.values():

@@ -64,6 +64,8 @@ async def create_response(body: ResponseRequest, request: Request) -> Response:
         tools = RequestTools(await service.hosted.workshop(body.previous_response_id), served)
     if said.approved and not (tools and tools.runs(said.approved.call.recipient)):
         raise ApiError("the call that was approved is of no tool of type mcp in this request", param="tools")
+    if said.approved and service.hosted and service.hosted.mcp:
+        service.hosted.mcp.use_approval(client.key, item_id("mcpr", said.approved.id))
     answer = _Answer(service, body, question, said, tools)
 
     def ask(question: Question, follows: bool) -> Job:

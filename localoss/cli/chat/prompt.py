@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Iterable
+import signal
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import FrameType
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.application import get_app, run_in_terminal
@@ -28,7 +30,7 @@ from prompt_toolkit.utils import is_dumb_terminal
 
 from localoss.cli.chat.messages import is_open
 from localoss.cli.chat.start import Start
-from localoss.cli.terminal import interrupts, say
+from localoss.cli.terminal import say
 
 _STYLE = Style.from_dict({"bottom-toolbar": "noreverse dim", "prompt": "bold"})
 _REDRAWN_S = 0.25  # while the model loads
@@ -91,10 +93,10 @@ class TypedInput:
                 self._start.done.result()
             self._is_sent = False
             try:
-                with interrupts() as pressed:
-                    asked = self._session.prompt_async("> ", pre_run=self._watch_start)
+                with self._noting_ctrl_c() as pressed:
+                    asked = self._session.prompt_async("> ", pre_run=self._watch_start, handle_sigint=False)
                     text = self._loop.run_until_complete(asked)
-                if not pressed() and not self._ctrl_c_follows():
+                if not pressed and not self._ctrl_c_follows():
                     return text
             except KeyboardInterrupt:
                 pass
@@ -102,6 +104,25 @@ class TypedInput:
                 return None
             if self._is_sent:
                 say("(stopped; Up brings your line back)")
+
+    @contextlib.contextmanager
+    def _noting_ctrl_c(self) -> Iterator[list[int]]:
+        """Inside, Ctrl-C that comes as a signal ends the prompt as the key does, until a message was sent;
+        then it is noted: prompt_toolkit would still take it for the prompt's, which is over.
+        """
+        noted: list[int] = []
+
+        def note(number: int, _frame: FrameType | None) -> None:
+            if self._is_sent:
+                noted.append(number)
+            else:
+                self._loop.call_soon_threadsafe(self._session.app.key_processor.send_sigint)
+
+        before = signal.signal(signal.SIGINT, note)
+        try:
+            yield noted
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     def _ctrl_c_follows(self) -> bool:
         """Whether Ctrl-C was typed right after a message, while the terminal still gave it as a key; what

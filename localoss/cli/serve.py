@@ -231,7 +231,8 @@ def listen(
 
     model = model or default_model()
     folder = find_model(model, say)
-    _warm_grammars()
+    if not loading.ray or loading.spread:  # else the answers are written elsewhere
+        _warm_grammars()
     try:
         from localoss.server.core.catalogue import Catalogue, Entry
         from localoss.server.core.hosted import HostedTools, check_hosted

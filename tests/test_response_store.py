@@ -1,6 +1,7 @@
 """What is stored has bounds, outlives a clock that jumps, and a full disk costs only the storing."""
 
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
@@ -162,3 +163,28 @@ def test_kept_thoughts_have_a_bound_in_characters():
     thoughts.keep("call49", [Message("assistant", "short", "analysis")])
     thoughts.keep("huge", [Message("assistant", "x" * 5000, "analysis")])
     assert thoughts.before("huge") is None and thoughts._chars == 0
+
+
+@pytest.mark.parametrize("value", [None, "x", b"\xff", "[[", "5", '[{"a": 1}]'])
+def test_what_is_damaged_inside_is_told(tmp_path, value):
+    """Values of other kinds than were written, which SQLite itself takes for nothing wrong."""
+    path = tmp_path / "server" / "responses.sqlite3"
+    path.parent.mkdir()
+    with sqlite3.connect(path) as database:  # as damaged pages have it, which keep to no constraint
+        for table in (response_store._TABLE, response_store._CLOCK):
+            database.execute(table.replace(" NOT NULL", ""))
+    store = ResponseStore(path)
+    store.put(Record({"id": "a", "created_at": time.time()}, None, [], {}, []))
+    store.close()
+    with sqlite3.connect(path) as database:
+        database.execute("UPDATE responses SET messages = ?, response = ?", [value, value])
+        database.execute("UPDATE clock SET looked = ?, trusted_from = ?", [value, value])
+    store = ResponseStore(path)
+    with pytest.raises(StoreError, match="can't be read"):
+        store.conversation("a")
+    if value not in ("5", '[{"a": 1}]'):
+        with pytest.raises(StoreError, match="can't be read"):
+            store.response("a")
+    store.put(Record({"id": "b", "created_at": time.time()}, None, [], {}, []))
+    assert store.conversation("b") == ([], {})
+    store.close()

@@ -127,6 +127,8 @@ class ResponseStore:
         self._looked = now = time.time()
         with self._database:
             looked, trusted_from = self._database.execute("SELECT * FROM clock").fetchone() or (now, 0.0)
+            if not (isinstance(looked, float) and isinstance(trusted_from, float)):  # damaged
+                looked, trusted_from = now, now + _DAY_S
             if not -_DAY_S < now - looked < _JUMP_DAYS * _DAY_S:
                 trusted_from = now + _DAY_S
             elif trusted_from > now + _DAY_S:  # the clock went back to where it was
@@ -182,9 +184,10 @@ class ResponseStore:
             return None
         messages: list[Message] = []
         calls: dict[str, str] = {}
-        for _, said, called in rows:
-            messages += [Message(**fields) for fields in json.loads(said)]
-            calls |= json.loads(called)
+        with _as_damaged(response_id):
+            for _, said, called in rows:
+                messages += [Message(**fields) for fields in json.loads(said)]
+                calls |= json.loads(called)
         return messages, calls
 
     def response(self, response_id: str, key: str = "") -> dict[str, Any] | None:
@@ -197,7 +200,8 @@ class ResponseStore:
         """An item that a stored response was asked with, or gave."""
         with self._using("read"):
             row = self._database.execute(_ITEM, [item_id, key]).fetchone()
-        return json.loads(row[0]) if row else None
+        with _as_damaged(item_id):
+            return json.loads(row[0]) if row else None
 
     def delete(self, response_id: str, key: str = "") -> bool:
         """Whether there was one. Responses that followed it can't be continued any more."""
@@ -221,7 +225,8 @@ class ResponseStore:
             row = self._database.execute(
                 f"SELECT {column} FROM responses WHERE id = ? AND key = ?", [response_id, key]
             ).fetchone()
-        return json.loads(row[0]) if row else None
+        with _as_damaged(response_id):
+            return json.loads(row[0]) if row else None
 
     def _has(self, response_id: str) -> bool:
         found = self._database.execute("SELECT 1 FROM responses WHERE id = ?", [response_id]).fetchone()
@@ -229,3 +234,12 @@ class ResponseStore:
 
     def close(self) -> None:
         self._database.close()
+
+
+@contextmanager
+def _as_damaged(name: str) -> Iterator[None]:
+    """What was stored under `name` is read meanwhile. Raises: StoreError for what this store never writes."""
+    try:
+        yield
+    except (ValueError, TypeError, RecursionError):
+        raise StoreError(f"the response can't be read: {name} is damaged on the disk") from None

@@ -266,7 +266,7 @@ def parse_config(text: str, where: str) -> tuple[dict[str, Any], dict[str, dict[
     """The values and the presets in a configuration file's `text`. Raises: UsageError."""
     try:
         values = tomllib.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # no TOML, or a thousand lists in each other
         raise UsageError(f"{where}: not TOML ({error}); mend or remove it") from None
     presets = values.pop("presets", {})
     if not isinstance(presets, dict) or not all(isinstance(table, dict) for table in presets.values()):

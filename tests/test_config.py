@@ -111,6 +111,7 @@ def test_presets(run, tmp_path):
         ("threads = 1.5", "threads is 1.5; give a whole number"),
         ("must_fit = 1", "must_fit is 1; give true or false"),
         ("a b", "not TOML"),
+        ("a = " + "[" * 50_000, "not TOML"),
         ("presets = 1", "presets are tables"),
         ("[presets.x]\nthreads = 1", "not threads"),
         ("\xff", "not UTF-8"),

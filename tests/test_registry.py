@@ -76,6 +76,7 @@ def test_keys_keep_working_under_their_old_spelling(home, capsys):
     ("content", "words"),
     [
         ("[mine\n", ["not TOML", "models.toml"]),
+        ("a = " + "[" * 50_000, ["not TOML", "models.toml"]),
         ('mine = "me/mine"\n', ["[mine]", "table"]),
         ('[mine]\nrepositry = "me/mine"\n', ["'repositry'", "did you mean repository?"]),
         ('[mine]\nrepository = "../secrets"\n', ["'../secrets'", "owner/name"]),

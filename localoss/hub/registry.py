@@ -94,7 +94,7 @@ def _read(path: Path) -> dict[str, KnownModel]:
         entries = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:  # not TOML, or not UTF-8
+    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, or a thousand lists in each other
         raise UsageError(f"{path}: not TOML ({error}); mend or remove it") from None
     return {name: _entry(path, name, entry) for name, entry in entries.items()}
 

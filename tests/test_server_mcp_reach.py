@@ -20,34 +20,34 @@ from support.mcp_fixtures import respond, tool
 pytest_plugins = ("support.mcp_fixtures",)
 
 
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        ({"server_url": "http://169.254.169.254/latest"}, "isn't one that clients may use: .*--mcp FILE"),
-        ({"server_url": "http://127.0.0.1:1/mcp"}, "isn't one that clients may use"),
-        ({"server_url": None, "server_label": "other"}, "isn't one that clients may use"),
-        ({"server_url": ["http://127.0.0.1:1/mcp"]}, "isn't one that clients may use"),
-        ({"server_url": None, "connector_id": "connector_gmail"}, "connectors and tunnels are OpenAI's"),
-        ({"server_label": "a b"}, "needs a server_label"),
-        ({"server_label": None}, "needs a server_label"),
-        ({"headers": {"Host": "inside"}}, "a header 'Host' can't be sent"),
-        ({"headers": {"mcp-session-id": "x"}}, "a header 'mcp-session-id' can't be sent"),
-        ({"headers": {"X": "a\r\nY: b"}}, "must be a line of text"),
-        ({"headers": {"X Y": "a"}}, "can't be sent"),
-        ({"headers": ["X"]}, "headers must be"),
-        ({"authorization": "a\nb"}, "must be a line of text"),
-        ({"server_url": None, "server_label": "program", "headers": {"X": "y"}}, "takes no headers"),
-        ({"require_approval": "perhaps"}, "require_approval is always, never"),
-        ({"require_approval": {"never": {"tool_names": "x"}}}, "require_approval.never must be a list"),
-        ({"allowed_tools": {"read_only": "yes"}}, "allowed_tools must be a list"),
-        ({"allowed_tools": [1]}, "allowed_tools must be a list"),
-    ],
+REFUSED = (
+    ({"server_url": "http://169.254.169.254/latest"}, "isn't one that clients may use: .*--mcp FILE"),
+    ({"server_url": "http://127.0.0.1:1/mcp"}, "isn't one that clients may use"),
+    ({"server_url": None, "server_label": "other"}, "isn't one that clients may use"),
+    ({"server_url": ["http://127.0.0.1:1/mcp"]}, "isn't one that clients may use"),
+    ({"server_url": None, "connector_id": "connector_gmail"}, "connectors and tunnels are OpenAI's"),
+    ({"server_label": "a b"}, "needs a server_label"),
+    ({"server_label": None}, "needs a server_label"),
+    ({"headers": {"Host": "inside"}}, "a header 'Host' can't be sent"),
+    ({"headers": {"mcp-session-id": "x"}}, "a header 'mcp-session-id' can't be sent"),
+    ({"headers": {"X": "a\r\nY: b"}}, "must be a line of text"),
+    ({"headers": {"X Y": "a"}}, "can't be sent"),
+    ({"headers": ["X"]}, "headers must be"),
+    ({"authorization": "a\nb"}, "must be a line of text"),
+    ({"server_url": None, "server_label": "program", "headers": {"X": "y"}}, "takes no headers"),
+    ({"require_approval": "perhaps"}, "require_approval is always, never"),
+    ({"require_approval": {"never": {"tool_names": "x"}}}, "require_approval.never must be a list"),
+    ({"allowed_tools": {"read_only": "yes"}}, "allowed_tools must be a list"),
+    ({"allowed_tools": [1]}, "allowed_tools must be a list"),
 )
-def test_what_is_refused(served, site, change, says):
+
+
+def test_what_is_refused(served, site):
     server, _ = served(final("no"))
-    with pytest.raises(openai.BadRequestError, match=says) as error:
-        respond(server, [tool(site, **change)])
-    assert error.value.param == "tools" and site.headers == []
+    for change, says in REFUSED:
+        with pytest.raises(openai.BadRequestError, match=says) as error:
+            respond(server, [tool(site, **change)])
+        assert error.value.param == "tools" and site.headers == [], change
 
 
 def test_two_of_a_label_and_names_that_clash(served, site):

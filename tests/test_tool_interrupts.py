@@ -135,39 +135,43 @@ def leave(terminal, is_kept=False):
     assert "Traceback" not in terminal.everything() and "error" not in terminal.everything()
 
 
+def answers_no_question(terminal):
+    """What was typed before a question isn't its answer."""
+    called = terminal.everything().count("bad__echo ·")
+    terminal.type("slow\r")
+    terminal.wait_for("on and on", where=lambda: "\n".join(terminal.screen()))
+    terminal.type("yes\r")
+    terminal.wait_for("May it? [y]es, [N]o, [a]lways, n[e]ver:", where=lambda: "\n".join(terminal.screen()))
+    terminal.settle()
+    assert terminal.everything().count("bad__echo ·") == called
+    terminal.type("no\r")
+    terminal.wait_for("The user did not allow this call.")
+    terminal.wait_for_prompt()
+
+
+def waits(terminal):
+    """What is typed while a tool works is there at the next prompt, and isn't seen before."""
+    terminal.type("\x0cserving\r")  # on a clear screen
+    terminal.wait_for("▸ thought", where=lambda: "\n".join(terminal.screen()))
+    terminal.settle()
+    terminal.type("my next question")
+    terminal.settle()
+    assert "my next" not in terminal.everything()
+    terminal.type("\x03")
+    terminal.wait_for("> my next question", where=terminal.line)
+    terminal.type("\x03")
+    terminal.wait_for_prompt()
+
+
 def test_a_moment_of_each_stage(talk):
     terminal, chance = talk(), random.Random(5)
     interrupt(terminal, "python", 1, chance)
     keep(terminal)
     for stage in [name for name in STAGES if name != "python"]:
         interrupt(terminal, stage, 1, chance)
+    answers_no_question(terminal)
+    waits(terminal)
     leave(terminal, is_kept=True)
-
-
-def test_what_was_typed_before_answers_no_question(talk):
-    terminal = talk()
-    terminal.type("slow\r")
-    terminal.wait_for("on and on")
-    terminal.type("yes\r")
-    terminal.wait_for("May it? [y]es, [N]o, [a]lways, n[e]ver:")
-    terminal.settle()
-    assert "bad__echo" not in terminal.everything()
-    terminal.type("no\r")
-    terminal.wait_for("The user did not allow this call.")
-    terminal.wait_for_prompt()
-
-
-def test_what_is_typed_while_a_tool_works_waits(talk):
-    terminal = talk()
-    terminal.type("serving\r")
-    terminal.wait_for("▸ thought")
-    terminal.settle()
-    terminal.type("my next question")
-    terminal.settle()
-    assert "my next" not in terminal.everything()
-    terminal.type("\x03")
-    terminal.wait_for(IN_A_CALL)
-    terminal.wait_for("> my next question", where=terminal.line)
 
 
 def test_what_waits_for_a_page_or_a_search_ends_when_it_is_stopped(silent_site):

@@ -168,6 +168,9 @@ class Agent:
         stop = Stop()
         refusal = None
         try:
+            with interrupts() if interrupts else nullcontext(lambda: False) as cancelled:
+                if cancelled():  # since the model wrote the call
+                    raise KeyboardInterrupt
             refusal = self.tools.refusal(call)
             result = Result(refusal, ok=False) if refusal else self._run(call, stop, interrupts)
         except KeyboardInterrupt:

@@ -186,11 +186,22 @@ def notify(text: str) -> None:
     sys.stdout.flush()
 
 
+_pressed_at: list[float] | None = None  # of the outermost that is open, when Ctrl-C was pressed
+
+
 @contextmanager
 def interrupts() -> Iterator[Callable[[], bool]]:
     """Inside, Ctrl-C makes the given function return True; pressed again a while later, it raises
     KeyboardInterrupt: then something doesn't heed it.
+
+    Within another one it tells of that one's presses, too: between two steps of an answer nothing is raised,
+    for in what the garbage collector calls just then nobody would hear it.
     """
+    global _pressed_at
+    if _pressed_at is not None:
+        outer = _pressed_at
+        yield lambda: bool(outer)
+        return
     pressed_at: list[float] = []
 
     def note(_signal: int, _frame: FrameType | None) -> None:
@@ -199,8 +210,20 @@ def interrupts() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGINT, note)
+    _pressed_at = pressed_at
     try:
         yield lambda: bool(pressed_at)
+    finally:
+        _pressed_at = None
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def raising_interrupts() -> Iterator[None]:
+    """Inside, Ctrl-C raises KeyboardInterrupt at once: what waits for a line asks nobody."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
     finally:
         signal.signal(signal.SIGINT, before)
 

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Literal
 
 from localoss import settings
-from localoss.cli.terminal import interrupts, printable, say, typing_shows, typing_waits
+from localoss.cli.terminal import interrupts, printable, raising_interrupts, say, typing_shows, typing_waits
 from localoss.tools.choice import ToolOptions
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def _nobody(question: "Question") -> Said:
 def ask_text(question: str) -> str | None:
     """Put `question` to whoever sits at the terminal, and give the line that is typed."""
     try:
-        with typing_shows():
+        with typing_shows(), raising_interrupts():
             print(question, end="", file=sys.stderr, flush=True)
             return sys.stdin.readline().removesuffix("\n") or None
     except UnicodeDecodeError:

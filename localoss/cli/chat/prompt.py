@@ -94,16 +94,20 @@ class TypedInput:
             self._is_sent = False
             try:
                 with self._noting_ctrl_c() as pressed:
-                    asked = self._session.prompt_async("> ", pre_run=self._watch_start, handle_sigint=False)
-                    text = self._loop.run_until_complete(asked)
-                if not pressed and not self._ctrl_c_follows():
-                    return text
+                    text = self._prompted()
+                    if not self._ctrl_c_follows() and not pressed:
+                        return text
             except KeyboardInterrupt:
                 pass
             except EOFError:
                 return None
             if self._is_sent:
                 say("(stopped; Up brings your line back)")
+
+    def _prompted(self) -> str:
+        """What is typed. What it took is let go before this returns, while Ctrl-C is only noted."""
+        asked = self._session.prompt_async("> ", pre_run=self._watch_start, handle_sigint=False)
+        return self._loop.run_until_complete(asked)
 
     @contextlib.contextmanager
     def _noting_ctrl_c(self) -> Iterator[list[int]]:

@@ -182,7 +182,8 @@ class Chat:
 
         self.last_calls.clear()
         room = self.engine.context_tokens
-        agents.answer(self.agent, self.conversation, self._turn, self._hear, call_interrupts, room)
+        with interrupts():  # of all its steps
+            agents.answer(self.agent, self.conversation, self._turn, self._hear, call_interrupts, room)
 
     def _citation(self, cursor: int) -> "Citation | None":
         return self.toolset.citation(cursor) if self.toolset else None

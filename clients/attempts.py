@@ -149,6 +149,9 @@ def output(folder: Path, name: str, command: list, environment: dict[str, str], 
     own |= {
         "DISABLE_TELEMETRY": "1",
         "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # else it asks the web for prices
+        # else aider writes them where the repository begins that the folder lies in
+        "AIDER_CHAT_HISTORY_FILE": str(home / "aider.md"),
+        "AIDER_INPUT_HISTORY_FILE": str(home / "aider.history"),
         _MARK: str(os.getpid()),
     }
     log = folder / "logs" / (re.sub(r"\W+", "-", name).strip("-") + ".log")

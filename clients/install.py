@@ -13,7 +13,7 @@ _PATIENCE_S = 900
 
 def install(folder: Path, client: Client) -> tuple[str, str]:
     """The version that is there, and what went wrong, if anything did."""
-    missing = [package for package in client.packages if not _version(folder, client, package)]
+    missing = [package for package in client.packages if not _is_installed(folder, client, package)]
     problem = ""
     if missing:
         try:
@@ -23,6 +23,16 @@ def install(folder: Path, client: Client) -> tuple[str, str]:
         except subprocess.TimeoutExpired:
             problem = f"can't be installed within {_PATIENCE_S} s"
     return _version(folder, client, client.packages[0]), problem
+
+
+def _is_installed(folder: Path, client: Client, package: str) -> bool:
+    """Whether it was installed for itself: what came with another client may be of an older version."""
+    if client.registry == "npm":
+        wanted = folder / client.place / "package.json"
+        known = json.loads(wanted.read_text(encoding="utf-8")) if wanted.exists() else {}
+        if package not in known.get("dependencies", {}):
+            return False
+    return bool(_version(folder, client, package))
 
 
 def python_of(folder: Path, client: Client) -> Path:
@@ -44,7 +54,8 @@ def _fetch(folder: Path, client: Client, packages: list[str]) -> None:
         place.mkdir(parents=True, exist_ok=True)
         if not (place / "package.json").exists():
             (place / "package.json").write_text('{"private": true, "type": "module"}')
-        _run(["npm", "install", "--no-audit", "--no-fund", *packages], place)
+        newest = [f"{package}@latest" for package in packages]
+        _run(["npm", "install", "--no-audit", "--no-fund", *newest], place)
         return
     python = python_of(folder, client)
     if not python.exists():

@@ -56,7 +56,8 @@ def main() -> int:
             if not result.passes(columns):  # programs of others have bad moments, too: the table tells of one
                 print(client.name, result.text(columns), "once more", sep="  ", flush=True)
                 first, result = result, tried(folder, client, work)
-                result.notes += [f"at the second try (the first: {first.text(columns)})"]
+                missed = [column for column in columns if first.word(column) == "no"]
+                result.notes += [f"tried twice; the first time not: {', '.join(missed) or first.problem}"]
             results.put(client, result, columns, chosen.table)
     for server in servers:
         work = functools.partial(try_server, folder, server, chosen.patience)

@@ -16,6 +16,7 @@ sys.path.insert(0, str(CLIENTS))
 
 import attempts  # noqa: E402
 import catalogue  # noqa: E402
+import install  # noqa: E402
 import mcp_servers  # noqa: E402
 import player  # noqa: E402
 import run  # noqa: E402
@@ -116,6 +117,20 @@ time.sleep(600)
         children = [int(number) for number in re.findall(r"^child (\d+)$", log, re.M)]
         assert len(children) == 1
         assert not [child for child in children if psutil.pid_exists(child) and _runs(child)]
+
+
+def test_what_came_with_another_client_is_not_installed(tmp_path):
+    """npm puts a client's dependencies beside other clients, and they may be of another version."""
+    client = catalogue.Client("ai", "npm", ("ai", "zod"))
+    for package in client.packages:
+        (tmp_path / "js" / "node_modules" / package).mkdir(parents=True)
+        (tmp_path / "js" / "node_modules" / package / "package.json").write_text('{"version": "5.0.0"}')
+    with mock.patch.object(install, "_run") as ran:
+        assert install.install(tmp_path, client) == ("5.0.0", "")
+        assert ran.call_args.args[0][-2:] == ["ai@latest", "zod@latest"]
+        (tmp_path / "js" / "package.json").write_text('{"dependencies": {"ai": "^6", "zod": "^4"}}')
+        ran.reset_mock()
+        assert install.install(tmp_path, client) == ("5.0.0", "") and not ran.called
 
 
 def _runs(pid):

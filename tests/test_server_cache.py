@@ -63,8 +63,8 @@ class Watched:
     def __getattr__(self, name):
         return getattr(self._engine, name)
 
-    def batch(self):
-        return GeneratorBatch(self)
+    def batch(self, accounts=None):
+        return GeneratorBatch(self, accounts)
 
     def generate(self, tokens, *arguments, sequence, **options):
         pairs = zip(sequence.tokens, tokens, strict=False)

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from localoss.cli.terminal import echo
+
 
 class MatrixDtype(StrEnum):
     int8 = "int8"
@@ -29,7 +31,7 @@ def _note_cost(attention: MatrixDtype) -> MatrixDtype:
         line = (
             "note: int4 attention costs much accuracy; --unembedding int4 alone saves about as much at little"
         )
-        typer.echo(line, err=True)
+        echo(line, err=True)
     return attention
 
 

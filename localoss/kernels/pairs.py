@@ -6,8 +6,16 @@ products.py; `work` is the address of (tokens, 16) f32.
 """
 
 from localoss.kernels import isa
+from localoss.kernels.isa.common import force_inline
 from localoss.kernels.products import AHEAD_4BIT, AHEAD_8BIT, INT4, MXFP4, ask_for
 from localoss.kernels.simd import jit, load_f32x8, store_f32x8, zero
+
+
+@force_inline
+def _add_tokens(work, x, x_scales, tokens, tiles, own):
+    """A block of `tokens` tokens with two tiles; own: their correction and their scales."""
+    for t in range(tokens):
+        isa.add_to_pair((work + 64 * t, x + 32 * t, x_scales + 4 * t), tiles, own)
 
 
 @jit
@@ -18,9 +26,7 @@ def _add_mxfp4(work, codes, scales, x, x_scales, tokens, stride, blocks):
         ask_for(False, AHEAD_4BIT, other, 128, other_scales, 8, b)
         tiles = isa.load_fp4_pair(codes + 128 * b, other + 128 * b)
         own = isa.correction_pair(tiles), isa.load_fp4_scales_pair(scales + 8 * b, other_scales + 8 * b)
-        for place in range(stride * b, stride * b + tokens):
-            sums = work + 64 * (place - stride * b)
-            isa.add_to_pair((sums, x + 32 * place, x_scales + 4 * place), tiles, own)
+        _add_tokens(work, x + 32 * stride * b, x_scales + 4 * stride * b, tokens, tiles, own)
 
 
 @jit
@@ -31,9 +37,7 @@ def _add_int4(work, codes, scales, x, x_scales, tokens, stride, blocks):
         ask_for(False, AHEAD_4BIT, other, 128, other_scales, 16, b)
         tiles = isa.load_int4_pair(codes + 128 * b, other + 128 * b)
         own = isa.correction_pair(tiles), isa.load_f16_pair(scales + 16 * b, other_scales + 16 * b)
-        for place in range(stride * b, stride * b + tokens):
-            sums = work + 64 * (place - stride * b)
-            isa.add_to_pair((sums, x + 32 * place, x_scales + 4 * place), tiles, own)
+        _add_tokens(work, x + 32 * stride * b, x_scales + 4 * stride * b, tokens, tiles, own)
 
 
 @jit
@@ -44,9 +48,7 @@ def _add_int8(work, codes, scales, x, x_scales, tokens, stride, blocks):
         ask_for(False, AHEAD_8BIT, other, 256, other_scales, 16, b)
         tiles = isa.load_8bit_pair(codes + 256 * b, other + 256 * b)
         own = isa.correction_pair(tiles), isa.load_f16_pair(scales + 16 * b, other_scales + 16 * b)
-        for place in range(stride * b, stride * b + tokens):
-            sums = work + 64 * (place - stride * b)
-            isa.add_to_pair((sums, x + 32 * place, x_scales + 4 * place), tiles, own)
+        _add_tokens(work, x + 32 * stride * b, x_scales + 4 * stride * b, tokens, tiles, own)
 
 
 @jit

@@ -15,6 +15,7 @@ from localoss.model.forward import Chunk
 from localoss.model.stack import Rows
 
 _RUNS = 5  # of each; medians count
+_LEAST_S = 1e-7  # of what is a difference of two times: on a busy machine it may come out as nothing or less
 _LAYERS_IN_A_ROW = 9  # on the GPU, so that what a submit takes can be told from what a layer takes
 
 
@@ -69,16 +70,16 @@ def measure_split(engine: Engine) -> Split:
     one = _median_s(on_gpu)
     several = _median_s(lambda: gpu.repeat(its_caches, _LAYERS_IN_A_ROW))
     once = _median_s(lambda: gpu.repeat(its_caches, 1))
-    layer_s = max((several - once) / (_LAYERS_IN_A_ROW - 1), 1e-7)
+    layer_s = max((several - once) / (_LAYERS_IN_A_ROW - 1), _LEAST_S)
     both = _median_s(lambda: model.forward([Chunk([0], 0, cache)]))
     layer, weights = engine.weights.layers[0], engine.weights
     matrices = layer.qkv.nbytes + layer.output.nbytes + layer.router.nbytes
     return Split(
         layers=config.layers,
         read_bytes=matrices + config.active_experts * weights.expert_bytes,
-        cpu_layer_s=max((both - one) / gpu.first, 1e-7),
+        cpu_layer_s=max((both - one) / gpu.first, _LEAST_S),
         gpu_layer_s=layer_s,
-        gpu_call_s=max(one - layer_s, 0.0),
+        gpu_call_s=max(one - layer_s, _LEAST_S),
     )
 
 

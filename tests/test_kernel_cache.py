@@ -12,9 +12,10 @@ from types import SimpleNamespace
 
 import pytest
 
+import localoss
 from localoss.engine import warmup
 from localoss.kernels import compiled, isa, layer
-from localoss.model import cpu_layers, forward
+from localoss.model import buffers, cpu_layers, forward
 from localoss.settings import SIMD_NAMES
 from quant.format import kernel_cache
 
@@ -315,6 +316,16 @@ def test_without_a_second_process_all_is_done_here(program, first_start, monkeyp
     monkeypatch.setattr(sys, "executable", shutil.which(program) or program)
     warmup.warm_up(FORM, 1)
     assert first_start.has_all(str(FORM))
+
+
+def test_kernels_are_compiled_before_an_engine_asks_for_them(model, monkeypatch):
+    """Its buffers ask for addresses: what they compiled, the second process had nothing left of."""
+    asked = []
+    monkeypatch.setattr(warmup, "warm_up", lambda *form: asked.append("warm_up"))
+    real = buffers.routines
+    monkeypatch.setattr(buffers, "routines", lambda *exact: asked.append("routines") or real(*exact))
+    localoss.load(model("short"), context_tokens=64)
+    assert asked == ["warm_up", "routines"]
 
 
 @pytest.mark.soak

@@ -67,13 +67,13 @@ class PartMachine:
         self._stack = self._weights = self._buffers = None  # those of an earlier share
         folder = located_part(self._source, self._fetch, first, plan.config.layers)
         self._threads = usable_threads(threads, plan.config)
+        warm_up(KernelForm(plan.kv_dtype, plan.exact), self._threads)
         stack, weights = self._layers(folder, first, plan), self._weights
         exact_experts = plan.exact or weights.gate_up[0] == BF16
         tokens = min(CHUNK_TOKENS, plan.context_tokens)
         buffers = Buffers(plan.config, tokens, self._threads, plan.exact, exact_experts)
         self._buffers, self._config = buffers, plan.config
         self._stack = stack(buffers)
-        warm_up(KernelForm(plan.kv_dtype, plan.exact), self._threads)
 
     def _layers(self, folder: Path, first: int, plan: Plan) -> Any:
         """Map or read the weights; gives what makes the layers of them once there are buffers."""

@@ -249,7 +249,7 @@ def load_spread(name: str, options: LoadOptions, listener: Listener) -> "tuple[P
     sized = replace(
         options, threads=threads, context_tokens=spread.plan.context_tokens, slots=spread.plan.slots
     )
+    warm_up(KernelForm(options.kv_dtype, options.is_exact), threads, listener.compiling)
     weights = load_weights(spread.folder, spread.config, spread.dtypes)
     engine = Engine(spread.config, spread.dtypes, weights, sized, [stack], listener)
-    warm_up(KernelForm(options.kv_dtype, options.is_exact), threads, listener.compiling)
     return spread.folder, engine

@@ -49,7 +49,6 @@ def load_engine(model: str | Path, options: LoadOptions, listener: Listener) -> 
     """See localoss.load."""
     folder = find_model(str(model))
     settings.let_threads_sleep()
-    from localoss.engine.warmup import KernelForm, warm_up
 
     dtypes = read_manifest(folder).dtypes  # first: it tells a folder that is no model at all
     config = read_config(folder / "config.json")
@@ -64,17 +63,11 @@ def load_engine(model: str | Path, options: LoadOptions, listener: Listener) -> 
         limits = options.memory_limit, options.memory_limit
     adapters = _adapters(folder, options) if options.adapters else None
     loading = _Loading(folder, config, dtypes, limits, options, listener, adapters)
-    form = KernelForm(options.kv_dtype, options.is_exact, adapters is not None)
-    # Loading tries the experts on the cores then: what is to be compiled for that comes with a notice before.
-    if options.gpu_experts is not None:
-        warm_up(form, options.threads or 1, listener.compiling)
     engine = loading.on_gpu(on_gpu) if options.uses_a_device else None
     plan = Plan.of(config, dtypes, options)
     if adapters:
         plan = replace(plan, adapter_bytes=adapters.nbytes)
-    engine = engine or loading.engine(loading.sized(plan))
-    warm_up(form, engine.threads, listener.compiling)
-    return engine
+    return engine or loading.engine(loading.sized(plan))
 
 
 def _adapters(folder: Path, options: LoadOptions) -> "Adapters":
@@ -106,9 +99,13 @@ class _Loading:
     def engine(self, plan: Plan, device: "Device | None" = None) -> "Engine":
         """Take the memory of `plan`. Raises: UsageError if it can't be had, GpuError."""
         from localoss.engine.engine import Engine
+        from localoss.engine.warmup import KernelForm, warm_up
         from localoss.model.weights import load_weights
 
         slow = check(plan, self.limit_bytes, self.options)
+        # First, and with a notice: buffers ask for addresses of kernels, and layers on a GPU try the cores.
+        form = KernelForm(self.options.kv_dtype, self.options.is_exact, self.adapters is not None)
+        warm_up(form, self.options.threads or 1, self.listener.compiling)
         options = replace(self.options, context_tokens=plan.context_tokens, slots=plan.slots)
         if cached := self._cached(plan, slow is not None):
             return self._streaming(cached, options)

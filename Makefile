@@ -5,6 +5,9 @@ BIN    := $(VENV)/bin
 MODEL  ?=
 # Processes that run tests at once: one for each core, at most four, for each takes a gigabyte. 0: one after another.
 WORKERS ?= logical
+# Bytecode is kept, whatever the machine's own setting: the tests start hundreds of processes, and each would
+# compile localoss again, for a third of a second.
+export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: attack setup chat test lint type bench golden clients soak page screens train train-smoke clean docs dist
 

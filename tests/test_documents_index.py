@@ -83,6 +83,26 @@ def test_links_lead_nowhere(index, papers, tmp_path):
     assert index.search("secret", 10) == []
 
 
+def test_odd_names_and_kinds_of_files_keep_nothing_else_from_being_read(index, papers):
+    (papers / "sub").rename(papers / "sub_")  # its name begins as another folder's
+    (papers / "sub").mkdir()
+    (papers / "sub" / "moon.txt").write_text("basalt")
+    odd = os.fsencode(papers) + b"/odd\xff.txt"
+    try:
+        with open(odd, "w") as file:
+            file.write("basalt")
+        os.mkfifo(papers / "pipe.txt")  # to read it would wait for ever
+    except (OSError, AttributeError, UnicodeError):
+        pytest.skip("no such files here")
+    done = index.add(papers)
+    assert [said for _, said in done.problems if "isn't UTF-8; rename it" in said]
+    assert sorted(names(index.search("basalt", 10))) == ["moon.md", "moon.txt"]
+    assert names(index.search("basalt", 10, [papers / "sub"])) == ["moon.txt"]
+    both = [papers / "sub_", papers / "sub"]
+    assert names(index.search("sun basalt", 10, both)) == ["sun.html", "moon.txt"]
+    index.check()
+
+
 def test_folders_within_folders(index, papers):
     index.add(papers)
     index.add(papers / "sub")

@@ -24,6 +24,7 @@ KINDS = (*_TEXT_KINDS, *_HTML_KINDS, ".pdf", ".docx")
 _MOST_FILE_BYTES, _MOST_TEXT_CHARS = 50_000_000, 5_000_000
 _BATCH_S, _BATCH_FILES = 1.0, 500
 _MOST_WORDS = 24
+_CACHE_KB = 32_000  # SQLite's own two megabytes don't hold what a query over thousands of files reads
 _WORD = re.compile(r"\w+")
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS folders (path TEXT PRIMARY KEY);
@@ -33,10 +34,14 @@ CREATE TABLE IF NOT EXISTS files (
 CREATE VIRTUAL TABLE IF NOT EXISTS texts USING fts5(
     title, text, path UNINDEXED, tokenize = "unicode61 remove_diacritics 2");
 """
-# The passages come after the order: they would be made for every file that fits otherwise.
+# The passages come after the order: they would be made for every file that fits otherwise. An order by bm25
+# keeps the best rows only, where one by rank sorts all that fit. The plus sign has the folders' files looked
+# up for rows that fit, not the other way round.
 _SEARCH = """
-SELECT rowid FROM texts WHERE texts MATCH ? AND rank MATCH 'bm25(4.0, 1.0)' {within} ORDER BY rank LIMIT ?
+SELECT rowid FROM texts WHERE texts MATCH ? {within} ORDER BY bm25(texts, 4.0, 1.0) LIMIT ?
 """
+_WITHIN = "AND +rowid IN (SELECT id FROM files WHERE {below})"
+_BELOW = "(path >= ? AND path < ?)"
 _SHOW = """
 SELECT path, title, snippet(texts, 1, '', '', ' … ', 40) FROM texts WHERE texts MATCH ? AND rowid = ?
 """
@@ -72,6 +77,7 @@ class DocumentsIndex:
             os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
             self._database = sqlite3.connect(self.path, timeout=30, check_same_thread=False)
             self._database.execute("PRAGMA journal_mode=WAL")
+            self._database.execute(f"PRAGMA cache_size=-{_CACHE_KB}")
             self._database.executescript(_SCHEMA)
         except (OSError, sqlite3.Error) as error:
             raise LocalossError(
@@ -88,7 +94,7 @@ class DocumentsIndex:
     def count(self, folder: Path) -> int:
         """How many files below `folder` can be searched."""
         row = self._database.execute(
-            "SELECT count(*) FROM files WHERE problem IS NULL AND substr(path, 1, ?) = ?", _below(folder)
+            f"SELECT count(*) FROM files WHERE problem IS NULL AND {_BELOW}", _span(folder)
         ).fetchone()
         return int(row[0])
 
@@ -134,11 +140,9 @@ class DocumentsIndex:
         words = [f'"{word}"' for word in dict.fromkeys(_WORD.findall(query))][:_MOST_WORDS]
         if not words:
             return []
-        parts = ["substr(path, 1, ?) = ?" for _ in within]
-        condition = f"AND ({' OR '.join(parts)})" if parts else ""
-        places = [value for folder in within for value in _below(folder)]
         found: dict[int, str] = {}  # which query found it, by its row
         with self._told():
+            condition, places = self._within(within)
             for joiner in (" ", " OR "):  # those with all words first
                 query = joiner.join(words)
                 rows = self._database.execute(_SEARCH.format(within=condition), [query, *places, most])
@@ -147,6 +151,16 @@ class DocumentsIndex:
                 if len(found) >= most or len(words) == 1:
                     break
             return [self._hit(row, query) for row, query in list(found.items())[:most]]
+
+    def _within(self, folders: Sequence[Path]) -> tuple[str, list[str]]:
+        """What has rows be of files below `folders`, and its values: nothing if all files are."""
+        places = [end for folder in folders for end in _span(folder)]
+        below = " OR ".join([_BELOW] * len(folders))
+        if not folders or not self._database.execute(
+            f"SELECT EXISTS (SELECT 1 FROM files WHERE NOT ({below}))", places
+        ).fetchone()[0]:  # fmt: skip
+            return "", []
+        return _WITHIN.format(below=below), places
 
     def _hit(self, row: int, query: str) -> Hit:
         path, title, passage = self._database.execute(_SHOW, [query, row]).fetchone()
@@ -178,7 +192,8 @@ class DocumentsIndex:
     def _update(
         self, folder: Path, progress: Callable[[int, int], None], cancelled: Callable[[], bool]
     ) -> Update:
-        there = dict(_documents(folder))
+        found = dict(_documents(folder))
+        there = {path: stamp for path, stamp in found.items() if _is_text(path)}
         known = {row[1]: row for row in self._rows(folder)}
         gone = [row[0] for path, row in known.items() if path not in there]
         with self._database:
@@ -192,6 +207,9 @@ class DocumentsIndex:
             done += len(batch)
             progress(done, len(changed))
         problems = [(row[1], row[4]) for row in self._rows(folder) if row[4]]
+        for path in found.keys() - there.keys():
+            shown = path.encode("utf-8", "replace").decode()
+            problems.append((shown, f"{shown}: its name isn't UTF-8; rename it"))
         return Update(len(changed), len(gone), len(there) - len(changed), tuple(problems))
 
     def _put(self, path: str, stamp: tuple[int, int], title: str, text: str, problem: str | None) -> None:
@@ -213,7 +231,7 @@ class DocumentsIndex:
 
     def _rows(self, folder: Path) -> list[tuple[int, str, int, int, str | None]]:
         return self._database.execute(
-            "SELECT id, path, changed, size, problem FROM files WHERE substr(path, 1, ?) = ?", _below(folder)
+            f"SELECT id, path, changed, size, problem FROM files WHERE {_BELOW}", _span(folder)
         ).fetchall()
 
     @contextlib.contextmanager
@@ -235,26 +253,42 @@ def resolved(folder: Path) -> Path:
         raise UsageError(f"{folder}: {getattr(error, 'strerror', None) or error}") from None
     if not path.is_dir():
         raise UsageError(f"{folder}: not a folder; name the folder that the documents are in")
+    if not _is_text(str(path)):
+        raise UsageError("the folder's name isn't UTF-8; rename it")
     return path
 
 
-def _below(folder: Path) -> tuple[int, str]:
-    """How many characters each path below `folder` begins with, and which."""
-    start = f"{str(folder).rstrip(os.sep)}{os.sep}"
-    return len(start), start
+def _span(folder: Path) -> tuple[str, str]:
+    """Between which paths, as SQLite orders them, all those below `folder` are."""
+    start = str(folder).rstrip(os.sep)
+    return f"{start}{os.sep}", f"{start}{chr(ord(os.sep) + 1)}"
 
 
 def _documents(folder: Path) -> Iterator[tuple[str, tuple[int, int]]]:
     """All documents below `folder`, each with its time in nanoseconds and its size."""
-    for parent, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            path = os.path.join(parent, name)
-            if name.startswith(".") or os.path.splitext(name)[1].lower() not in KINDS or os.path.islink(path):
-                continue
-            with contextlib.suppress(OSError):
-                stat = os.stat(path)
-                yield path, (stat.st_mtime_ns, stat.st_size)
+    folders = [str(folder)]
+    while folders:
+        inner = []
+        with contextlib.suppress(OSError), os.scandir(folders.pop()) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                with contextlib.suppress(OSError):  # it went meanwhile
+                    if entry.name.startswith("."):
+                        continue
+                    if entry.is_dir(follow_symlinks=False):
+                        inner.append(entry.path)
+                    elif entry.name.lower().endswith(KINDS) and entry.is_file(follow_symlinks=False):
+                        stat = entry.stat(follow_symlinks=False)
+                        yield entry.path, (stat.st_mtime_ns, stat.st_size)
+        folders += reversed(inner)
+
+
+def _is_text(path: str) -> bool:
+    """Whether a path can be written as text: names on Linux may be any bytes."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 _Read = tuple[str, str, str, str | None]
@@ -287,7 +321,7 @@ def _read(path: Path) -> tuple[str, str]:
         if path.suffix.lower() in _HTML_KINDS:
             page = html_page("", path.read_bytes().decode("utf-8", "replace"))
             return page.title or path.name, without_links(page.text)[:_MOST_TEXT_CHARS]
-        text = read_document(path)[:_MOST_TEXT_CHARS]
+        text = read_document(path)[:_MOST_TEXT_CHARS].encode("utf-8", "replace").decode()  # PDFs have halves
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror or error}") from None
     return _title(text, path), text

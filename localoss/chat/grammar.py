@@ -9,10 +9,12 @@ import atexit
 import contextlib
 import hashlib
 import json
+import queue
 import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -90,6 +92,35 @@ class Grammar:
         return Body(self._text, self._strict, vocab_tokens)
 
 
+class _Asker:
+    """Asks the process on a thread of its own, so that a model's pass runs meanwhile."""
+
+    def __init__(self) -> None:
+        self._wanted: queue.SimpleQueue[tuple[Future[bool], Callable[[], bool]]] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def begin(self, ask: Callable[[], bool]) -> "Future[bool]":
+        """What `ask` gives, or raises, once it is its turn."""
+        future: Future[bool] = Future()
+        self._wanted.put((future, ask))
+        if self._thread is None or not self._thread.is_alive():  # a forked process has none of its parent's
+            self._thread = threading.Thread(target=self._run, name="masks", daemon=True)
+            self._thread.start()
+        return future
+
+    def _run(self) -> None:
+        while True:
+            future, ask = self._wanted.get()
+            try:
+                future.set_result(ask())
+            except Exception as error:
+                future.set_exception(error)
+            del future, ask  # a body that is let go of shall not stay until the next one asks
+
+
+_asker = _Asker()
+
+
 class Body:
     """Follows the tokens of one message that a grammar holds."""
 
@@ -99,40 +130,42 @@ class Body:
         self._tokens: list[int] = []  # so far
         self._sent = 0  # of them
         self._mask = np.zeros(vocab_tokens, np.uint8)
-        self._is_accepting: bool | None = None  # None: the mask isn't that of the place after _tokens
         weakref.finalize(self, _process.drop, self._number).atexit = False
+        self._is_complete = _asker.begin(self._look)  # once that is known, _mask is that of _tokens' end
 
     def mask(self, ending: int) -> npt.NDArray[np.uint8]:
         """Allowed ids as ones, (vocab_tokens,) u8; `ending` is among them once the JSON is complete.
 
         Raises: UsageError if the grammar became too complex to follow.
         """
-        if self._is_accepting is None:
-            self._look()
+        is_complete = self._is_complete.result()
         self._mask[TEXT_TOKENS:] = 0
-        self._mask[ending] = bool(self._is_accepting)
+        self._mask[ending] = is_complete
         return self._mask
+
+    def has_mask(self, within_s: float) -> bool:
+        """Whether `mask` needs no waiting, after waiting for it so long at most."""
+        return bool(wait([self._is_complete], within_s).done)
 
     def advance(self, token: int) -> None:
         """Raises: ValueError for a token that the grammar doesn't allow."""
-        if self._is_accepting is None:
-            self._look()
+        self._is_complete.result()
         if not 0 <= token < TEXT_TOKENS or not self._mask[token]:
             raise ValueError(f"token {token} cannot stand here")
         self._tokens.append(token)
-        self._is_accepting = None
+        self._is_complete = _asker.begin(self._look)
 
-    def _look(self) -> None:
-        """Learn which tokens may come next."""
+    def _look(self) -> bool:
+        """Learn which tokens may come next; whether the JSON is complete."""
         answer = self._ask("mask", self._tokens[self._sent :], self._generation)
         if answer is None:  # a new message, or one whose process ended over another
             answer = self._ask("begin", self._tokens, None, schema=self._schema, strict=self._strict)
         assert answer
         mask, self._generation = answer.content, answer.generation
         self._sent = len(self._tokens)
-        self._is_accepting = bool(mask[0])
         bits = np.frombuffer(mask, np.uint8, offset=1)
         self._mask[:TEXT_TOKENS] = np.unpackbits(bits, count=TEXT_TOKENS, bitorder="little")
+        return bool(mask[0])
 
     def _ask(self, what: str, tokens: list[int], generation: int | None, **schema: Any) -> Answer | None:
         return _process.ask({"do": what, "body": self._number, "tokens": tokens, **schema}, generation)

@@ -70,6 +70,10 @@ class HeaderAutomaton:
             return self._body.mask(self._ending)
         return _body_mask(len(self._header_mask), self._ending)
 
+    def has_mask(self, within_s: float) -> bool:
+        """Whether `mask` needs no waiting for a grammar, after waiting for it so long at most."""
+        return self._body is None or self._body.has_mask(within_s)
+
     def advance(self, token: int) -> None:
         """Take note of the token that was sampled. Raises: ValueError for one that `mask` didn't allow."""
         if self._step is not None:

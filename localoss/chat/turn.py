@@ -92,6 +92,10 @@ class Turn:
         """Which tokens may come next, (V,) u8, valid until the next call; None for all."""
         return self._automaton.mask() if self._automaton else None
 
+    def has_mask(self, within_s: float) -> bool:
+        """Whether `mask` needs no waiting for a grammar, after waiting for it so long at most."""
+        return self._automaton is None or self._automaton.has_mask(within_s)
+
     @property
     def open_channel(self) -> str | None:
         """The channel of the message that is being written; None within a header."""

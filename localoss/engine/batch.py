@@ -18,6 +18,8 @@ from localoss.model.stack import F32Array
 _SCORED_ROWS = 16  # logits of so many at once
 _BRISK_STEPS = 4.0  # beside other owners a step takes no longer than so many of one that answers alone
 _LEAST_PASS = 64  # tokens
+_MASK_SHARE = 0.25  # of what a step took: so long the others wait for the masks of some
+_MASK_POLL_S = 0.02  # and so long at a time where there is nothing else to do
 _MOST_LEAD_S = 1.0  # a short prompt goes before long ones unless its owner had so much more than theirs
 
 Run = tuple[Slot, Seq[int]]  # a slot, and its tokens of a pass
@@ -97,11 +99,25 @@ class Batch:
             self._advance(most_tokens)
         else:
             self._advance_within(within_s)
-        ready = [slot for slot in self.slots if slot.rows is not None]
+        ready = self._ready_to_draw(time.perf_counter() - began)
         tokens = self._samplers.each(_draw, ready)
         self._drop_done()
         self._passes.rest(time.perf_counter() - began)
         return [(slot, token) for slot, token in zip(ready, tokens, strict=True) if token]
+
+    def _ready_to_draw(self, ran_s: float) -> list[Slot]:
+        """The slots with logits, but for those whose masks the others would have to wait for."""
+        drawing = [slot for slot in self.slots if slot.rows is not None]
+        until = time.perf_counter() + (_MASK_SHARE * ran_s if len(self.slots) > 1 else _MASK_POLL_S)
+        late = {slot for slot in drawing if not slot.has_mask(max(until - time.perf_counter(), 0.0))}
+        if late and len(late) == len(self.slots):
+            drawing[0].has_mask(_MASK_POLL_S)
+        for slot in late:
+            if slot.is_cancelled():
+                slot.end(Cancelled("stopped"))
+            else:
+                slot.keep_rows(self._rows.shape[1])
+        return [slot for slot in drawing if slot not in late]
 
     def advance(self, most_tokens: int | None = None) -> None:
         """Run one pass, of at most so many tokens, for what isn't ready to draw; draw nothing."""
@@ -308,7 +324,9 @@ class Batch:
             if is_last and not has_more_rows:
                 rows = self._passes.next_logits(slot.sequence, tokens, cancelled, self._rows[:1])
                 slot.note_run(self._passes, len(tokens))
-                slot.rows = rows if slot.lookup is None else self._kept(slot, rows)
+                slot.rows = rows
+                if slot.lookup:
+                    slot.keep_rows(self._rows.shape[1])
                 return
         self._note_run(runs, self._passes.run([(slot.sequence, tokens) for slot, tokens in runs], cancelled))
 
@@ -352,14 +370,9 @@ class Batch:
             rows_of_x = x[[row for _, row in together]]
             logits = self._passes.logits(rows_of_x, sequences, self._rows[: len(together)])
             for number, (slot, _) in enumerate(together):
-                its = logits[number : number + 1]
-                slot.rows = its if slot.lookup is None else self._kept(slot, its)
-
-    def _kept(self, slot: Slot, rows: F32Array) -> F32Array:
-        """A copy of `rows` that later passes don't overwrite: draft tokens may be drawn steps after."""
-        kept = slot.draft_rows(self._rows.shape[1])[: len(rows), : rows.shape[1]]
-        kept[:] = rows
-        return kept
+                slot.rows = logits[number : number + 1]
+                if slot.lookup:
+                    slot.keep_rows(self._rows.shape[1])
 
 
 def _owners(runs: Collection[Run]) -> set[Hashable]:

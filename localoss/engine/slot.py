@@ -28,7 +28,8 @@ class Slot:
     prompt may part from this one. progress: told how many tokens of the prompt are done, of how many.
     lookup: what drafts tokens from the ones before, None for nothing. scored: told each token of the
     prompt after the first, with its logprob; the prompt is run from its start then. owner: whose share of
-    the cores it takes. random: its random state, where it has left another sequence. is_done: nothing
+    the cores it takes. random: its random state, where it has left another sequence. mask_comes: whether
+    `mask` needs no waiting once so many seconds were waited at most; None if it never does. is_done: nothing
     more comes, because it ended or, with `error`, because of that.
     """
 
@@ -43,6 +44,7 @@ class Slot:
     scored: Callable[[Token], None] | None = None
     owner: Hashable = None
     random: np.random.Generator | None = None
+    mask_comes: Callable[[float], bool] | None = None
     is_done: bool = False
     error: Exception | None = None
     tokens_made: int = 0
@@ -116,10 +118,21 @@ class Slot:
             self.progress(end, len(self.prompt))
         return end == len(self.prompt)
 
+    def has_mask(self, within_s: float) -> bool:
+        """Whether it is known which tokens may come next, after waiting for that so long at most."""
+        return self.mask_comes is None or self.mask_comes(within_s)
+
     def draft_rows(self, vocab_rows: int) -> F32Array:
         if self._draft_rows is None:
             self._draft_rows = np.empty((1 + MOST_DRAFT_TOKENS, vocab_rows), np.float32)
         return self._draft_rows
+
+    def keep_rows(self, vocab_rows: int) -> None:
+        """Copy its logits to where later passes don't overwrite them: some are drawn from steps after."""
+        own = self.draft_rows(vocab_rows)
+        if self.rows is not None and self.rows.base is not own:
+            own[: len(self.rows), : self.rows.shape[1]] = self.rows
+            self.rows = own[: len(self.rows), : self.rows.shape[1]]
 
     def draw(self, sampler: Sampler) -> Token | None:
         """Draw a token from the logits that are there, and note what it means; None at the end."""

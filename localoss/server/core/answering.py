@@ -196,6 +196,7 @@ class Answering:
             self._note_progress,
             cancelled,
             PromptLookup(turn.prompt) if self._engine.lookup else None,
+            mask_comes=turn.has_mask,
         )
 
     def pause(self) -> None:

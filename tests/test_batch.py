@@ -150,6 +150,33 @@ def test_masks_are_each_ones_own(engine):
     assert [set(ids(made[slot])) for slot in slots] == [{7}, {9}]
 
 
+@pytest.mark.parametrize("ends", ["its mask comes", "it is cancelled"])
+def test_a_mask_that_is_late_holds_up_its_own_sequence_alone(engine, ends):
+    """Its logits stay while others' passes go on; then it draws what it would have drawn."""
+    batch, tokens, asked = engine.batch(), random_tokens(6), []
+    usual = alone(engine, tokens)
+
+    def comes(within_s):
+        asked.append(within_s)
+        return other.is_done and ends == "its mask comes"
+
+    late = batch.add(
+        slot_of(
+            engine,
+            tokens,
+            mask_comes=comes,
+            cancelled=lambda: other.is_done and ends == "it is cancelled",
+        )
+    )
+    other = batch.add(slot_of(engine, tokens))
+    made = run(batch)
+    assert made[other] == usual and asked
+    if ends == "its mask comes":
+        assert made[late] == usual
+    else:
+        assert late not in made and isinstance(late.error, Cancelled)
+
+
 def test_drafts_beside_others(model):
     """Text that repeats is drafted, and the others don't notice."""
     engine = localoss.load(

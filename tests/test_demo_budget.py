@@ -65,6 +65,7 @@ def test_a_server(home, tmp_path, given, tokens):
 def test_schemas_find_their_process_warm(monkeypatch):
     process = GrammarProcess()
     monkeypatch.setattr(grammar, "_process", process)
+    monkeypatch.setattr(grammar, "_checker", process)
     monkeypatch.setattr(grammar, "_refusals", grammar.Remembered(8))
     try:
         grammar.warm_up()
@@ -79,6 +80,7 @@ def test_schemas_find_their_process_warm(monkeypatch):
 def test_without_llguidance_nothing_is_warmed(monkeypatch):
     process = GrammarProcess()
     monkeypatch.setattr(grammar, "_process", process)
+    monkeypatch.setattr(grammar, "_checker", process)
     monkeypatch.setattr(grammar, "_refusals", grammar.Remembered(8))
     monkeypatch.setattr("localoss.chat.grammar_process.find_spec", lambda name: None)
     grammar.warm_up()

@@ -18,6 +18,15 @@ VOCAB = harmony.VOCABULARY_TOKENS
 PERSON = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
 
 
+@pytest.fixture(autouse=True)
+def one_process(monkeypatch):
+    """As in a new program: what other tests compiled is no reason to compile elsewhere."""
+    monkeypatch.setattr(grammar, "_checker", grammar._process)
+    yield
+    if grammar._checker is not grammar._process:
+        grammar._checker.close()
+
+
 def explosive(count, extra=""):
     """Patterns that all have to hold: their common automaton has as many states as their product."""
     patterns = [{"type": "string", "pattern": f"^(.{{0,{n}}}[a-z{extra}])*$"} for n in range(1, count)]
@@ -69,6 +78,10 @@ def test_a_schema_that_explodes_is_ended_and_others_go_on():
             Grammar(explosive(40))
         assert time.process_time() - began < 1, "the work is done elsewhere"
     assert half.mask(RETURN).any() and follow(half, 'da"}')
+    following = grammar._process._process
+    with pytest.raises(UsageError, match="too complex"):
+        Grammar(explosive(40, "_"))
+    assert grammar._process._process is following, "from the second one on they are compiled elsewhere"
     assert follow(Grammar(PERSON).begin(VOCAB), '{"name":"B"}')
 
 
@@ -153,3 +166,44 @@ def test_what_compiles_can_be_ended_and_is_not_remembered_as_refused():
     thread.join(timeout=60)
     assert ended and follow(body, '{"name":"A"}')
     assert grammar._refusals.get(json.dumps(explosive(40, "0-9")), "True") is None
+
+
+def test_the_process_for_new_schemas_ends_where_none_come():
+    process = grammar.GrammarProcess(idle_s=0.2)
+    request = {"do": "compile", "schema": json.dumps(PERSON), "strict": True}
+    for _ in range(2):  # and is started again
+        assert process.ask(request)
+        child = process._process
+        child.wait(timeout=60)
+        while process._process is not None:
+            time.sleep(0.01)
+
+
+def test_a_mask_is_made_while_others_go_on(monkeypatch):
+    """The engine asks whether it is there, and may wait for it."""
+    go_on, ask = threading.Event(), grammar._process.ask
+
+    def late(*arguments, **options):
+        assert go_on.wait(timeout=60)
+        return ask(*arguments, **options)
+
+    compiled = Grammar(PERSON)
+    monkeypatch.setattr(grammar._process, "ask", late)
+    body = compiled.begin(VOCAB)
+    assert not body.has_mask(0) and not body.has_mask(0.01)
+    go_on.set()
+    assert body.has_mask(60) and follow(body, '{"name":"A"}')
+
+
+def test_what_goes_wrong_beside_is_told_by_the_mask(monkeypatch):
+    compiled = Grammar(PERSON)
+
+    def broken(*_, **__):
+        raise UsageError("it became too complex")
+
+    monkeypatch.setattr(grammar._process, "ask", broken)
+    body = compiled.begin(VOCAB)
+    assert body.has_mask(60)
+    for use in (lambda: body.mask(RETURN), lambda: body.advance(0)):
+        with pytest.raises(UsageError, match="too complex"):
+            use()

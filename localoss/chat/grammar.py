@@ -31,11 +31,14 @@ _MAX_SCHEMA_CHARS = 500_000
 # characters minutes.
 _MAX_PROPERTIES, _MAX_LITERAL_CHARS = 5000, 20_000
 _MAX_VALUES = 100_000
+_LONG_S = 0.5  # of compiling: others' messages shall wait for no second one
+_CHECKER_IDLE_S = 60.0  # it takes 140 MB
 
 T = TypeVar("T")
 
-_process = GrammarProcess()
-atexit.register(_process.close)
+_process = GrammarProcess()  # follows grammars
+_checker = _process  # compiles new schemas: another one once one of them took long, or ended it
+atexit.register(lambda: [process.close() for process in {_process, _checker}])
 
 
 @dataclass
@@ -207,7 +210,8 @@ def warm_up() -> None:
 
 def interrupt() -> None:
     """End what is being compiled: whoever waits for it gets Cancelled."""
-    _process.interrupt()
+    for process in {_process, _checker}:
+        process.interrupt()
 
 
 def _refusal(schema: str, strict: bool, budget: Budget) -> tuple[str, float]:
@@ -220,12 +224,23 @@ def _refusal(schema: str, strict: bool, budget: Budget) -> tuple[str, float]:
         found = ""
         try:
             request = {"do": "compile", "schema": schema, "strict": strict}
-            if answer := _process.ask(request, check=budget.check):
+            if answer := _checker.ask(request, check=budget.check):
                 cpu_s = answer.cpu_s
+            if _checker is not _process:
+                _asker.begin(lambda: bool(_process.ask(request)))  # the first message finds it there
         except RefusedError as error:
             found, cpu_s = str(error), error.cpu_s
+        if cpu_s > _LONG_S:
+            _check_apart()
         _refusals.put(found, schema, str(strict))
     return found, cpu_s
+
+
+def _check_apart() -> None:
+    """From now on have new schemas compiled by a process of their own, which ends where none come."""
+    global _checker
+    if _checker is _process:
+        _checker = GrammarProcess(idle_s=_CHECKER_IDLE_S)
 
 
 def _check_size(schema: Any) -> None:

@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -40,9 +41,13 @@ class Answer(NamedTuple):
 
 
 class GrammarProcess:
-    """One for all grammars of a program; any thread may ask it, one at a time."""
+    """One for all grammars of a program; any thread may ask it, one at a time.
 
-    def __init__(self) -> None:
+    idle_s: how long after the last request it ends; None for not before its program.
+    """
+
+    def __init__(self, idle_s: float | None = None) -> None:
+        self._idle_s, self._asked_s = idle_s, 0.0
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
         self._numbers = itertools.count()
@@ -79,7 +84,7 @@ class GrammarProcess:
             dropped, self._dropped = self._dropped, []
             process = self._process
             content = self._exchange(json.dumps(request | {"drop": dropped}).encode())
-            answered_by = self._generation
+            answered_by, self._asked_s = self._generation, time.monotonic()
         if content is None and process is self._interrupted:
             if request["do"] == "compile":
                 raise Cancelled("the process that follows JSON schemas was ended")
@@ -105,6 +110,13 @@ class GrammarProcess:
         with self._lock:
             self._end()
 
+    def _end_when_idle(self) -> None:
+        assert self._idle_s is not None
+        while (left_s := self._asked_s + self._idle_s - time.monotonic()) > 0:
+            time.sleep(left_s)
+        with self._lock:
+            self._end()
+
     def _start(self) -> None:
         """Raises: UsageError if it can't be started."""
         if find_spec("llguidance") is None:
@@ -123,8 +135,10 @@ class GrammarProcess:
             raise UsageError(
                 f"JSON schemas need a process of their own, which can't be started ({error.strerror})"
             ) from None
-        self._generation += 1
+        self._generation, self._asked_s = self._generation + 1, time.monotonic()
         process = self._process
+        if self._idle_s is not None:
+            threading.Thread(target=self._end_when_idle, name="idle schemas", daemon=True).start()
         if self._read() is None:
             self._end()
             if process is self._interrupted:

@@ -38,7 +38,12 @@ T = TypeVar("T")
 
 _process = GrammarProcess()  # follows grammars
 _checker = _process  # compiles new schemas: another one once one of them took long, or ended it
-atexit.register(lambda: [process.close() for process in {_process, _checker}])
+
+
+@atexit.register
+def _close() -> None:
+    for process in {_process, _checker}:
+        process.close()
 
 
 @dataclass

@@ -24,6 +24,7 @@ CHUNK_TOKENS = 128  # of a prompt, which one machine runs while the next one has
 # all without the network's own time; docs/cluster.md has the measurement.
 CALL_S, STORED_S_PER_BYTE = 0.0015, 3.3e-9
 _IN_CALL_BYTES = 100_000  # of an array; a larger one goes from store to store
+_STORED_LATENCIES = 4  # one way each, until a store has asked who has an array and got it
 _SHARE = 0.85  # of the memory's bandwidth that decoding reaches
 _LAYER_S = 0.003 / 24  # what calling a layer's kernels takes whatever their size
 # Products of a core and second while a prompt is read: half of what docs/performance.md has of a core with
@@ -53,9 +54,20 @@ def call_s(peer: Peer, hidden: int, tokens: int, ways: int = 2) -> float:
     ways: how often their residual stream crosses the network. A token's goes there and comes back, with the
     call and its answer; a chunk's goes on from machine to machine.
     """
+    return CALL_S + 2 * peer.latency_s + ways * way_s(peer, hidden, tokens)
+
+
+def way_s(peer: Peer, hidden: int, tokens: int) -> float:
+    """What so many tokens' residual stream takes from machine to machine, without the call's own time."""
     size = tokens * hidden * 4
-    stored_s = STORED_S_PER_BYTE * size if size > _IN_CALL_BYTES else 0.0
-    return CALL_S + 2 * peer.latency_s + ways * (size / peer.network + stored_s)
+    if size <= _IN_CALL_BYTES:
+        return size / peer.network
+    return size / peer.network + STORED_S_PER_BYTE * size + _STORED_LATENCIES * peer.latency_s
+
+
+def _hop_s(share: Share, peers: Sequence[Peer], hidden: int, tokens: int, ways: int = 2) -> float:
+    """As call_s; the layers on the machine that asks are called by Ray, too, but over no network."""
+    return call_s(peers[share.room], hidden, tokens, ways) if share.room else CALL_S
 
 
 def forecasts(plan: Plan, peers: Sequence[Peer]) -> list[Forecast]:
@@ -101,16 +113,13 @@ def _spread(plan: Plan, peers: Sequence[Peer]) -> Forecast | None:
     if shares is None:
         return None
     hidden, head = plan.config.hidden, peers[0]
-    hops = [peers[share.room] for share in shares if share.room]
     one = sum(_token_s(share.plan, peers[share.room], 1) for share in shares) + _vocabulary_s(plan, head)
-    one += sum(call_s(peer, hidden, 1) for peer in hops)
+    one += sum(_hop_s(share, peers, hidden, 1) for share in shares)
     # As many groups of answers as machines go round, so that none of these waits.
     groups = min(len(shares), plan.slots)
     each = -(-plan.slots // groups)
     stages = [
-        _token_s(share.plan, peers[share.room], each)
-        + (call_s(peers[share.room], hidden, each) if share.room else 0)
-        for share in shares
+        _token_s(share.plan, peers[share.room], each) + _hop_s(share, peers, hidden, each) for share in shares
     ]
     step_s = sum(stages) + (groups - 1) * max(stages) + _vocabulary_s(plan, head)
     first_s = prompt_s(shares, peers, hidden, PROMPT_TOKENS) + one
@@ -137,11 +146,11 @@ def prompt_s(shares: Sequence[Share], peers: Sequence[Peer], hidden: int, tokens
     here = min(tokens, CHUNK_TOKENS)
     chunks = -(-tokens // here)
     stages = [
-        _prompt_s(share.plan, peers[share.room], here)
-        + (call_s(peers[share.room], hidden, here, ways=1) if share.room else 0)
+        _prompt_s(share.plan, peers[share.room], here) + _hop_s(share, peers, hidden, here, ways=1)
         for share in shares
     ]
-    return sum(stages) + (chunks - 1) * max(stages)
+    back_s = way_s(peers[shares[-1].room], hidden, here) if shares[-1].room else 0.0
+    return sum(stages) + (chunks - 1) * max(stages) + back_s
 
 
 def vocabulary_bytes(plan: Plan) -> int:

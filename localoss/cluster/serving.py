@@ -40,13 +40,16 @@ _MOST_AT_ONCE = 1000
 
 @dataclass(eq=False)
 class _Served:
-    """A machine with a replica. text: the last that it told Prometheus."""
+    """A machine with a replica. text: the last that it told Prometheus. is_lost: its process died, and Ray
+    makes it anew.
+    """
 
     machine: Machine
     app: str
     handle: Any
     member: Member
     text: bytes = b""
+    is_lost: bool = False
 
 
 class Fleet:
@@ -180,6 +183,9 @@ class Fleet:
         with suppress(Exception):  # not yet
             loaded = await asyncio.wait_for(served.handle.info.remote(), _LOAD_S)
             if loaded.fault is None:
+                if served.is_lost:
+                    self._notice(f"{served.machine.name} answers again")
+                served.is_lost = False
                 self.members.began_anew(served.member)
                 served.member.is_open = True
                 await self.members.changed()
@@ -208,11 +214,19 @@ class Fleet:
             is_whole = True
         except (RayError, RuntimeError) as error:
             if isinstance(error, RayError) or "replica" in str(error).lower():
-                served.member.is_open = False  # until it is made anew: see watch
+                self._note_lost(served)
             raise Gone from None
         finally:
             if not is_whole:
                 answer.cancel()
+
+    def _note_lost(self, served: _Served) -> None:
+        """Ask a replica no more until it is made anew, see watch; one that is restarted is closed already."""
+        if served.member.is_open:
+            served.is_lost = True
+            name = served.machine.name
+            self._notice(f"the replica on {name} ended; others take its requests, and it is made anew")
+        served.member.is_open = False
 
     async def _read_metrics(self, served: _Served) -> None:
         with suppress(Exception):  # the last ones count

@@ -1,8 +1,8 @@
 """Hosts of a cluster, played by network namespaces on this machine: for Linux, as root, with ray installed.
 
-Each host has an address of its own on a bridge, a link of 1 Gb/s and a delay of 1 ms where the kernel knows
-netem, its own /tmp/ray and its own home. By hand: python tests/support/hosts.py COMMAND
-runs COMMAND on the first of three hosts with Ray running on them all.
+Each host has an address of its own, a link of 1 Gb/s with a delay of 1 ms, its own /tmp/ray and its own home.
+The delay is the kernel's netem on veths that a bridge joins, or delayed_links.py where it has none.
+By hand: python tests/support/hosts.py COMMAND runs COMMAND on the first of three hosts with Ray on them all.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).parent.parent.parent
 BRIDGE, NETWORK = "lhbr", "10.77.13"
-RATE, DELAY = "1gbit", "1ms"
+RATE, DELAY, DELAY_S = "1gbit", "1ms", 0.001
 OBJECT_STORE_BYTES = 100_000_000
 TOKEN = "5f" * 32
 
@@ -43,7 +43,7 @@ def _must(*command: str) -> None:
 class Host:
     """One host. environment: beside this process's own, of what runs there."""
 
-    def __init__(self, number: int, root: Path, delays: bool = True) -> None:
+    def __init__(self, number: int, root: Path, links: "Links") -> None:
         self.name, self.ip = f"lh{number}", f"{NETWORK}.{number}"
         self.folder = root / self.name
         self.home = self.folder / "home"
@@ -58,18 +58,12 @@ class Host:
             "RAY_AUTH_TOKEN": TOKEN,
             "RAY_DISABLE_IMPORT_WARNING": "1",
         }
-        link, inside = f"{self.name}o", f"{self.name}i"
         self.close()  # of a run that was cut
         _must("ip", "netns", "add", self.name)
-        _must("ip", "link", "add", link, "type", "veth", "peer", "name", inside)
-        _must("ip", "link", "set", inside, "netns", self.name)
-        _must("ip", "link", "set", link, "master", BRIDGE, "up")
+        inside = links.add(self)
         for command in (f"addr add {self.ip}/24 dev {inside}", f"link set {inside} up", "link set lo up"):
             _must("ip", "-n", self.name, *command.split())
-        shaped = ("tc", "-n", self.name, "qdisc", "add", "dev", inside, "root")
-        self.has_delay = delays and not _call(*shaped, "netem", "delay", DELAY, "rate", RATE).returncode
-        if not self.has_delay:
-            _must(*shaped, "tbf", "rate", RATE, "burst", "256kb", "latency", "50ms")
+        links.shape(self, inside)
 
     def command(self, *command: str) -> list[str]:
         """What runs `command` there."""
@@ -128,19 +122,61 @@ class Host:
         _call("ip", "link", "del", f"{self.name}o")  # which would live as long as a process did there
 
 
-class Hosts:
-    """Some hosts on a bridge; `close` leaves nothing of them but their folders."""
+class Links:
+    """What joins the hosts. delay_s: one way; 0 where there is none."""
 
-    def __init__(self, root: Path, count: int = 3) -> None:
-        self.root, self.all = root, []
+    def __init__(self) -> None:
         _call("ip", "link", "del", BRIDGE)
         _must("ip", "link", "add", BRIDGE, "type", "bridge")
         _must("ip", "link", "set", BRIDGE, "up")
+        self._has_netem = not _call("tc", "qdisc", "add", "dev", BRIDGE, "root", "netem").returncode
+        _call("tc", "qdisc", "del", "dev", BRIDGE, "root")
+        self._relay: subprocess.Popen[str] | None = None
+        if not self._has_netem and os.access("/dev/net/tun", os.R_OK | os.W_OK):
+            program = [sys.executable, str(Path(__file__).with_name("delayed_links.py")), str(DELAY_S)]
+            self._relay = subprocess.Popen(
+                program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+            )
+        self.delay_s = DELAY_S if self._has_netem or self._relay else 0.0
+
+    def add(self, host: Host) -> str:
+        """Join `host`, whose namespace is there; gives its device's name."""
+        inside, outside = f"{host.name}i", f"{host.name}o"
+        if self._relay and self._relay.stdin and self._relay.stdout:
+            self._relay.stdin.write(f"{inside} {host.name} {host.ip}\n")
+            assert self._relay.stdout.readline() == "there\n"
+            return inside
+        _must("ip", "link", "add", outside, "type", "veth", "peer", "name", inside)
+        _must("ip", "link", "set", inside, "netns", host.name)
+        _must("ip", "link", "set", outside, "master", BRIDGE, "up")
+        return inside
+
+    def shape(self, host: Host, inside: str) -> None:
+        """Give its device a rate, and the delay if that is the kernel's to give."""
+        shaped = ("tc", "-n", host.name, "qdisc", "add", "dev", inside, "root")
+        if self._has_netem:
+            _must(*shaped, "netem", "delay", DELAY, "rate", RATE)
+        else:
+            _must(*shaped, "tbf", "rate", RATE, "burst", "256kb", "latency", "50ms")
+
+    def close(self) -> None:
+        if self._relay:
+            self._relay.kill()
+            self._relay.wait()
+        _call("ip", "link", "del", BRIDGE)
+
+
+class Hosts:
+    """Some hosts; `close` leaves nothing of them but their folders."""
+
+    def __init__(self, root: Path, count: int = 3) -> None:
+        self.root, self.all = root, []
+        self.links = Links()
         for _ in range(count):
             self.add()
 
     def add(self) -> Host:
-        host = Host(len(self.all) + 1, self.root)
+        host = Host(len(self.all) + 1, self.root, self.links)
         self.all.append(host)
         return host
 
@@ -153,7 +189,7 @@ class Hosts:
     def close(self) -> None:
         for host in self.all:
             host.close()
-        _call("ip", "link", "del", BRIDGE)
+        self.links.close()
 
     def __enter__(self) -> "Hosts":
         return self

@@ -4,7 +4,9 @@ python spread_child.py MODEL TOKENS TURNS: writes what came to spread.json, and 
 spread.progress, so that a host can be killed in the middle of an answer.
 """
 
+import contextlib
 import json
+import socket
 import sys
 import time
 from pathlib import Path
@@ -58,7 +60,8 @@ def main(model: str, tokens: int, turns: int) -> None:
 
 def _hops(engine, whole, prompt) -> dict:
     """What calls cost that compute nothing, by machine: with a token's residual stream of gpt-oss and with a
-    chunk's. And tokens over all machines and on one, in turns with these: what else runs here slows down all.
+    chunk's, which also goes through all machines; and the network alone. And tokens over all machines and on
+    one, in turns with these: what else runs here slows down all.
     """
     stack = engine.model.stacks[0]
     params = SamplingParams(temperature=0, stop_ids=(), max_tokens=_TURNS + 1)
@@ -70,9 +73,16 @@ def _hops(engine, whole, prompt) -> dict:
         work()
         times.setdefault(name, []).append(time.perf_counter() - began)
 
-    def echo(link, tokens: int) -> None:
+    def echo(tokens: int, *parts) -> None:
         x, angles = np.zeros((tokens, 2880), np.float32), np.zeros((tokens, 32), np.float32)
-        link.result(link.call("echo", x, [PartRows(0, tokens, 0, angles, angles)]))
+        for part in parts:
+            x = part.link.call("echo", x, [PartRows(0, tokens, 0, angles, angles)])
+        parts[-1].link.result(x)
+
+    def refused(name: str) -> None:
+        """A connection that is refused takes the network's latency twice."""
+        with contextlib.suppress(ConnectionRefusedError):
+            socket.create_connection((name, 9), 5).close()
 
     for answer in answers.values():
         next(answer)
@@ -81,7 +91,9 @@ def _hops(engine, whole, prompt) -> dict:
             timed(name, lambda answer=answer: next(answer))
         for part in stack.parts:
             for tokens in (1, 128):
-                timed(f"{part.link.name} {tokens}", lambda part=part, n=tokens: echo(part.link, n))
+                timed(f"{part.link.name} {tokens}", lambda part=part, n=tokens: echo(n, part))
+            timed(f"{part.link.name} network", lambda part=part: refused(part.link.name))
+        timed("chunk", lambda: echo(128, *stack.parts))
     return {name: float(np.median(each)) for name, each in times.items()}
 
 

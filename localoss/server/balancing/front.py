@@ -1,7 +1,7 @@
 """The endpoint in front of several replicas: an ASGI application that gives each request to one of them.
 
 A request that failed on the way to its answer, because its replica is going or gone, is given to another;
-once a part of the answer was sent, it can't be.
+once a part of the answer was sent, it can't be: a stream says so then.
 """
 
 import asyncio
@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import suppress
 from typing import Any
 
+from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -18,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from localoss.server.balancing.members import Asked, Gone, Member, Members
 from localoss.server.balancing.prefixes import Beginnings, beginnings, response_key
 from localoss.server.core.bodies import MAX_BODY_BYTES
-from localoss.server.core.errors import ApiError
+from localoss.server.core.errors import ApiError, logger, stream_end
 from localoss.server.core.guard import Guard
 from localoss.server.core.keys import CLIENT, Keys
 from localoss.server.core.scheduler import going_down
@@ -185,33 +186,56 @@ class Relay:
     async def _ask(self, member: Member, asked: Asked, send: Send) -> list[Message]:
         """Send on what `member` answers; its messages instead, if it refuses for now, all of them unsent.
 
-        Raises: Gone if nothing was sent yet; else the connection is cut, as for any answer that breaks off.
+        Raises: Gone if nothing was sent yet. What streams already ends with an error, as its API shapes it.
         """
-        is_sent, refusal, is_first_body = False, [], True
-        answer = member.ask(asked)
+        answer, held = member.ask(asked), []  # type: list[Message]
+        sent = _Sent(asked.path, send)
         try:
             async for message in answer:
-                if message["type"] == "http.response.start" and message["status"] in _LATER and not is_sent:
-                    refusal.append(message)
+                # The start waits for what follows it: until then the request can be asked of another one.
+                held.append(message)
+                if held[0]["type"] == "http.response.start" and (
+                    len(held) == 1 or held[0]["status"] in _LATER
+                ):
                     continue
-                if refusal:
-                    refusal.append(message)
-                    continue
-                if message["type"] == "http.response.body" and is_first_body:
-                    is_first_body = False
-                    if found := _RESPONSE_ID.search(message.get("body", b"")[:4096]):
-                        self._members.note_response(response_key(found[1].decode()), member)
-                is_sent = True
-                await send(message)
+                if found := None if sent.has_begun else _RESPONSE_ID.search(message.get("body", b"")[:4096]):
+                    self._members.note_response(response_key(found[1].decode()), member)
+                for one in held:
+                    await sent.send(one)
+                held = []
         except Gone:
-            if is_sent:
-                raise RuntimeError("the machine that answered is gone") from None
-            raise
+            if not sent.has_begun:
+                raise
+            await sent.break_off(member.name)
         finally:
             await _closed(answer)
-        if not is_sent and not refusal:
+        if not sent.has_begun and not held:
             raise Gone
-        return refusal
+        return held
+
+
+class _Sent:
+    """What of an answer a client has got."""
+
+    def __init__(self, path: str, send: Send) -> None:
+        self._path, self._send, self._media_type = path, send, ""
+        self.has_begun = False
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._media_type = Headers(raw=message["headers"]).get("content-type", "")
+        self.has_begun = True
+        await self._send(message)
+
+    async def break_off(self, name: str) -> None:
+        """Say in a stream that machine `name` is gone. Raises: RuntimeError for what is none: it is cut."""
+        told = f"{name}, the machine that wrote this answer, is gone; ask again, and another one answers"
+        logger.error("an answer broke off: %s is gone", name)
+        error = ApiError(told, status=503, kind="server_error", code="machine_lost")
+        end = stream_end(self._path, self._media_type, error)
+        if end is None:
+            raise RuntimeError(told)
+        await self._send({"type": "http.response.body", "body": end, "more_body": False})
 
 
 def _json(asked: Asked) -> Any:

@@ -10,6 +10,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from localoss.errors import ContextFullError, LocalossError, UsageError
+from localoss.server.core.json_text import dumps
 
 logger = logging.getLogger("localoss.server")
 
@@ -67,6 +68,20 @@ def anthropic_body(error: ApiError) -> dict[str, Any]:
 def ollama_body(error: ApiError) -> dict[str, Any]:
     """An error as Ollama's API shapes it."""
     return {"error": error.body()["error"]["message"]}
+
+
+def stream_end(path: str, media_type: str, error: ApiError) -> bytes | None:
+    """The end of a stream of `path` that can't go on, as its API shapes it; None for what is no stream."""
+    if media_type.startswith("application/x-ndjson"):
+        return f"{dumps(ollama_body(error))}\n".encode()
+    if not media_type.startswith("text/event-stream"):
+        return None
+    if path.startswith("/v1/messages"):
+        return f"event: error\ndata: {dumps(anthropic_body(error))}\n\n".encode()
+    if path.startswith("/v1/responses"):
+        flat = {"type": "error", **error.body()["error"]}
+        return f"event: error\ndata: {dumps(flat)}\n\n".encode()
+    return f"data: {dumps(error.body())}\n\ndata: [DONE]\n\n".encode()
 
 
 def context_length_error(prompt_tokens: int, context_tokens: int, param: str) -> ApiError:

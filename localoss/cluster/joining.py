@@ -64,8 +64,18 @@ def join(address: str, notice: Callable[[str], None]) -> Any:
             ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
     except Exception as error:  # Ray has many kinds, none of which are told apart by type
         raise ClusterError(_told(address, error)) from None
+    _say_no_pages(ray)
     warn_if_public([machine.name for machine in machines(ray)], notice)
     return ray
+
+
+def _say_no_pages(ray: Any) -> None:
+    """Ray prints a page to stdout about each process that died, log_to_driver or not: where --json has its
+    report. What became of a machine is told in a line by those who used it.
+    """
+    worker = ray._private.worker
+    if hasattr(worker, "print_to_stdstream"):  # what prints it has no public name
+        worker.print_to_stdstream = lambda *_, **__: None
 
 
 @contextmanager

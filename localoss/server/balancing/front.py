@@ -188,8 +188,8 @@ class Relay:
 
         Raises: Gone if nothing was sent yet. What streams already ends with an error, as its API shapes it.
         """
-        answer, held = member.ask(asked), []  # type: list[Message]
-        sent = _Sent(asked.path, send)
+        answer, sent = member.ask(asked), _Sent(asked.path, send)
+        held: list[Message] = []
         try:
             async for message in answer:
                 # The start waits for what follows it: until then the request can be asked of another one.

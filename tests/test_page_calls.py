@@ -1,16 +1,22 @@
 """Tools on the page, in headless Chromium: `make page`."""
 
+import json
+import sys
+from pathlib import Path
+
 import pytest
 from support.calling import browser as browse
-from support.calling import final, python
+from support.calling import final, function, python
 
 from localoss.server.core.hosted import HostedTools
 from localoss.tools import pictures
+from localoss.tools.approval import Approvals
 from localoss.tools.choice import ToolOptions
 
 pytest.importorskip("pydantic_monty")
 pytest_plugins = ("support.page_fixtures",)
 pytestmark = [pytest.mark.soak, pytest.mark.usefixtures("page_home")]
+HOSTILE_SERVER = str(Path(__file__).parent / "support" / "hostile_mcp.py")
 DOT = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000001000000010806000000"
     "1f15c4890000000d49444154789c63f8cfc0f01f00050001ff5d8c6a3b0000000049454e44ae426082"
@@ -66,6 +72,42 @@ def test_a_call_is_shown_while_it_is_made_and_stops(serve_tools, open_tab):
     tab.wait_for_answer()
     tab.page.locator(".call summary").click()
     assert "stopped" in tab.page.locator(".call pre").nth(1).inner_text()
+
+
+@pytest.mark.parametrize("width", [1100, 360])
+def test_the_page_asks_before_an_mcp_call(serve, open_tab, tmp_path, width):
+    pytest.importorskip("mcp")
+    config = tmp_path / "mcp.json"
+    program = {"command": sys.executable, "args": [HOSTILE_SERVER, "tools=echo,evil"]}
+    gone = {"command": "/no/such/program"}
+    config.write_text(json.dumps({"mcpServers": {"notes": program, "gone": gone}}))
+    tools = HostedTools(ToolOptions(mcp=config), Approvals(None, tmp_path / "approvals.json"))
+    calls = [
+        function("notes__echo", json.dumps({"text": "<b>x</b>" + "y" * 400})),
+        function("notes__evil", "{}"),
+    ]
+    server = serve(*calls, final("Done."), calls[0], final("No."), context_tokens=32_768)
+    server.service.hosted = server.models.hosted = tools
+    tab = open_tab(server, viewport={"width": width, "height": 800})
+    assert "you are asked before each call" in tab.page.inner_text(".tool-list")
+    tab.send("Echo")
+    asked = tab.page.locator(".asked")
+    asked.get_by_text("notes echo").wait_for()
+    assert "<b>x</b>" in asked.locator("pre").inner_text() and not tab.severe() and tab.overflow() <= 0
+    assert "gone" in tab.page.inner_text(".problem")
+    tab.page.reload()  # the question stays
+    asked.get_by_role("button", name="Always allow").click()
+    asked.get_by_text("notes evil").wait_for()
+    asked.get_by_role("button", name="Allow once").focus()
+    tab.page.keyboard.press("Enter")
+    tab.wait_for_answer()
+    results = tab.page.locator(".call pre")
+    tab.page.locator(".call summary").first.click()
+    assert "echo got" in results.nth(1).inner_text() and asked.count() == 0
+    assert tools.approvals.kept == {"mcp:notes/echo": "always"}
+    tab.ask("Again")  # without a question
+    assert tab.answers()[-1] == "No."
+    tools.close()
 
 
 def test_pictures_are_shown_with_a_key_too(serve_tools, open_tab, monkeypatch):

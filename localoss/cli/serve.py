@@ -182,8 +182,6 @@ def web(
     Without MODEL, the one that is installed, or the demo model that comes with localoss.
     Conversations are the sessions of `localoss chat`. Ctrl-C ends the server.
     """
-    if tooling.mcp:
-        raise UsageError("the page can't ask before an MCP server's tool runs; use localoss chat --mcp FILE")
     host = "127.0.0.1"
     key = _key(api_key, host)
 

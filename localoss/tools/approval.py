@@ -28,7 +28,8 @@ class Question:
     detail: str = ""
 
 
-Ask = Callable[[Question], Literal["yes", "no", "always", "never"]]
+Said = Literal["yes", "no", "always", "never"]
+Ask = Callable[[Question], Said]
 
 
 class Approvals:
@@ -62,13 +63,17 @@ class Approvals:
         if self._path:
             _write(self._path, self._kept)
 
-    def refusal(self, question: Question | None) -> str | None:
-        """None if it may run, otherwise what the model reads. Raises: KeyboardInterrupt at the question."""
+    def refusal(self, question: Question | None, ask: Ask | None = None) -> str | None:
+        """None if it may run, otherwise what the model reads. ask: who is asked this time, if not as always.
+
+        Raises: KeyboardInterrupt at the question.
+        """
+        ask = ask or self._ask
         if question is None:
             return None
         policy = self.policy(question.key)
         if policy == "ask":
-            said = self._ask(question) if self._ask else "no"
+            said = ask(question) if ask else "no"
             if said in ("always", "never"):
                 with contextlib.suppress(LocalossError):  # it holds in this program all the same
                     self.set(question.key, "always" if said == "always" else "never")

@@ -65,8 +65,11 @@ class RequestTools:
 
     def asks(self, recipient: str | None) -> bool:
         """Whether the client's user is asked before such a call."""
-        served = self._mcp.get(recipient or "")
+        served = self.served_for(recipient)
         return served is not None and called_name(recipient or "") in served.asking
+
+    async def approve(self, call: Message) -> None:
+        """Wait until whoever has to be asked before a call has said something."""
 
     def limit_s(self, call: Message) -> float:
         return self._tool_of(call).limit_s
@@ -78,8 +81,12 @@ class RequestTools:
     def run(self, call: Message, stop: Stop) -> Result:
         return self._tool_of(call).run(call, stop)
 
+    def served_for(self, recipient: str | None) -> ServedMcp | None:
+        """The MCP server whose tool this is."""
+        return self._mcp.get(recipient or "")
+
     def _tool_of(self, call: Message) -> Tool:
-        served = self._mcp.get(call.recipient or "")
+        served = self.served_for(call.recipient)
         return served.tools if served else self.workshop.toolset.tool_of(call.recipient or "")
 
 
@@ -91,13 +98,12 @@ class HostedTools:
 
         Raises: UsageError, LocalossError for tools that can't be opened.
         """
-        self.mcp = _mcp_links(options, approvals or Approvals(None, None))
+        self.approvals = approvals or Approvals(None, None)
+        self.mcp = _mcp_links(options, self.approvals)
         self._options = replace(options, mcp=None)
         self._first: Toolset | None = self._open()
         self._told = self._first.add_to(ChatSetup())
-        self.reaches = {
-            tool.name: tool.reach for tool in self._first.tools
-        }  # what each can reach, for people
+        self.reaches = {tool.name: tool.reach for tool in self._first.tools}  # for people
         self._kept: OrderedDict[str, Workshop] = OrderedDict()
         self._threads = ThreadPoolExecutor(_MOST_KEPT, thread_name_prefix="hosted")
 
@@ -151,6 +157,7 @@ class HostedTools:
             yield gone.is_set
 
         loop = asyncio.get_running_loop()
+        await tools.approve(call)  # no thread waits for people: there are few
         async with tools.workshop.lock:
             try:
                 return await loop.run_in_executor(

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,7 @@ from dataclasses import dataclass, field
 from localoss.chat.harmony import Function
 from localoss.errors import LocalossError
 from localoss.server.core.errors import ApiError
-from localoss.server.core.mcp_requests import McpWanted
+from localoss.server.core.mcp_requests import McpWanted, ToolFilter
 from localoss.tools.approval import Approvals
 from localoss.tools.mcp_client import McpLoop
 from localoss.tools.mcp_config import McpServer
@@ -21,6 +22,7 @@ logger = logging.getLogger("localoss.server")
 _MOST_LINKS = 8  # of one key
 _AT_ONCE = 8
 _MOST_USED = 10_000
+_AGAIN_S = 60.0  # after which a server that didn't start is tried again
 
 
 @dataclass(frozen=True)
@@ -59,11 +61,33 @@ class McpLinks:
         self._loop = McpLoop()
         self._kept: OrderedDict[tuple[str, McpServer], _Kept] = OrderedDict()
         self._used: OrderedDict[tuple[str, str], None] = OrderedDict()  # approvals
+        self._failed: dict[str, float] = {}  # until when servers that didn't start are left alone
         self._threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="mcp-open")
 
     async def open(self, wanted: Sequence[McpWanted], key: str) -> list[ServedMcp]:
         """The tools that a request asks for. Raises: ApiError 424 for a server that doesn't give any."""
         return list(await asyncio.gather(*(self._open(one, key) for one in wanted)))
+
+    async def open_all(self) -> tuple[list[ServedMcp], list[str]]:
+        """All servers' tools for whoever runs this server, and the names of those that don't give any.
+
+        One that doesn't is left alone for a while: nobody waits for it at each question.
+        """
+        meant = [one for one in self.servers if time.monotonic() >= self._failed.get(one.name, 0.0)]
+        wanted = [McpWanted(one.name, one.name, one, ToolFilter(), None) for one in meant]
+        # Each has a key of its own: however many there are, none is closed for another.
+        opening = [self._open(one, f"\0page {one.label}") for one in wanted]
+        opened = await asyncio.gather(*opening, return_exceptions=True)
+        served: list[ServedMcp] = []
+        for one, found in zip(meant, opened, strict=True):
+            if isinstance(found, ServedMcp):
+                served.append(found)
+            elif isinstance(found, ApiError):
+                self._failed[one.name] = time.monotonic() + _AGAIN_S
+            else:
+                raise found
+        names = {one.label for one in served}
+        return served, [one.name for one in self.servers if one.name not in names]
 
     async def _open(self, wanted: McpWanted, key: str) -> ServedMcp:
         kept = self._entry(key, wanted.server)

@@ -18,6 +18,7 @@ from localoss.server.core.errors import ApiError, as_api_error
 from localoss.server.core.models import Held, Models
 from localoss.server.core.threads import in_thread
 from localoss.server.core.turns import Turns
+from localoss.server.page.tools import PageTools
 from localoss.server.page.view import result_part
 from localoss.tools.citations import Find, Footnotes
 
@@ -43,6 +44,7 @@ class LiveAnswer:
     find: Find
     reading: Any = None  # how far the prompt is read
     other: tuple[int, int] | None = None  # the exchange and rank that this is another answer to
+    tools: PageTools | None = None
     events: list[Event] = field(default_factory=list)
     is_over: bool = False
     said: list[Message] = field(default_factory=list)  # up to the last call, and what that gave

@@ -91,5 +91,12 @@ class Document(Strict):
     data: str
 
 
+class Approval(Strict):
+    """What is said to a call that waits for it. id: the question's."""
+
+    id: Annotated[str, Field(max_length=64)]
+    said: Literal["yes", "no", "always", "never"]
+
+
 class Nothing(Strict):
     """An empty object."""

@@ -13,13 +13,11 @@ from localoss.chat import branches, harmony
 from localoss.chat.conversation import Conversation
 from localoss.chat.documents import read_document
 from localoss.chat.harmony import ChatSetup, File
-from localoss.chat.rules import AnswerRules
 from localoss.chat.session import Session
 from localoss.errors import ContextFullError, UsageError
 from localoss.options import SamplingParams
 from localoss.server.core.answering import Question
 from localoss.server.core.errors import ApiError
-from localoss.server.core.hosted import RequestTools
 from localoss.server.core.jobs import Job
 from localoss.server.core.keys import client_of
 from localoss.server.core.models import Held, Models
@@ -29,8 +27,9 @@ from localoss.server.core.turns import Turns
 from localoss.server.page.answers import Answers, LiveAnswer
 from localoss.server.page.origin import PageRoute
 from localoss.server.page.saved import SessionAnswering
-from localoss.server.page.schemas import Document, Nothing, Sampling, Turn
+from localoss.server.page.schemas import Approval, Document, Nothing, Sampling, Turn
 from localoss.server.page.sessions import apply_setup, as_refusal, missing, opened, told
+from localoss.server.page.tools import reaches, tools_of_turn
 
 router = APIRouter(prefix="/localoss", route_class=PageRoute, include_in_schema=False)
 _TRIMMED_SHARE = 0.5  # of the context: what a trimmed conversation takes, as in the terminal
@@ -49,7 +48,7 @@ async def about(request: Request) -> Response:
             "efforts": list(harmony.EFFORTS),
             "introduction": request.app.state.page.introduction,
             "sampling": {"temperature": defaults.temperature, "top_p": defaults.top_p},
-            "tools": models.hosted.reaches if models.hosted else {},
+            "tools": reaches(models.hosted),
         }
     )
 
@@ -64,17 +63,13 @@ async def take_turn(body: Turn, request: Request) -> Response:
     try:
         held, service = await models.take(models.catalogue.first.name, taken)
         conversation, other = await in_thread(_changed, session, body)
-        tools = None
-        if service.hosted:
-            conversation.setup = service.hosted.add_to(conversation.setup, service.hosted.names)
-            workshop = await service.hosted.workshop(session.folder.as_posix())
-            service.hosted.keep(session.folder.as_posix(), workshop)
-            tools = RequestTools(workshop)
+        offered = await tools_of_turn(service.hosted, conversation, session.folder.as_posix())
+        tools = offered.tools
         prompt = await _prompt(service, conversation, body.trim)
         question = Question(
             prompt,
             conversation.setup,
-            AnswerRules(think_budget=service.think_budget(body.sampling.think_budget)),
+            replace(offered.rules, think_budget=service.think_budget(body.sampling.think_budget)),
             _params(body.sampling),
         )
         page, client = request.app.state.page, client_of(request)
@@ -97,9 +92,13 @@ async def take_turn(body: Turn, request: Request) -> Response:
         raise
     find = tools.workshop.toolset.citation if tools else _nothing_shown
     answer = LiveAnswer(
-        held, session, conversation, page.opens_as, turns, len(prompt), find, question.reading, other
+        held, session, conversation, page.opens_as, turns, len(prompt), find, question.reading, other, tools
     )
     answer.send({"type": "started", "session": session.name, "prompt_tokens": len(prompt)})
+    if offered.left_out:
+        answer.send({"type": "left_out", "servers": offered.left_out})
+    if tools:
+        tools.tell = answer.send
     answers.follow(answer)
     return event_stream(answer.told(), named=False, last=None)
 
@@ -122,6 +121,15 @@ async def stop(body: Nothing, request: Request) -> Response:
     if answer is not None and not answer.is_over:
         answer.turns.cancel()
     return told({"stopped": answer is not None})
+
+
+@router.post("/sessions/{name}/approval")
+async def approve(body: Approval, request: Request) -> Response:
+    """What the user says to a call that waits for it; the first to say something is heard."""
+    answers: Answers = request.app.state.answers
+    answer = answers.of(request.path_params["name"])
+    is_open = answer is not None and answer.tools is not None and answer.tools.answer(body.id, body.said)
+    return told({"taken": is_open})
 
 
 @router.post("/documents")

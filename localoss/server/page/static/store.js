@@ -223,7 +223,14 @@ function hear(mine, event) {
     mine.tokens = event.tokens;
     mine.speed = event.tokens_per_s;
   } else if (event.type === "result") mine.parts.push({ ...event, kind: "result" });
-  else if (event.type === "closed") mine.thought = event.thought_s;
+  else if (event.type === "question") {
+    last.question = event;
+    state.notice = `May ${last.name} run?`;
+  } else if (event.type === "answered") last.question = null;
+  else if (event.type === "left_out") {
+    const names = event.servers.join(", ");
+    state.error = { message: `MCP: no tools from ${names} now; the server's log says why. The answer goes on without.` };
+  } else if (event.type === "closed") mine.thought = event.thought_s;
   else if (event.type === "done") {
     mine.figures = event;
     state.notice = event.reason === "stopped" ? "Stopped" : "The answer is complete";
@@ -252,6 +259,14 @@ async function ended(mine) {
 export function stop() {
   const mine = live();
   if (mine?.name) attempt(() => post(`sessions/${encodeURIComponent(mine.name)}/stop`, {}));
+}
+
+/** Say whether a call that waits may be made: yes, no, always or never. */
+export function approve(question, said) {
+  question.isAnswered = true; // until the server says so
+  change({});
+  const name = encodeURIComponent(live().name);
+  return attempt(() => post(`sessions/${name}/approval`, { id: question.id, said }));
 }
 
 export function chooseWay(number, isAnswer, rank) {

@@ -82,7 +82,7 @@ function Welcome() {
 function Tools({ tools }) {
   if (!tools.length) return null;
   return html`
-    <p class="may-call">It may call these by itself, and shows each call:</p>
+    <p class="may-call">It may call these, and shows each call:</p>
     <dl class="tool-list">
       ${tools.map(([name, reach]) => html`<div><dt><code>${name}</code></dt> <dd>reaches ${reach}</dd></div>`)}
     </dl>

@@ -103,6 +103,14 @@ class Site(http.server.BaseHTTPRequestHandler):
     def _slow(self):
         self._reply(self._drops())
 
+    def _slowheaders(self):
+        try:
+            self.wfile.write(b"HTTP/1.0 200 OK\r\nX-Long: ")
+            for drop in self._drops():
+                self.wfile.write(drop)
+        except OSError:
+            pass  # the browser had enough
+
     def _drops(self):
         for _ in range(600):
             yield b"z"
@@ -253,6 +261,9 @@ def test_a_huge_page_is_cut(tool, base, path, letter, monkeypatch):
 def test_a_slow_page_ends(tool, base, monkeypatch):
     monkeypatch.setattr(web, "_MOST_S", 0.3)
     assert "didn't arrive within" in call(tool, "open", id=f"{base}/slow")
+    began = time.monotonic()
+    assert "no answer in time" in call(tool, "open", id=f"{base}/slowheaders")
+    assert time.monotonic() - began < 10
 
 
 def test_a_page_of_this_machine_is_refused_unless_it_is_allowed(base):
@@ -272,6 +283,8 @@ def test_a_page_of_this_machine_is_refused_unless_it_is_allowed(base):
         ("::", False),
         ("fe80::1%eth0", False), ("fc00::1", False), ("::ffff:127.0.0.1", False), ("::ffff:8.8.8.8", True),
         ("64:ff9b::7f00:1", False), ("2002:7f00:1::", False), ("::127.0.0.1", False), ("ff02::1", False),
+        ("fec0::1", False), ("::ffff:0:127.0.0.1", False), ("64:ff9b:1::7f00:1", False),
+        ("64:ff9b::808:808", True), ("2001:db8::1", False), ("198.18.0.1", False), ("240.0.0.1", False),
         ("not an address", False),
     ],
 )  # fmt: skip
@@ -284,7 +297,8 @@ def test_public_addresses(address, public):
     [
         "http://127.1/", "http://2130706433/", "http://0x7f.1/", "http://[::1]/", "http://[::ffff:7f00:1]/",
         "http://localhost./", "http://0/", "http://user:word@example.org/", "gopher://x", "http://", "http://[",
-        "http://x:99999/",
+        "http://x:99999/", "http://0177.0.0.1/", "http://0.0.0.0/", "http://[::]/", "http://①②⑦.⓪.⓪.①/",
+        "http://127。0。0。1/", "http://8.8.8.8@127.0.0.1/", "HTTP://LOCALHOST/",
     ],
 )  # fmt: skip
 def test_addresses_that_hide_what_they_are(url):

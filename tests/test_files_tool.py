@@ -172,11 +172,104 @@ def test_hunks(lines, after):
 
 @pytest.mark.parametrize(
     ("before", "after"),
-    [("a\r\nb\r\n", "a\r\nB\r\n"), ("a\nb", "a\nB"), ("b", "B"), ("a\n\nb\n", "a\n\nB\n")],
+    [
+        ("a\r\nb\r\n", "a\r\nB\r\n"),
+        ("a\nb", "a\nB"),
+        ("b", "B"),
+        ("a\n\nb\n", "a\n\nB\n"),
+        ("a\r\nb\nc\n", "a\r\nB\nc\n"),  # mixed ones, too
+        ("a\r\nc\r\nb", "a\r\nc\r\nB"),
+        ("b\r\na", "B\r\na"),
+        ("\ufeffb\n", "\ufeffB\n"),
+    ],
 )
 def test_line_ends_stay(before, after):
     change = patch("*** Update File: f", "@@", "-b", "+B")
     assert changes_of(change, {"f": before}.get)[0].after == after
+
+
+@pytest.mark.parametrize(
+    ("before", "lines", "after"),
+    [
+        ("a\r\nb", ["@@", " b", "+c", "*** End of File"], "a\r\nb\r\nc"),
+        ("a\nb\nc", ["@@", "-c"], "a\nb"),
+        ("a\nb\n", ["@@", "-a", "-b"], ""),
+        ("", ["@@", "+a"], "a\n"),
+        ("a\nb\n", ["@@ -1,2 +1,2 @@", "-a", "+A"], "A\nb\n"),
+        ("a\nb\n", ["@@", "-a", "+A", ""], "A\nb\n"),  # an empty line before what follows
+        ("a\n\nb\n", ["@@", "-a", "+A", ""], "A\n\nb\n"),
+        ("say(“a – b”)\n", ["@@", '-say("a - b")', "+say()"], "say()\n"),
+        ("\ta\nb\n", ["@@", "     a", "-b", "+B"], "\ta\nB\n"),
+    ],
+)
+def test_what_models_write_beside_the_grammar(before, lines, after):
+    (change,) = changes_of(patch("*** Update File: f", *lines), {"f": before}.get)
+    assert change.after == after
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "```\n{}\n```",
+        "```diff\n{}\n```\n",
+        "\n  {}  \n\n",
+    ],
+)
+def test_what_stands_around_a_patch(text):
+    whole = text.format(patch("  *** Update File:  f ", "@@", "-b", "+B", "*** Delete File: g"))
+    for ends in ("\n", "\r\n"):
+        changes = changes_of(whole.replace("\n", ends), {"f": "b\n", "g": "x"}.get)
+        assert [change.after for change in changes] == ["B\n", None]
+
+
+def test_one_file_by_two_paths_and_links(folder, tmp_path):
+    try:
+        (folder / "link.txt").symlink_to(folder / "notes.txt")
+        (folder / "out").symlink_to(tmp_path)
+    except OSError:
+        pytest.skip("no symbolic links here")
+    both = patch(
+        *("*** Update File: notes.txt", "@@", "-one", "+1", "*** Update File: ./src/../notes.txt", "@@"),
+        *("-two", "+2", "*** Update File: link.txt", "@@", "-three", "+3"),
+    )
+    made = agent(folder)
+    assert text(made, "apply_patch", patch=both) == "updated notes.txt"
+    assert (folder / "notes.txt").read_text() == "1\n2\n3\n" and (folder / "link.txt").is_symlink()
+    for change in (
+        ["*** Delete File: out/secret.txt"],
+        ["*** Add File: out/new.txt", "+x"],
+        ["*** Update File: notes.txt", "*** Move to: out/notes.txt"],
+        ["*** Update File: out/secret.txt", "@@", "-secret", "+x"],
+    ):
+        assert "outside the folder" in text(made, "apply_patch", patch=patch(*change))
+    assert (tmp_path / "secret.txt").read_text() == "secret" and not (tmp_path / "new.txt").exists()
+
+
+def test_a_move_keeps_permissions_and_the_file_until_it_stands(folder):
+    (folder / "notes.txt").chmod(0o700)
+    moved = patch("*** Update File: notes.txt", "*** Move to: {}", "@@", "-two", "+2")
+    (folder / "file").write_text("")
+    assert "can't be written" in text(agent(folder), "apply_patch", patch=moved.format("file/below"))
+    assert (folder / "notes.txt").read_text() == "one\ntwo\nthree\n"
+    assert "added new/place.txt" in text(agent(folder), "apply_patch", patch=moved.format("new/place.txt"))
+    assert (folder / "new" / "place.txt").read_text() == "one\n2\nthree\n"
+    assert not (folder / "notes.txt").exists()
+    if os.name == "posix":
+        assert (folder / "new" / "place.txt").stat().st_mode & 0o777 == 0o700
+
+
+def test_no_change_is_unseen_in_the_question(folder):
+    (folder / "odd.txt").write_bytes("\ufffd a\r\nb\n".encode())
+    for change in (
+        ["*** Update File: notes.txt", "@@", "-two", "+two\u202e"],
+        ["*** Update File: odd.txt", "@@", "-b", "+b\x0c"],
+        ["*** Add File: empty.txt", "+"],
+    ):
+        made = agent(folder, "no")
+        text(made, "apply_patch", patch=patch(*change))
+        diff = [line for line in made.asked[0].detail.split("\n") if not line.startswith(("+++", "---"))]
+        assert [line for line in diff if line.startswith("+")]
+        assert "\u202e" not in made.asked[0].detail and "\x0c" not in made.asked[0].detail
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,24 @@ def test_an_endless_loop_ends_when_it_is_told_and_the_worker_is_replaced(python)
 
 
 @on_each
+def test_what_was_started_in_one_call_keeps_its_state_for_the_next(python):
+    def on_a_thread(code, stop=None):
+        results = []
+        thread = threading.Thread(target=lambda: results.append(python(code, stop)))
+        thread.start()
+        thread.join()
+        return results[0]
+
+    stop = Stop()
+    threading.Timer(0.3, stop.request, ["user"]).start()
+    assert not on_a_thread("while True: pass", stop).ok
+    for number in range(3):
+        on_a_thread("kept = 1" if number == 0 else "kept += 1")
+        time.sleep(0.3)  # what the system ends with a thread is gone then
+    assert on_a_thread("kept").text == "3\n"
+
+
+@on_each
 def test_four_gigabytes_are_refused_and_nothing_is_lost(python):
     python("kept = 1")
     for code in ("b'x' * (4 << 30)", "[0] * (4 << 30)"):

@@ -9,8 +9,6 @@ from openai.types.responses import ResponseStreamEvent
 from support.calling import final, function
 from support.live_server import MODEL
 
-from localoss import cli
-
 pytest.importorskip("mcp")
 from support.mcp_fixtures import prompts, respond, tool
 
@@ -215,8 +213,3 @@ def test_tokens_are_counted_with_the_tools(served, site):
         for tools in ([], [tool(site)])
     ]
     assert counted[1]["input_tokens"] > counted[0]["input_tokens"] + 100
-
-
-def test_the_page_alone_takes_no_mcp_servers(capsys):
-    assert cli.main(["web", "demo", "--mcp", "mcp.json"]) == 2
-    assert "use localoss chat --mcp FILE" in capsys.readouterr().err

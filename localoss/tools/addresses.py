@@ -109,6 +109,8 @@ def is_public(address: str) -> bool:
             inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
         if inner is not None:
             return is_public(str(inner))
-        if int(ip) >> 32 == 0:  # IPv4-compatible, which includes ::1 and ::
+        # All that was given out lies in here. What doesn't are older forms of private addresses, and of IPv4
+        # within IPv6, ::1 and :: among them.
+        if ip not in ipaddress.ip_network("2000::/3"):
             return False
     return ip.is_global and not ip.is_multicast

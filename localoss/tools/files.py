@@ -81,7 +81,7 @@ class Files(Tool):
         """What a patch would change, as a diff. Raises: PatchError for one that doesn't fit."""
         if called_name(recipient) != _PATCH.name:
             return None
-        changes = changes_of(_patch_of(arguments), self._text_or_none)
+        changes = changes_of(_patch_of(arguments), self._text_or_none, self._name_of)
         self._asked = arguments, changes
         names = ", ".join(visible(change.path) for change in changes) or "nothing"
         return Question(
@@ -160,7 +160,8 @@ class Files(Tool):
         for change in asked[1]:
             if self._text_or_none(change.path) != change.before:
                 raise LocalossError(f"{change.path} was changed meanwhile; nothing was written")
-        for change in asked[1]:
+        # What was moved is removed once it stands in its new place.
+        for change in sorted(asked[1], key=lambda change: change.after is None):
             self._write(change)
         return Result("\n".join(f"{_verb(change)} {change.path}" for change in asked[1]) or "nothing changes")
 
@@ -170,11 +171,12 @@ class Files(Tool):
             if change.after is None:
                 path.unlink()
                 return
+            like = self.path_of(change.moved_from) if change.moved_from else path  # in its permissions
             path.parent.mkdir(parents=True, exist_ok=True)
             new = path.with_name(f".{path.name}.localoss-new")
             disk.write_file(new, change.after.encode("utf-8"))
             with contextlib.suppress(OSError):
-                os.chmod(new, path.stat().st_mode)
+                os.chmod(new, like.stat().st_mode)
             disk.replace(new, path)
         except OSError as error:
             raise LocalossError(f"{change.path} can't be written ({error.strerror or error})") from None
@@ -195,10 +197,15 @@ class Files(Tool):
         place = self.path_of(path)
         if not place.exists():
             return None
-        text = self._text(place)
-        if "\ufffd" in text:
-            raise PatchError(f"{path} isn't UTF-8; it can't be patched")
-        return text
+        self._text(place)  # that it is one, and not too large
+        try:
+            return place.read_bytes().decode("utf-8")
+        except (OSError, UnicodeDecodeError):
+            raise PatchError(f"{path} isn't UTF-8; it can't be patched") from None
+
+    def _name_of(self, path: str) -> str:
+        """The one name of a file, by whatever path it is called. Raises: LocalossError."""
+        return self._shown(self.path_of(path))
 
     def _below(self, top: Path) -> Iterator[Path]:
         for parent, folders, names in os.walk(top):
@@ -228,9 +235,17 @@ def _diff(changes: list[Change]) -> str:
     for change in changes:
         old = f"a/{change.path}" if change.before is not None else "/dev/null"
         new = f"b/{change.path}" if change.after is not None else "/dev/null"
-        before, after = (change.before or "").splitlines(), (change.after or "").splitlines()
+        texts = change.before or "", change.after or ""
+        ends_differ = any(text.count("\r\n") != text.count("\n") for text in texts if text)
+        before, after = (_lines_of(text, ends_differ) for text in texts)
         lines += difflib.unified_diff(before, after, old, new, lineterm="")
     return "\n".join(map(visible, lines))
+
+
+def _lines_of(text: str, shows_ends: bool) -> list[str]:
+    """For a diff, in which nothing that changes may be unseen. shows_ends: carriage returns, too."""
+    lines = (text if shows_ends else text.replace("\r\n", "\n")).split("\n")
+    return lines[:-1] if not lines[-1] else [*lines, "\\ No newline at end of file"]
 
 
 def _verb(change: Change) -> str:

@@ -12,6 +12,7 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from localoss import settings
@@ -73,12 +74,14 @@ class SandboxedPython:
         self._process: subprocess.Popen[bytes] | None = None
         self._replies = -1
         self._ended_for = ""  # the bound that it was ended at
+        # bubblewrap's --die-with-parent looks at the thread that started it; a call's thread ends with it.
+        self._starter = ThreadPoolExecutor(1, thread_name_prefix="cpython")
         self._modules = f"{', '.join(PACKAGES)} and " if has_packages else ""
         self.reach = "nothing: no files of yours, no network, no environment"
         try:
             self._open()
         except BaseException:
-            self._cage.close()
+            self.close()
             raise
 
     def notes(self) -> tuple[tuple[str, str], ...]:
@@ -86,6 +89,7 @@ class SandboxedPython:
         return ((INTERNET, f"{there} No processes can be started."),)
 
     def run(self, code: str, stop: Stop) -> Result:
+        was_lost = self._process is not None and self._process.poll() is not None
         process, output = self._open(), Output()
         request = json.dumps({"code": code}).encode("ascii") + b"\n"
         with stop.ending(process.kill):
@@ -107,10 +111,13 @@ class SandboxedPython:
         text = str(output) or ("" if paths else NO_OUTPUT)
         if paths:
             text = after_output(text, f"[{len(paths)} pictures, shown to the user]")
+        if was_lost:
+            text = after_output(text, RESTARTED)
         return Result(text, paths, ok)
 
     def close(self) -> None:
         self._end()
+        self._starter.shutdown(wait=False)
         self._cage.close()
 
     def _end(self) -> None:
@@ -130,7 +137,8 @@ class SandboxedPython:
             cage = self._cage
             reading, writing = os.pipe()
             try:
-                self._process = subprocess.Popen(
+                self._process = self._starter.submit(
+                    subprocess.Popen,
                     [*cage.command(), cage.python, "-I", "-u", cage.child, str(writing), cage.filter],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
@@ -139,7 +147,7 @@ class SandboxedPython:
                     env=cage.environment,
                     cwd=cage.scratch or None,
                     start_new_session=True,  # Ctrl-C is for the model, or ends a call by `kill`
-                )
+                ).result()
             except OSError as error:
                 os.close(reading)
                 raise LocalossError(

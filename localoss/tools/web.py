@@ -82,7 +82,8 @@ class WebSource:
             return None
         url = urldefrag(url if parts.scheme else f"https://{url}").url
         with self._told(url[:200]):
-            return _page(unless_stopped(lambda: self._fetch(url, stop), stop), whole)
+            # A server may take its time for a header, too: it has half as much more than a page's text.
+            return _page(unless_stopped(lambda: self._fetch(url, stop), stop, 1.5 * _MOST_S), whole)
 
     def close(self) -> None:
         self._client.close()

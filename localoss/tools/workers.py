@@ -3,6 +3,7 @@
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -14,9 +15,9 @@ T = TypeVar("T")
 _LOOK_S = 0.02
 
 
-def unless_stopped(work: Callable[[], T], stop: Stop) -> T:
-    """What `work` gives, on a thread that is left behind if it is stopped before: what waits for the network
-    can't be ended. Raises: what `work` raises, LocalossError if it is stopped.
+def unless_stopped(work: Callable[[], T], stop: Stop, within_s: float = float("inf")) -> T:
+    """What `work` gives, on a thread that is left behind if it is stopped before, or isn't done in time: what
+    waits for the network can't be ended. Raises: what `work` raises, LocalossError if it was left behind.
     """
     given: list[T] = []
     raised: list[BaseException] = []
@@ -29,12 +30,13 @@ def unless_stopped(work: Callable[[], T], stop: Stop) -> T:
 
     thread = threading.Thread(target=run, name="tool's work", daemon=True)
     thread.start()
-    while thread.is_alive() and not stop.is_set:
+    ends = time.monotonic() + within_s
+    while thread.is_alive() and not stop.is_set and time.monotonic() < ends:
         thread.join(_LOOK_S)
     if raised:
         raise raised[0]
     if not given:
-        raise LocalossError("stopped")
+        raise LocalossError("stopped" if stop.is_set else "no answer in time")
     return given[0]
 
 

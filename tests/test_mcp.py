@@ -264,6 +264,29 @@ def test_files_that_are_none(tmp_path, content, says):
         read_servers(path)
 
 
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"mcpServers": {"a": {"command": "x", "args": None, "env": None}}},
+        {"servers": {"a": {"type": "stdio", "command": "x"}}, "inputs": []},
+        {"mcp": {"servers": {"a": {"command": "x"}}}},
+        {"mcpServers": {"a": {"type": "http", "url": "http://x"}}},
+        {"mcpServers": {"a": {"httpUrl": "http://x"}}},
+        {
+            "mcpServers": {
+                "a": {"serverUrl": "http://x", "headers": {"A": "b"}},
+                "b": {"command": "y", "disabled": True},
+            }
+        },
+    ],
+)
+def test_forms_that_others_write(tmp_path, document):
+    path = tmp_path / "mcp.json"
+    path.write_text("\ufeff" + json.dumps(document), encoding="utf-8")
+    (server,) = read_servers(path)
+    assert server.name == "a" and server.words in (("x",), ("http://x",))
+
+
 def test_the_command_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("LOCALOSS_HOME", str(tmp_path))
     path = tmp_path / "mcp.json"
@@ -275,5 +298,9 @@ def test_the_command_line(tmp_path, capsys, monkeypatch):
     assert cli.main(["mcp", "test", str(path)]) == 0
     said = capsys.readouterr().out
     assert "good: 2 tools" in said and "good__echo" in said and "explain" in said
+    path.write_text(json.dumps({"mcpServers": {"off": {"command": "x", "disabled": True}}}))
+    for command in ("list", "test"):
+        assert cli.main(["mcp", command, str(path)]) == 0
+        assert "no server that is switched on" in capsys.readouterr().err
     path.write_text(json.dumps({"mcpServers": {"gone": {"command": "/no/such/program"}}}))
     assert cli.main(["mcp", "test", str(path)]) == 1

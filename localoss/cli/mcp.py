@@ -11,6 +11,7 @@ from localoss.cli.options import AsJson
 from localoss.cli.terminal import echo, printable, say
 from localoss.errors import LocalossError
 
+_NONE = "(the file has no server that is switched on)"
 app = typer.Typer(help="MCP servers that --mcp FILE gives the model.")
 McpFile = Annotated[Path, typer.Argument(metavar="FILE", help="As Claude Desktop and LM Studio have it.")]
 
@@ -32,6 +33,8 @@ def list_servers(file: McpFile, as_json: AsJson = False) -> None:
         shown = [{"name": s.name, "runs": list(s.words), "approvals": policies[s.name]} for s in servers]
         echo(json.dumps(shown, indent=2, ensure_ascii=False))
         return
+    if not servers:
+        say(_NONE)
     for server in servers:
         echo(f"{server.name}: {shell_command(server.words)}")
         for key, policy in policies[server.name].items():
@@ -71,6 +74,8 @@ def test(file: McpFile, as_json: AsJson = False) -> None:
     else:
         for entry in report:
             _show(entry)
+        if not report:
+            say(_NONE)
     if failed:
         raise typer.Exit(1)
 

@@ -40,13 +40,24 @@ def read_servers(path: Path) -> list[McpServer]:
         raise UsageError(f"--mcp {path}: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
         raise UsageError(f"--mcp {path}: not JSON ({error})") from None
-    servers = document.get("mcpServers", document.get("servers")) if isinstance(document, dict) else None
+    servers = _listed(document)
     if not isinstance(servers, dict) or not servers:
         raise UsageError(
             f'--mcp {path}: expected {{"mcpServers": {{NAME: {{"command": …}} or {{"url": …}}}}}}'
         )
     read = [_server(name, entry, path) for name, entry in servers.items()]
     return [server for server in read if server is not None]
+
+
+def _listed(document: Any) -> Any:
+    """The servers as Claude and LM Studio write them, or as VS Code does, in its settings too."""
+    if not isinstance(document, dict):
+        return None
+    inner = document.get("mcp")
+    places = (document, inner if isinstance(inner, dict) else {})
+    return next(
+        (place[word] for place in places for word in ("mcpServers", "servers") if word in place), None
+    )
 
 
 def _server(name: str, entry: Any, path: Path) -> McpServer | None:
@@ -57,11 +68,12 @@ def _server(name: str, entry: Any, path: Path) -> McpServer | None:
         raise UsageError(f"{where} must be an object")
     if entry.get("disabled") is True or entry.get("enabled") is False:
         return None
-    command, url = entry.get("command"), entry.get("url") or entry.get("serverUrl")
+    command = entry.get("command")
+    url = entry.get("url") or entry.get("serverUrl") or entry.get("httpUrl")
     if entry.get("type") == "sse":
         raise UsageError(f"{where}: the old SSE transport isn't spoken; use streamable HTTP")
     if bool(command) == bool(url) or not isinstance(command or url, str):
-        raise UsageError(f"{where} needs either a command or a url")
+        raise UsageError(f"{where} needs either a command or a url, which is a text")
     if url and not url.startswith(("http://", "https://")):
         raise UsageError(f"{where}: the url must begin with http:// or https://")
     args, cwd = entry.get("args") or [], entry.get("cwd")

@@ -185,6 +185,13 @@ HEADERS = [
 ]
 
 
+def test_each_control_token_is_one_token_and_what_looks_like_one_is_text():
+    for name in harmony.encoding().special_tokens_set:
+        assert len(harmony.encode_raw(name)) == 1
+        text = f"a<|no_such{name}b<|none|>{name}"
+        assert harmony.encode_raw(text) == harmony.encoding().encode(text, allowed_special="all")
+
+
 # The parser ---------------------------------------------------------------------------------------------
 
 

@@ -102,6 +102,41 @@ def test_a_changed_callee_is_noticed(modules):
     assert modules(factor=2)[:2] == (41, 1)
 
 
+def test_a_caller_is_compiled_with_a_callee_from_the_disk(modules):
+    """Loading leaves the callee's bitcode alone; here it is read."""
+    _, _, folder, _ = modules()
+    caller, callee = sorted(kernels_of(folder), key=lambda file: not file.name.startswith("caller."))
+    caller.unlink()
+    written = callee.stat().st_mtime_ns
+    assert modules()[:2] == (41, 0)
+    assert kernels_of(folder) == sorted([caller, callee]) and callee.stat().st_mtime_ns == written
+
+
+def test_what_numba_inlined_is_not_imported_again(python, tmp_path):
+    """And what it raises is raised all the same."""
+    source = """
+        import sys
+        from pathlib import Path
+        import numba
+        import numpy as np
+        from quant.format.kernel_cache import KernelFolder
+
+        def largest(x):
+            return np.argmax(x)
+
+        largest = KernelFolder([Path(__file__)], "tests").cached(numba.njit(largest))
+        print(largest(np.array([3.0, 7.0, 5.0])), "numba.np.arraymath" in sys.modules)
+        try:
+            largest(np.array([1.0])[:0])
+        except ValueError as error:
+            print(error)
+    """
+    (tmp_path / "largest.py").write_text(textwrap.dedent(source))
+    told = "attempt to get argmax of an empty sequence"
+    for imported in (True, False):
+        assert python("import largest") == ([f"1 {imported}", told], "")
+
+
 def test_the_folder_depends_on_every_source_that_kernels_are_made_from():
     """Whatever a kernel module imports of ours is in the hash, or has no part in compiled code."""
     hashed = {Path(path).resolve() for path in compiled._SOURCES}

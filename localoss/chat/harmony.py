@@ -10,7 +10,7 @@ import functools
 import itertools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,7 @@ CHANNELS = ("analysis", "commentary", "final")
 EFFORTS = ("low", "medium", "high")
 KNOWLEDGE_CUTOFF = "2024-06"
 _FUNCTION_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}")
+_CONTROL_LIKE = re.compile(r"<\|[a-z0-9_]+\|>")  # as every control token: to name all 1,091 takes 21 ms
 _MAX_FUNCTION_CHARS = 1_000_000
 _MAX_TOKEN_BYTES = 128  # no token of o200k is longer
 _LEAST_MESSAGE_TOKENS = 4  # start, role, message, end
@@ -239,12 +240,10 @@ def encode_raw(text: str, most_tokens: int | None = None) -> list[int]:
     if most_tokens is not None:
         _check_count(len(text.encode("utf-8", "replace")) // _MAX_TOKEN_BYTES, most_tokens)
     tokens: list[int] = []
-    for index, part in enumerate(_control_pattern().split(_well_formed(text))):
-        is_control = index % 2 == 1
-        if is_control:
-            tokens += encoding().encode(part, allowed_special="all")
-        else:
-            tokens += encode_text(part, None if most_tokens is None else most_tokens - len(tokens))
+    for part, control in _parts(_well_formed(text)):
+        tokens += encode_text(part, None if most_tokens is None else most_tokens - len(tokens))
+        if control:
+            tokens += encoding().encode(control, allowed_special="all")
     return tokens
 
 
@@ -257,9 +256,19 @@ def encode_text(text: str, most_tokens: int | None = None) -> list[int]:
     return tokens
 
 
+def _parts(text: str) -> Iterator[tuple[str, str]]:
+    """What stands before each control token, with the token; and what follows the last, with none."""
+    end = 0
+    for found in _CONTROL_LIKE.finditer(text):
+        if found[0] in _control_tokens():
+            yield text[end : found.start()], found[0]
+            end = found.end()
+    yield text[end:], ""
+
+
 @functools.cache
-def _control_pattern() -> re.Pattern[str]:
-    return re.compile("(" + "|".join(map(re.escape, sorted(encoding().special_tokens_set))) + ")")
+def _control_tokens() -> frozenset[str]:
+    return frozenset(encoding().special_tokens_set)
 
 
 def token_bytes(token: int) -> bytes:

@@ -10,7 +10,6 @@ import atexit
 import contextlib
 import hashlib
 import os
-import pickle
 import platform
 import shutil
 import stat
@@ -24,11 +23,13 @@ from typing import Any
 
 import numba
 from numba.core.caching import _Cache
-from numba.core.compiler import CompileResult
 from numba.core.runtime import rtsys
 from numba.core.serialize import dumps
 from platformdirs import user_cache_path
 
+from quant.format.kernel_library import restored, serialized
+
+_FORM = 2  # of a file's content
 _DIGEST_BYTES = 32
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
@@ -51,7 +52,7 @@ class KernelFolder:
     """The folder for functions made from `sources`; `variant` is what else the code depends on."""
 
     def __init__(self, sources: Iterable[Path], variant: str = "") -> None:
-        versions = (numba.__version__, platform.python_implementation(), sys.version_info[:2], variant)
+        versions = (_FORM, numba.__version__, platform.python_implementation(), sys.version_info[:2], variant)
         digest = hashlib.sha256(repr(versions).encode())
         for source in sorted(sources):
             digest.update(source.read_bytes())
@@ -214,7 +215,7 @@ class _FunctionCache(_Cache):  # type: ignore[misc]
         try:
             if hashlib.sha256(data).digest() != digest:
                 raise ValueError("another checksum")
-            return CompileResult._rebuild(target_context, *pickle.loads(data))
+            return restored(target_context, data)
         except Exception:
             self._folder.say("files of compiled kernels were damaged; they are compiled again")
             with contextlib.suppress(OSError):
@@ -226,7 +227,7 @@ class _FunctionCache(_Cache):  # type: ignore[misc]
         path = self._path(sig, data.codegen)
         if path is None or data.library.has_dynamic_globals or any(not one.can_cache for one in data.lifted):
             return
-        content = dumps(data._reduce())
+        content = serialized(data)
         part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}")
         try:
             with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:

@@ -46,7 +46,7 @@ def simd() -> str | None:
 
 def software_gpu() -> bool:
     """LOCALOSS_SOFTWARE_GPU: whether a GPU that a program plays may be used. For tests: the CPU is faster."""
-    return _is_on("LOCALOSS_SOFTWARE_GPU")
+    return is_on("LOCALOSS_SOFTWARE_GPU")
 
 
 def home() -> Path:
@@ -173,10 +173,11 @@ def _stand_in_home() -> Path:
 
 def debug() -> bool:
     """LOCALOSS_DEBUG: whether errors show their traceback."""
-    return _is_on("LOCALOSS_DEBUG")
+    return is_on("LOCALOSS_DEBUG")
 
 
-def _is_on(name: str) -> bool:
+def is_on(name: str) -> bool:
+    """Whether a variable says yes. Raises: UsageError for what is neither that nor no."""
     value = os.environ.get(name, "").strip().lower()
     if value not in _ON + _OFF:
         raise UsageError(f"{name} is {value!r}; set it to 1 or 0")

@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 import json
 import shutil
+import socket
 import sys
+import threading
 from collections import Counter
 from pathlib import Path
 
@@ -280,8 +282,48 @@ def test_without_the_extra_it_says_what_to_install(tmp_path, monkeypatch, capsys
 )
 def test_an_address_where_nobody_is(address):
     with pytest.raises(UsageError) as caught:
-        joining._check_reachable(address)
+        joining._check_reachable(address, address)
     assert str(caught.value).startswith("--ray ") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "greeting, uses_tls, says",
+    [
+        (b"\0\0\x12\x04\0\0\0\0\0", False, None),  # a frame of settings: gRPC
+        (b"\0\0\x12\x04\0\0\0\0\0", True, "doesn't use TLS"),
+        (b"HTTP/1.1 400", False, "no Ray cluster"),
+        (b"", False, "one that uses TLS"),
+        (b"", True, None),
+    ],
+)
+def test_what_answers_at_an_address(greeting, uses_tls, says, monkeypatch, tmp_path):
+    monkeypatch.setenv("RAY_USE_TLS", "1" if uses_tls else "0")
+    for name in ("RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY", "RAY_TLS_CA_CERT"):
+        monkeypatch.setenv(name, str(tmp_path))
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve():
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(100)
+                connection.sendall(greeting)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        try:
+            joining._check_reachable("auto", address)
+            assert says is None
+        except UsageError as error:
+            assert says and says in str(error) and str(error).startswith("--ray auto: ")
+        thread.join()
+
+
+def test_certificates_that_are_nowhere(monkeypatch):
+    monkeypatch.setenv("RAY_USE_TLS", "1")
+    monkeypatch.delenv("RAY_TLS_SERVER_CERT", raising=False)
+    with pytest.raises(UsageError, match="RAY_TLS_SERVER_CERT names no file"):
+        joining._check_certificates("auto")
 
 
 def test_what_ray_says_becomes_a_line():
@@ -296,6 +338,8 @@ def test_what_ray_says_becomes_a_line():
     )
     assert "ray start" in joining._told("auto", ConnectionError("Could not find any running Ray instance."))
     assert "\n" not in joining._told("auto", RuntimeError("first\nsecond"))
+    refused = joining._told("auto", ConnectionError("Failed to connect to Ray cluster at 10.0.0.1:6379"))
+    assert "RAY_AUTH_TOKEN" in refused and "RAY_TLS_" in refused
 
 
 def test_public_addresses_are_told():

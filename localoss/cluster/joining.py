@@ -14,6 +14,10 @@ from localoss.errors import UsageError
 
 INSTALL = "ray isn't installed: pip install 'localoss[cluster]'"
 _REACHED_S = 5.0
+# What a connection of gRPC begins with: HTTP/2's preface, and an empty frame of settings. The other side's
+# first frame has that type, too, in its fourth byte.
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+_SETTINGS = b"\x04"
 
 
 class ClusterError(UsageError):
@@ -56,7 +60,10 @@ def join(address: str, notice: Callable[[str], None]) -> Any:
     ray = ray_module()
     if ray.is_initialized():
         return ray
-    _check_reachable(address)
+    with _nothing_on_stderr():
+        leads_to = _found(ray) if address == "auto" else address
+    _check_reachable(address, leads_to)
+    _check_joined(ray, address)
     settings.set_variable("RAY_USAGE_STATS_ENABLED", "0")
     settings.set_variable("RAY_BACKEND_LOG_LEVEL", "fatal")  # else lost machines are pages on stderr
     try:
@@ -141,24 +148,79 @@ def _is_public(name: str) -> bool:
         return False
 
 
-def _check_reachable(address: str) -> None:
-    """Raises: ClusterError at once where nobody listens, which takes Ray a minute to say."""
-    host, colon, port = address.rpartition(":")
-    if address == "auto":
+def _found(ray: Any) -> str | None:
+    """Where `auto` leads, for which there is no public name; None where Ray says itself what is wrong."""
+    try:
+        found: str | None = ray._private.services.canonicalize_bootstrap_address("auto")
+        return found
+    except Exception:
+        return None
+
+
+def _check_reachable(given: str, address: str | None) -> None:
+    """Raises: ClusterError at once where no cluster answers, which takes Ray minutes to say.
+
+    given: as the user wrote it; address: where that leads, if it is known.
+    """
+    if address is None:
         return
+    host, colon, port = address.rpartition(":")
     if "://" in address:
         raise ClusterError(
-            f"--ray {address}: run the command on a machine of the cluster; `ray start --address=…` joins it"
+            f"--ray {given}: run the command on a machine of the cluster; `ray start --address=…` joins it"
         )
     if not colon or not port.isdecimal() or not host:
-        raise ClusterError(f"--ray {address!r}: give auto, or the head's address as 192.168.0.2:6379")
+        raise ClusterError(f"--ray {given!r}: give auto, or the head's address as 192.168.0.2:6379")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), _REACHED_S).close()
+        answer = _first_bytes(host.strip("[]"), int(port))
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ClusterError(
-            f"--ray {address}: nobody answers there ({reason}); `ray start --head` begins a cluster"
+            f"--ray {given}: nobody answers there ({reason}); `ray start --head` begins a cluster"
         ) from None
+    _check_certificates(given)
+    uses_tls, speaks_plainly = settings.is_on("RAY_USE_TLS"), answer[3:4] == _SETTINGS
+    if speaks_plainly and uses_tls:
+        raise ClusterError(f"--ray {given}: the cluster doesn't use TLS, and RAY_USE_TLS is set here")
+    if not (speaks_plainly or uses_tls):
+        raise ClusterError(
+            f"--ray {given}: what answers there is no Ray cluster, or one that uses TLS: then set RAY_USE_TLS "
+            "and the certificates here, too"
+        )
+
+
+def _check_certificates(given: str) -> None:
+    """Raises: ClusterError for files that Ray would look for in vain, again and again."""
+    if not settings.is_on("RAY_USE_TLS"):
+        return
+    variables = settings.environment({})
+    for name in ("RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY", "RAY_TLS_CA_CERT"):
+        if not os.access(variables.get(name, ""), os.R_OK):
+            raise ClusterError(
+                f"--ray {given}: RAY_USE_TLS is set, but {name} names no file that can be read"
+            )
+
+
+def _check_joined(ray: Any, given: str) -> None:
+    """Raises: ClusterError on a machine where no part of Ray runs, which takes Ray itself a minute to say."""
+    try:
+        nodes = ray._private.services.find_node_ids()
+    except Exception:  # it has no public name: then Ray says it
+        return
+    if not nodes:
+        raise ClusterError(
+            f"--ray {given}: this machine is in no Ray cluster; `ray start --address=…` joins one"
+        )
+
+
+def _first_bytes(host: str, port: int) -> bytes:
+    """What a server says to gRPC's first words; b"" if it says nothing. Raises: OSError if there is none."""
+    with socket.create_connection((host, port), _REACHED_S) as connection:
+        try:
+            connection.sendall(_PREFACE)
+            return connection.recv(9, socket.MSG_WAITALL)
+        except OSError:
+            return b""
 
 
 def _told(address: str, error: Exception) -> str:
@@ -168,6 +230,11 @@ def _told(address: str, error: Exception) -> str:
         return f"--ray {address}: the cluster has {theirs}, this machine {ours}; install the same on both"
     if "uthentication" in type(error).__name__ or "oken" in text.split("\n")[0]:
         return f"--ray {address}: the cluster wants a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+    if isinstance(error, ConnectionError) and ("Failed to connect" in text or "TLS" in text):
+        return (
+            f"--ray {address}: the cluster refuses this machine: its token (RAY_AUTH_MODE, RAY_AUTH_TOKEN) "
+            "or its certificates (RAY_USE_TLS, RAY_TLS_…) are others"
+        )
     if isinstance(error, ConnectionError) and address == "auto":
         return "--ray auto: this machine is in no Ray cluster; `ray start --head`, or `ray start --address=…`"
     if "node" in text and "ip" in text.lower() and "found" in text.lower():

@@ -86,8 +86,9 @@ def place(plan: Plan, rooms: Sequence[Room]) -> list[Share]:
 def _refuse(plan: Plan, rooms: Sequence[Room], most: Sequence[int]) -> Plan:
     layers = plan.config.layers
     needed = gigabytes(part_plan(plan, 0, layers).weights_bytes)
+    many = "1 machine has" if len(rooms) == 1 else f"{len(rooms)} machines have"
     raise UsageError(
-        f"{len(rooms)} machines have room for {sum(most)} of {layers} layers, {needed} in all, and too "
+        f"{many} room for {sum(most)} of {layers} layers, {needed} in all, and too "
         "little to read the others from their disks; add a machine, free memory, or take a smaller --context"
     )
 

@@ -296,10 +296,8 @@ def test_an_address_where_nobody_is(address):
         (b"", True, None),
     ],
 )
-def test_what_answers_at_an_address(greeting, uses_tls, says, monkeypatch, tmp_path):
+def test_what_answers_at_an_address(greeting, uses_tls, says, monkeypatch):
     monkeypatch.setenv("RAY_USE_TLS", "1" if uses_tls else "0")
-    for name in ("RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY", "RAY_TLS_CA_CERT"):
-        monkeypatch.setenv(name, str(tmp_path))
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
         def serve():

@@ -62,6 +62,7 @@ def join(address: str, notice: Callable[[str], None]) -> Any:
         return ray
     with _nothing_on_stderr():
         leads_to = _found(ray) if address == "auto" else address
+    _check_certificates(address)
     _check_reachable(address, leads_to)
     _check_joined(ray, address)
     settings.set_variable("RAY_USAGE_STATS_ENABLED", "0")
@@ -178,14 +179,13 @@ def _check_reachable(given: str, address: str | None) -> None:
         raise ClusterError(
             f"--ray {given}: nobody answers there ({reason}); `ray start --head` begins a cluster"
         ) from None
-    _check_certificates(given)
     uses_tls, speaks_plainly = settings.is_on("RAY_USE_TLS"), answer[3:4] == _SETTINGS
     if speaks_plainly and uses_tls:
         raise ClusterError(f"--ray {given}: the cluster doesn't use TLS, and RAY_USE_TLS is set here")
     if not (speaks_plainly or uses_tls):
         raise ClusterError(
-            f"--ray {given}: what answers there is no Ray cluster, or one that uses TLS: then set RAY_USE_TLS "
-            "and the certificates here, too"
+            f"--ray {given}: what answers there is no Ray cluster, or one that uses TLS: then set "
+            "RAY_USE_TLS=1 and the certificates here, too"
         )
 
 
@@ -196,9 +196,7 @@ def _check_certificates(given: str) -> None:
     variables = settings.environment({})
     for name in ("RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY", "RAY_TLS_CA_CERT"):
         if not os.access(variables.get(name, ""), os.R_OK):
-            raise ClusterError(
-                f"--ray {given}: RAY_USE_TLS is set, but {name} names no file that can be read"
-            )
+            raise ClusterError(f"--ray {given}: RAY_USE_TLS is set, but {name} names no file to be read")
 
 
 def _check_joined(ray: Any, given: str) -> None:

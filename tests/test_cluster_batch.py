@@ -287,17 +287,14 @@ def test_an_address_where_nobody_is(address):
 
 
 @pytest.mark.parametrize(
-    "greeting, uses_tls, says",
+    "greeting, says",
     [
-        (b"\0\0\x12\x04\0\0\0\0\0", False, None),  # a frame of settings: gRPC
-        (b"\0\0\x12\x04\0\0\0\0\0", True, "doesn't use TLS"),
-        (b"HTTP/1.1 400", False, "no Ray cluster"),
-        (b"", False, "one that uses TLS"),
-        (b"", True, None),
+        (b"\0\0\x12\x04\0\0\0\0\0", None),  # a frame of settings: gRPC
+        (b"HTTP/1.1 400", "no Ray cluster"),
+        (b"", "one that uses TLS"),
     ],
 )
-def test_what_answers_at_an_address(greeting, uses_tls, says, monkeypatch):
-    monkeypatch.setenv("RAY_USE_TLS", "1" if uses_tls else "0")
+def test_what_answers_at_an_address(greeting, says):
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
         def serve():
@@ -317,11 +314,17 @@ def test_what_answers_at_an_address(greeting, uses_tls, says, monkeypatch):
         thread.join()
 
 
-def test_certificates_that_are_nowhere(monkeypatch):
+def test_certificates_that_are_none(monkeypatch, tmp_path):
     monkeypatch.setenv("RAY_USE_TLS", "1")
     monkeypatch.delenv("RAY_TLS_SERVER_CERT", raising=False)
+    (tmp_path / "some.crt").write_text("no certificate")
+    monkeypatch.setenv("RAY_TLS_CA_CERT", str(tmp_path / "some.crt"))
     with pytest.raises(UsageError, match="RAY_TLS_SERVER_CERT names no file"):
-        joining._check_certificates("auto")
+        joining._own_tls("auto")
+    for name in ("RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY"):
+        monkeypatch.setenv(name, str(tmp_path / "some.crt"))
+    with pytest.raises(UsageError, match="are no certificates"):
+        joining._own_tls("auto")
 
 
 def test_what_ray_says_becomes_a_line():

@@ -4,6 +4,7 @@ import ipaddress
 import logging
 import os
 import socket
+import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -62,7 +63,6 @@ def join(address: str, notice: Callable[[str], None]) -> Any:
         return ray
     with _nothing_on_stderr():
         leads_to = _found(ray) if address == "auto" else address
-    _check_certificates(address)
     _check_reachable(address, leads_to)
     _check_joined(ray, address)
     settings.set_variable("RAY_USAGE_STATS_ENABLED", "0")
@@ -172,31 +172,58 @@ def _check_reachable(given: str, address: str | None) -> None:
         )
     if not colon or not port.isdecimal() or not host:
         raise ClusterError(f"--ray {given!r}: give auto, or the head's address as 192.168.0.2:6379")
+    tls = _own_tls(given)
     try:
-        answer = _first_bytes(host.strip("[]"), int(port))
+        answer = _first_bytes(host.strip("[]"), int(port), tls)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ClusterError(
             f"--ray {given}: nobody answers there ({reason}); `ray start --head` begins a cluster"
         ) from None
-    uses_tls, speaks_plainly = settings.is_on("RAY_USE_TLS"), answer[3:4] == _SETTINGS
-    if speaks_plainly and uses_tls:
-        raise ClusterError(f"--ray {given}: the cluster doesn't use TLS, and RAY_USE_TLS is set here")
-    if not (speaks_plainly or uses_tls):
-        raise ClusterError(
-            f"--ray {given}: what answers there is no Ray cluster, or one that uses TLS: then set "
-            "RAY_USE_TLS=1 and the certificates here, too"
-        )
-
-
-def _check_certificates(given: str) -> None:
-    """Raises: ClusterError for files that Ray would look for in vain, again and again."""
-    if not settings.is_on("RAY_USE_TLS"):
+    if answer[3:4] == _SETTINGS:
         return
+    if tls:
+        raise ClusterError(
+            f"--ray {given}: what answers there takes none of the certificates of RAY_TLS_…, or uses no TLS"
+        )
+    raise ClusterError(
+        f"--ray {given}: what answers there is no Ray cluster, or one that uses TLS: then set "
+        "RAY_USE_TLS=1 and the certificates here, too"
+    )
+
+
+def _own_tls(given: str) -> ssl.SSLContext | None:
+    """What Ray's programs here speak TLS with; None where they don't.
+
+    Raises: ClusterError for files that Ray would look for in vain, again and again.
+    """
+    if not settings.is_on("RAY_USE_TLS"):
+        return None
     variables = settings.environment({})
-    for name in ("RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY", "RAY_TLS_CA_CERT"):
+    names = ("RAY_TLS_CA_CERT", "RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY")
+    for name in names:
         if not os.access(variables.get(name, ""), os.R_OK):
             raise ClusterError(f"--ray {given}: RAY_USE_TLS is set, but {name} names no file to be read")
+    authority, certificate, key = (variables[name] for name in names)
+    try:
+        context = ssl.create_default_context(cafile=authority)
+        context.load_cert_chain(certificate, key)
+    except (OSError, ValueError) as error:
+        raise ClusterError(f"--ray {given}: the files of RAY_TLS_… are no certificates ({error})") from None
+    context.check_hostname = False  # Ray looks at that itself
+    context.set_alpn_protocols(["h2"])
+    return context
+
+
+def _first_bytes(host: str, port: int, tls: ssl.SSLContext | None) -> bytes:
+    """What a server says to gRPC's first words; b"" if it says nothing. Raises: OSError if there is none."""
+    with socket.create_connection((host, port), _REACHED_S) as plain:
+        try:
+            with tls.wrap_socket(plain, server_hostname=host) if tls else plain as connection:
+                connection.sendall(_PREFACE)
+                return connection.recv(9)
+        except OSError:
+            return b""
 
 
 def _check_joined(ray: Any, given: str) -> None:
@@ -209,16 +236,6 @@ def _check_joined(ray: Any, given: str) -> None:
         raise ClusterError(
             f"--ray {given}: this machine is in no Ray cluster; `ray start --address=…` joins one"
         )
-
-
-def _first_bytes(host: str, port: int) -> bytes:
-    """What a server says to gRPC's first words; b"" if it says nothing. Raises: OSError if there is none."""
-    with socket.create_connection((host, port), _REACHED_S) as connection:
-        try:
-            connection.sendall(_PREFACE)
-            return connection.recv(9, socket.MSG_WAITALL)
-        except OSError:
-            return b""
 
 
 def _told(address: str, error: Exception) -> str:

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -325,6 +326,15 @@ def test_certificates_that_are_none(monkeypatch, tmp_path):
         monkeypatch.setenv(name, str(tmp_path / "some.crt"))
     with pytest.raises(UsageError, match="are no certificates"):
         joining._own_tls("auto")
+
+
+def test_a_lost_head_is_told_once(monkeypatch):
+    monkeypatch.setattr(joining, "_WATCH_S", 0)
+    looks = iter(range(10))
+    ray = SimpleNamespace(is_initialized=lambda: next(looks, None) is not None)
+    told = []
+    joining._watch_head(ray, "127.0.0.1:1", told.append)
+    assert len(told) == 1 and "127.0.0.1:1, is lost" in told[0]
 
 
 def test_what_ray_says_becomes_a_line():

@@ -5,6 +5,8 @@ import logging
 import os
 import socket
 import ssl
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +17,10 @@ from localoss.errors import UsageError
 
 INSTALL = "ray isn't installed: pip install 'localoss[cluster]'"
 _REACHED_S = 5.0
+_WATCH_S, _FAILURES = (
+    3.0,
+    3,
+)  # how often the head is looked for, and after how many failures it counts as lost
 # What a connection of gRPC begins with: HTTP/2's preface, and an empty frame of settings. The other side's
 # first frame has that type, too, in its fourth byte.
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
@@ -73,8 +79,29 @@ def join(address: str, notice: Callable[[str], None]) -> Any:
     except Exception as error:  # Ray has many kinds, none of which are told apart by type
         raise ClusterError(_told(address, error)) from None
     _say_no_pages(ray)
+    head = ray.get_runtime_context().gcs_address
+    watch = threading.Thread(target=_watch_head, args=(ray, head, notice), daemon=True)
+    watch.start()
     warn_if_public([machine.name for machine in machines(ray)], notice)
     return ray
+
+
+def _watch_head(ray: Any, head: str, notice: Callable[[str], None]) -> None:
+    """Say that the cluster's head is lost: after a minute of that Ray ends this process without a word."""
+    host, _, port = head.rpartition(":")
+    failures = 0
+    while ray.is_initialized():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), _REACHED_S).close()
+            failures = 0
+        except OSError:
+            failures += 1
+        if failures == _FAILURES:
+            notice(
+                f"the cluster's head, {head}, is lost; Ray ends its programs in a minute, this command, too: "
+                "start it again once the cluster is back"
+            )
+        time.sleep(_WATCH_S)
 
 
 def _say_no_pages(ray: Any) -> None:

@@ -173,7 +173,7 @@ class Bench:
         out, sinks = np.empty((HEADS * HEAD_DIM // 32, tokens, 32), np.float32), np.zeros(HEADS, np.float32)
         floats = attention_scratch_floats(HEADS // KV_HEADS, HEAD_DIM)
         scratch, counter = np.empty((threads, floats), np.float32), np.zeros(1, np.int64)
-        first, block = POSITION - tokens, routines("f16")[2]
+        first, block = POSITION - tokens, routines("f16")[3]
 
         def call(copy: int) -> None:
             attention(

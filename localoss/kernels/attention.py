@@ -19,7 +19,7 @@ from numba.extending import overload
 from localoss.kernels import isa
 from localoss.kernels.calls import Routine, call
 from localoss.kernels.isa.common import force_inline
-from localoss.kernels.kv_store import SCALES, rotate_and_store, turn_bias
+from localoss.kernels.kv_store import SCALES, rotate_and_store, rotate_and_store_token, turn_bias
 from localoss.kernels.simd import (
     add,
     div,
@@ -335,7 +335,7 @@ def attention(out, out_first, qkv, cache, offsets, sinks, position, window, scra
 
 @lru_cache
 def routines(kv_dtype):
-    """Addresses, for caches of `kv_dtype`, of rotate_and_store, attention, and the block that it calls."""
+    """Addresses, for caches of `kv_dtype`: rotate_and_store, attention, and after them what each calls."""
     number, floats = getattr(types, KV_NUMPY_DTYPES[kv_dtype]), types.float32
     octets = types.uint8
 
@@ -350,5 +350,7 @@ def routines(kv_dtype):
     taken = (array(floats, 3), place, rows, cache, offsets, row, place)  # from out to position
     block = Routine(_attend_block, *taken, types.UniTuple(place, 2), place, place, row, place)
     whole = Routine(attention, *taken, place, rows, place, place)
-    stored = Routine(rotate_and_store, rows, cache, rows, rows, offsets, place, place)
-    return stored.address, whole.address, block.address
+    written = (rows, cache, rows, rows, offsets, place, place)
+    token = Routine(rotate_and_store_token, *written, place)
+    stored = Routine(rotate_and_store, *written, place)
+    return stored.address, whole.address, token.address, block.address

@@ -16,6 +16,7 @@ from numba.extending import overload
 
 from localoss.kernels import isa
 from localoss.kernels.activations import SERIAL_TOKENS
+from localoss.kernels.calls import call
 from localoss.kernels.isa.common import force_inline
 from localoss.kernels.simd import (
     add,
@@ -173,7 +174,8 @@ def _overload_value(cache, value, k, slot):
 
 
 @jit
-def _rotate_and_store_token(qkv, cache, cos, sin, offsets, t, position, heads):
+def rotate_and_store_token(qkv, cache, cos, sin, offsets, t, position, heads):
+    """As rotate_and_store, for row t of qkv, whose position this is."""
     keys, values = cache[0], cache[1]
     kv_heads, slots, head_dim = values.shape
     slot = position % slots
@@ -190,17 +192,17 @@ def _rotate_and_store_token(qkv, cache, cos, sin, offsets, t, position, heads):
 
 
 @parallel
-def rotate_and_store(qkv, cache, cos, sin, offsets, position, heads):
+def rotate_and_store(qkv, cache, cos, sin, offsets, position, heads, token):
     """Rotate queries and keys in place, and write keys and values to the cache.
 
     Arrays: qkv (T, (heads + 2K) * head_dim) f32, of positions `position`, position + 1, …, of which an int8
     cache has the keys' bias taken off; cache: the layer's arrays; cos, sin (T, head_dim/2) f32, YaRN's
-    concentration included; offsets: see the module.
+    concentration included; offsets: see the module. token: the address of rotate_and_store_token.
     """
     if len(qkv) <= SERIAL_TOKENS:
         for t in range(len(qkv)):
-            _rotate_and_store_token(qkv, cache, cos, sin, offsets, t, position + t, heads)
+            call(token, (qkv, cache, cos, sin, offsets, t, position + t, heads))
     else:
         for i in prange(len(qkv)):
             t = np.int64(i)
-            _rotate_and_store_token(qkv, cache, cos, sin, offsets, t, position + t, heads)
+            call(token, (qkv, cache, cos, sin, offsets, t, position + t, heads))

@@ -131,9 +131,9 @@ def attend(out, out_first, qkv, cache, angles, offsets, sinks, position, window,
     run: attention.routines of the cache's type. All else: see attention.py and kv_store.py, whose cos and sin
     are `angles`.
     """
-    store, attention, block = run
+    store, attention, token, block = run
     cos, sin = angles
-    call(store, (qkv, cache, cos, sin, offsets, position, len(sinks)))
+    call(store, (qkv, cache, cos, sin, offsets, position, len(sinks), token))
     call(attention, (out, out_first, qkv, cache, offsets, sinks, position, window, scratch, counter, block))
 
 

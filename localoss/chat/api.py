@@ -2,10 +2,11 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+from localoss.chat.agent import Agent, Tools
 from localoss.chat.conversation import Conversation
 from localoss.chat.generate import generate
 from localoss.chat.grammar_limits import strict_grammar
@@ -19,6 +20,13 @@ from localoss.options import SamplingParams, changed
 
 if TYPE_CHECKING:
     from localoss.engine.engine import Engine
+
+
+class RunTools(Tools, Protocol):
+    """Tools that are run here. See localoss.tools.toolset."""
+
+    def add_to(self, setup: ChatSetup) -> ChatSetup:
+        """`setup` with what the model is told of them."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,7 @@ class Chat:
         instructions: str | None = None,
         effort: str = "medium",
         tools: Sequence[Mapping[str, Any]] = (),
+        runs: "RunTools | None" = None,
         **load_options: Any,
     ) -> None:
         """Begin a conversation.
@@ -73,6 +82,8 @@ class Chat:
             effort: of thinking: low, medium or high.
             tools: functions that the model may call, each {"type": "function", "function": {"name": …,
                 "description": …, "parameters": JSON schema}} as OpenAI's API has them.
+            runs: tools that are run here while it answers, python and the browser among them: what
+                localoss.tools.choice.open_tools gives. Whoever opened them closes them.
             load_options: fields of LoadOptions by name, for a model that is loaded here.
         Raises: LocalossError: as localoss.load; UsageError for a bad effort or tool, or load_options beside
             an engine.
@@ -82,6 +93,13 @@ class Chat:
         setup = ChatSetup(effort, instructions, functions)
         strict = [function.name for function, is_strict in parsed if is_strict]
         self._arguments = argument_grammars(functions, strict)
+        self._own = frozenset(f"functions.{function.name}" for function in functions)
+        self._agent = None
+        if runs is not None:
+            told = runs.add_to(setup)
+            setup = replace(told, functions=(*functions, *told.functions))
+            self._arguments = {**runs.rules.arguments, **self._arguments}
+            self._agent = Agent(runs)
         self.conversation = Conversation(setup)
         self.last: Reply | None = None
         self.engine = _engine_of(model, load_options)
@@ -141,17 +159,36 @@ class Chat:
         before = list(conversation.messages)
         if text is not None:
             conversation.ask(text)
-        try:
-            turn = Turn(conversation.tokens(), conversation.setup, params, rules)
-            yield from generate(self.engine, turn, self._sequence)
-        except GeneratorExit:
-            turn.end(Cancelled("stopped"))
+            if self._agent:
+                self._agent.begin()
+        while True:
+            try:
+                turn = Turn(conversation.tokens(), conversation.setup, params, rules)
+                yield from generate(self.engine, turn, self._sequence)
+            except GeneratorExit:
+                turn.end(Cancelled("stopped"))
+                self._keep(turn)
+                raise
+            except BaseException:
+                conversation.messages = before
+                raise
             self._keep(turn)
-            raise
-        except BaseException:
-            conversation.messages = before
-            raise
-        self._keep(turn)
+            if not self._has_run(turn):
+                return
+            if self._agent and self._agent.is_over:
+                rules = replace(rules, functions=(), builtin_tools=False)
+
+    def _has_run(self, turn: Turn) -> bool:
+        """Make the call that the turn ended with, if it is one of those that are run here."""
+        call = self.conversation.messages[-1]
+        if self._agent is None or turn.finish != "call" or call.recipient in self._own:
+            return False
+        room = self.engine.context_tokens - len(turn.prompt) - turn.generated_tokens
+        done = self._agent.carry_out(call, room_tokens=room)
+        self.conversation.messages.append(done.result)
+        if done.is_stopped:
+            raise KeyboardInterrupt
+        return True
 
     def _keep(self, turn: Turn) -> None:
         calls = [m for m in turn.messages if m.recipient] if turn.finish == "call" else []

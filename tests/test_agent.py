@@ -293,5 +293,12 @@ def test_what_is_missing_is_said(run, monkeypatch):
     )
     _, said, code = run([final("x")], "--tools", "pyhton")
     assert code == 2 and "there is no tool 'pyhton'" in said.err
+    for words, needed in [
+        (["--write"], "give --folder, too"),
+        (["--web-search", "ddgs"], "give --web, too"),
+        (["--web-allow", "wiki.local"], "give --web, too"),
+    ]:
+        _, said, code = run([final("x")], *words)
+        assert code == 2 and needed in said.err
     _, said, code = run([final("x")], "--tools", "python", "--raw")
     assert code == 2 and "--raw has no calls" in said.err

@@ -21,6 +21,7 @@ Said = Literal["yes", "no", "always", "never"]
 
 def opened_tools(options: ToolOptions) -> "AbstractContextManager[Toolset | None]":
     """The tools that a command was asked for, which ask whoever sits at the terminal; None without any."""
+    options.check()
     if not options.wants_any:
         return nullcontext(None)
     from localoss.tools.approval import Approvals

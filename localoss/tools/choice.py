@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from localoss.tools.approval import Approvals
     from localoss.tools.toolset import Tool, Toolset
 
+_NEEDS_FOLDER = "--write changes files of a folder: give --folder, too"
 _NAMES = ("python", "cpython", "browser")
 
 
@@ -37,6 +38,15 @@ class ToolOptions:
     def wants_any(self) -> bool:
         return bool(self.tools or self.docs or self.web or self.folder or self.mcp)
 
+    def check(self) -> None:
+        """Raises: UsageError for an option that does nothing without another."""
+        if self.write and self.folder is None:
+            raise UsageError(_NEEDS_FOLDER)
+        if self.web_search and not self.web:
+            raise UsageError("--web-search searches the web: give --web, too")
+        if self.web_allow and not (self.web or self.mcp):
+            raise UsageError("--web-allow is of the web: give --web, too")
+
     @property
     def names(self) -> tuple[str, ...]:
         """The tools, with the browser where only what it reads was named."""
@@ -60,7 +70,7 @@ def open_tools(
     from localoss.tools.toolset import Toolset
 
     if options.write and options.folder is None:
-        raise UsageError("--write changes files of a folder: give --folder, too")
+        raise UsageError(_NEEDS_FOLDER)
     opened: list[Tool] = []
     with ExitStack() as stack:
         for name in options.names:

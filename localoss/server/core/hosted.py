@@ -32,6 +32,7 @@ _MOST_KEPT = 8
 
 def check_hosted(options: ToolOptions) -> None:
     """Raises: UsageError for tools that a server doesn't run: those that ask, or reach the user's files."""
+    options.check()
     others = [name for name in options.tools if name not in ("python", "cpython", "browser")]
     if others or options.folder:
         raise UsageError(

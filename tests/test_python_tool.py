@@ -298,6 +298,17 @@ def test_a_sandbox_that_doesnt_hold_is_none(monkeypatch):
         sandbox.SandboxedPython()
 
 
+@needs_bubblewrap
+def test_only_networks_with_a_namespace_have_sockets(started):
+    """AF_VSOCK has none: through it a sandbox in a virtual machine would reach the machine's host."""
+    tool = started("cpython")
+    for family in (16, 17, 38, 40, 44):  # netlink, packets, the kernel's cryptography, vsock, xdp
+        result = tool.run(call(f"import socket\nsocket.socket({family}, socket.SOCK_STREAM)"), Stop())
+        assert not result.ok and "PermissionError" in result.text
+    connect = "import socket\nfor family in (1, 2, 10): socket.socket(family).close()\n"
+    assert tool.run(call(f"{connect}a, b = socket.socketpair()\na.send(b'x')"), Stop()).text == "1\n"
+
+
 def test_where_there_is_no_sandbox_a_line_says_so(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(

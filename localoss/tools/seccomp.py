@@ -17,6 +17,8 @@ _CLONE_THREAD = 0x00010000
 _X32_NUMBERS = 0x40000000
 _AUDIT = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _CLONE, _CLONE3 = {"x86_64": 56, "aarch64": 220}, 435
+_SOCKET = {"x86_64": 41, "aarch64": 198}
+_FAMILIES = (1, 2, 10)  # AF_UNIX, AF_INET, AF_INET6, which have namespaces; AF_VSOCK reaches a machine's host
 # fork, vfork, execve, execveat, mount, umount2, pivot_root, chroot, ptrace, process_vm_*, unshare, setns,
 # keys, bpf, perf, userfaultfd, io_uring, kexec, modules, open_by_handle_at
 _FORBIDDEN = {
@@ -47,7 +49,13 @@ def program(machine: str | None = None) -> bytes:
         rules += [_step(_JUMP_AT_LEAST, _X32_NUMBERS, 0, 1), _step(_RETURN, _KILL)]
     for number in _FORBIDDEN[machine]:
         rules += [_step(_JUMP_EQUAL, number, 0, 1), _step(_RETURN, _EPERM)]
+    count = len(_FAMILIES)
     rules += [
+        _step(_JUMP_EQUAL, _SOCKET[machine], 0, count + 3),
+        _step(_LOAD, _FIRST_ARGUMENT),
+        *(_step(_JUMP_EQUAL, family, count - i, 0) for i, family in enumerate(_FAMILIES)),
+        _step(_RETURN, _EPERM),
+        _step(_RETURN, _ALLOW),
         _step(_JUMP_EQUAL, _CLONE3, 0, 1),
         _step(_RETURN, _ENOSYS),  # the C library then uses clone, whose flags can be looked at
         _step(_JUMP_EQUAL, _CLONE[machine], 0, 4),

@@ -299,6 +299,16 @@ def test_a_sandbox_that_doesnt_hold_is_none(monkeypatch):
 
 
 @needs_bubblewrap
+def test_memory_that_is_no_address_is_refused(started):
+    tool = started("cpython")
+    memory = "import os\nfd = os.memfd_create('x')\nos.write(fd, b'x' * 10)"
+    result = tool.run(call(memory), Stop())
+    assert not result.ok and "PermissionError" in result.text
+    segment = "import ctypes\nctypes.CDLL(None).shmget(0, 1 << 30, 0o1600)"
+    assert tool.run(call(segment), Stop()).text == "-1\n"
+
+
+@needs_bubblewrap
 def test_only_networks_with_a_namespace_have_sockets(started):
     """AF_VSOCK has none: through it a sandbox in a virtual machine would reach the machine's host."""
     tool = started("cpython")

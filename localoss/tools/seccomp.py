@@ -20,15 +20,16 @@ _CLONE, _CLONE3 = {"x86_64": 56, "aarch64": 220}, 435
 _SOCKET = {"x86_64": 41, "aarch64": 198}
 _FAMILIES = (1, 2, 10)  # AF_UNIX, AF_INET, AF_INET6, which have namespaces; AF_VSOCK reaches a machine's host
 # fork, vfork, execve, execveat, mount, umount2, pivot_root, chroot, ptrace, process_vm_*, unshare, setns,
-# keys, bpf, perf, userfaultfd, io_uring, kexec, modules, open_by_handle_at
+# keys, bpf, perf, userfaultfd, io_uring, kexec, modules, open_by_handle_at; and what has memory that no bound
+# of addresses counts: memfd_create, memfd_secret, shmget
 _FORBIDDEN = {
     "x86_64": (
         57, 58, 59, 322, 165, 166, 155, 161, 101, 310, 311, 272, 308, 248, 249, 250, 321, 298, 323, 425,
-        426, 427, 246, 175, 176, 313, 304,
+        426, 427, 246, 175, 176, 313, 304, 319, 447, 29,
     ),
     "aarch64": (
         221, 281, 40, 39, 41, 51, 117, 270, 271, 97, 268, 217, 218, 219, 280, 241, 282, 425, 426, 427,
-        104, 105, 106, 273, 265,
+        104, 105, 106, 273, 265, 279, 447, 194,
     ),
 }  # fmt: skip
 

@@ -1,5 +1,7 @@
 """Fixtures that several test files share."""
 
+import contextlib
+import functools
 import gc
 import os
 import signal
@@ -44,20 +46,24 @@ def runs_elsewhere(item: pytest.Item) -> bool:
     return bool(item.get_closest_marker("forks")) and not os.environ.get(_FOR_FORKS)
 
 
+@functools.cache
+def done_elsewhere(root: Path, names: tuple[str, ...]) -> tuple[bool, str]:
+    """Whether all of these tests passed in a process of their own, and what it said."""
+    command = [sys.executable, "-m", "pytest", "-q", "-rpfE", "-p", "no:cacheprovider", *names]
+    environment = os.environ | {_FOR_FORKS: "1"}
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    return done.returncode == 0, done.stdout
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Run a test that forks in a small process that has run nothing, none of its fixtures here."""
+    """Run a file's tests that fork in a small process that has run nothing, none of their fixtures here."""
     if runs_elsewhere(item) and not any(item.iter_markers("skip")):
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", item.nodeid]
-        done = subprocess.run(
-            command,
-            cwd=item.config.rootpath,
-            env=os.environ | {_FOR_FORKS: "1"},
-            capture_output=True,
-            text=True,
-        )
-        if done.returncode:
-            pytest.fail(done.stdout[-8000:], pytrace=False)
+        its_file = [one for one in item.session.items if one.path == item.path and runs_elsewhere(one)]
+        names = [one.nodeid for one in its_file if not any(one.iter_markers("skip"))]
+        all_passed, said = done_elsewhere(item.config.rootpath, tuple(names))
+        if not all_passed and f"PASSED {item.nodeid}" not in said.splitlines():
+            pytest.fail(said[-8000:], pytrace=False)
         item.fixturenames.clear()  # type: ignore[attr-defined]
 
 
@@ -71,6 +77,15 @@ def pytest_collection_finish() -> None:
     """What all the imports have left stays: no collection need look at it again and again."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _certificates_are_read_once() -> None:
+    """The tests make hundreds of HTTP clients, and each would read all of the system's: 25 ms."""
+    with contextlib.suppress(ImportError):
+        import httpcore2
+
+        httpcore2.default_ssl_context = functools.cache(httpcore2.default_ssl_context)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """`localoss batch` and /v1/batches: each line is answered exactly once, whatever happens meanwhile."""
 
+import contextlib
 import json
 import os
 import random
@@ -125,6 +126,20 @@ def test_what_is_refused(home, capsys, tmp_path):
     assert "no/such/out.jsonl.partial: No such file" in capsys.readouterr().err
 
 
+def started(folder, *options):
+    """`localoss batch` on a scripted engine: a process of its own, from a fork where the system has one."""
+    arguments = ["script.json", "batch", "in.jsonl", "-o", "out.jsonl", *options]
+    environment = os.environ | {"PYTHONPATH": str(TESTS.parent), "LOCALOSS_HOME": str(folder)}
+    with contextlib.chdir(folder):
+        if sys.platform == "win32":
+            command = [sys.executable, str(TESTS / "support" / "scripted.py"), *arguments]
+            pipe = subprocess.PIPE
+            return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
+        from support import forked
+
+        return forked.Process(arguments, environment)
+
+
 @pytest.mark.parametrize(
     ("count", "kills"), [(40, 2), pytest.param(1000, 20, marks=pytest.mark.soak)], ids=["short", "long"]
 )
@@ -135,16 +150,13 @@ def test_killed_at_random(tmp_path, count, kills):
     (tmp_path / "script.json").write_text(json.dumps({"slots": 4, "token_s": 0.001}))
     lines = [line(f"r{number}", CHAT if number % 3 else RAW) for number in range(count)]
     (tmp_path / "in.jsonl").write_text("\n".join([*lines, "nonsense", line("bad", n=-1)]))
-    command = [sys.executable, str(TESTS / "support" / "scripted.py"), "script.json"]
-    command += ["batch", "in.jsonl", "-o", "out.jsonl", "--parallel", "4"]
-    environment = os.environ | {"PYTHONPATH": str(TESTS.parent), "LOCALOSS_HOME": str(tmp_path)}
     chance, partial, met = random.Random(count), tmp_path / "out.jsonl.partial", []
 
     def written():
         return partial.read_bytes().count(b"\n") if partial.exists() else 0
 
     for number in range(kills):
-        process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
+        process = started(tmp_path, "--parallel", "4")
         wanted = count * (number + 1) // (kills + 2)
         while written() < wanted and process.poll() is None:
             time.sleep(0.002)
@@ -153,8 +165,9 @@ def test_killed_at_random(tmp_path, count, kills):
         process.wait()
         met.append(written())
     assert met[0] > 0 and met == sorted(met) and met[-1] < count + 1, met
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    process = started(tmp_path, "--parallel", "4")
+    said = process.communicate(timeout=300)[1]
+    assert process.returncode == 0, said
     times = Counter(one["custom_id"] for one in read(tmp_path / "out.jsonl"))
     assert times == Counter(f"r{number}" for number in range(count))
     assert sorted(one["line"] for one in read(tmp_path / "out.errors.jsonl")) == [count + 1, count + 2]
@@ -166,16 +179,12 @@ def test_ctrl_c_keeps_what_is_done(tmp_path):
     (tmp_path / "models" / MODEL / "localoss.json").touch()
     (tmp_path / "script.json").write_text(json.dumps({"slots": 2, "token_s": 0.01}))
     (tmp_path / "in.jsonl").write_text("\n".join(line(f"r{number}") for number in range(500)))
-    command = [sys.executable, str(TESTS / "support" / "scripted.py"), "script.json", "batch", "in.jsonl"]
-    environment = os.environ | {"PYTHONPATH": str(TESTS.parent), "LOCALOSS_HOME": str(tmp_path)}
-    process = subprocess.Popen(
-        [*command, "-o", "out.jsonl"], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
-    )
+    process = started(tmp_path)
     partial = tmp_path / "out.jsonl.partial"
     while not partial.exists() or partial.read_bytes().count(b"\n") < 3:
         assert process.poll() is None
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    os.kill(process.pid, signal.SIGINT)
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 130 and "Traceback" not in said
     assert 3 <= len(read(partial)) < 500

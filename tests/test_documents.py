@@ -90,8 +90,8 @@ def test_pipes_are_utf8_in_every_locale(tmp_path, variables, command):
         )
         assert (code, out) == (0, TEXT.encode() + os.linesep.encode()), err
         assert f"<|message|>{TEXT}<|end|>" in prompts[-1]
-        code, out, err, _ = run(tmp_path, command, "tiny", stdin=b"\x7fELF\xff\0", variables=variables)
-        assert (code, out) == (2, b"") and "stdin: not UTF-8 text" in err and "Traceback" not in err
+    code, out, err, _ = run(tmp_path, command, "tiny", stdin=b"\x7fELF\xff\0", variables=variables)
+    assert (code, out) == (2, b"") and "stdin: not UTF-8 text" in err and "Traceback" not in err
 
 
 def test_a_piped_chat_in_utf16_has_its_lines(tmp_path):

@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from support.live_server import MODEL, live
@@ -86,7 +87,7 @@ def answered(engine, setup, rules, params, text="What is 3 plus 4?"):
         (ChatSetup(instructions="Be short."), AnswerRules(think_budget=3)),
         (
             ChatSetup(functions=(WEATHER,)),
-            AnswerRules(must_call=True, arguments=argument_grammars([WEATHER]), think_budget=20),
+            AnswerRules(must_call=True, think_budget=20),
         ),
         (
             ChatSetup(builtin_tools=("python",), functions=(WEATHER,)),
@@ -100,6 +101,8 @@ def test_a_server_says_what_the_engine_says(server, folder, engine, setup, rules
     """The same draws with a seed, and what holds here for an answer holds there."""
     remote = find_remote(folder)
     assert isinstance(remote, RemoteModel) and remote.context_tokens == engine.context_tokens
+    if rules.must_call:
+        rules = replace(rules, arguments=argument_grammars(setup.functions))
     params = SamplingParams(temperature=0.9, top_p=0.95, top_k=50, min_p=0.01, seed=7, max_tokens=120)
     there = answered(remote, setup, rules, params)
     server.wait_until(lambda: not server.service.scheduler.running)

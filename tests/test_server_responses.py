@@ -54,14 +54,14 @@ def prompt_text(engine, index=-1):
 
 def checked_events(server, body):
     """The raw events of a stream, each valid for OpenAI's own types."""
-    events = []
+    events, adapter = [], pydantic.TypeAdapter(ResponseStreamEvent)
     answer = server.post("/v1/responses", body | {"model": MODEL, "stream": True})
     assert answer.headers["content-type"].startswith("text/event-stream")
     for block in answer.text.split("\n\n")[:-1]:
         name, data = block.split("\n")
         events.append(json.loads(data.removeprefix("data: ")))
         assert name == f"event: {events[-1]['type']}"
-        pydantic.TypeAdapter(ResponseStreamEvent).validate_python(events[-1], strict=True)
+        adapter.validate_python(events[-1], strict=True)
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
     return events
 

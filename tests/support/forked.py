@@ -189,6 +189,9 @@ class Process:
     def returncode(self) -> int | None:
         return os.waitstatus_to_exitcode(self._exit.status) if self._exit.wait(0) else None
 
+    def poll(self) -> int | None:
+        return self.returncode
+
     def wait(self, timeout: float | None = None) -> int:
         if not self._exit.wait(timeout):
             raise subprocess.TimeoutExpired("scripted.py", timeout or 0)

@@ -22,6 +22,7 @@ from types import SimpleNamespace
 import httpx2
 import psutil
 import pytest
+from support.demo import put_into
 from support.live_server import live
 from support.scripted import ScriptedEngine
 
@@ -45,10 +46,10 @@ def served(tmp_path):
     keys.write_text("".join(f"{name} {name}-0123456789\n" for name in NAMES))
     keys.chmod(0o600)
     command = [sys.executable, "-m", "localoss", "serve", "demo", "--port", "0", "--api-key-file", str(keys)]
-    log = tmp_path / "log"
+    log, home = tmp_path / "log", put_into(tmp_path / "home")
     with open(log, "w") as said:
         process = subprocess.Popen(
-            command, stderr=said, stdout=said, env=os.environ | {"LOCALOSS_HOME": str(tmp_path / "home")}
+            command, stderr=said, stdout=said, env=os.environ | {"LOCALOSS_HOME": str(home)}
         )
     try:
         while "Ctrl-C ends" not in log.read_text():

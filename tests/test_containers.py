@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from support.demo import put_into
 
 ROOT = Path(__file__).parent.parent
 KERNELS = {"XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")}
@@ -97,7 +98,7 @@ def test_nothing_but_what_is_named_can_be_written(situation, tmp_path):
 def test_a_home_can_be_read_though_not_written(tmp_path):
     """As in an image that brings its model: what is there is used."""
     home = tmp_path / "home"
-    localoss(*LOCALOSS, "show", "demo", cwd=tmp_path, HOME=str(home), **KERNELS)
+    put_into(home / ".local" / "share" / "localoss")
     before = sorted(home.rglob("*"))
     shown = localoss(*LOCALOSS, "show", "demo", cwd="/", before=read_only(""), HOME=str(home), **KERNELS)
     assert "in all, on disk" in shown.stdout and sorted(home.rglob("*")) == before
@@ -169,10 +170,8 @@ def test_which_umask_is_kept(mask, kept):
 
 def test_sixty_four_open_files(tmp_path):
     few = ["sh", "-c", 'ulimit -n 64 && exec "$@"', "sh"]
-    answer = localoss(
-        *few, *LOCALOSS, "run", "demo", "Hi", cwd=tmp_path, LOCALOSS_HOME=str(tmp_path / "home"),
-        **KERNELS,
-    )  # fmt: skip
+    home = {"LOCALOSS_HOME": str(put_into(tmp_path / "home"))}
+    answer = localoss(*few, *LOCALOSS, "run", "demo", "Hi", cwd=tmp_path, **home, **KERNELS)
     assert answer.stdout.strip()
 
 

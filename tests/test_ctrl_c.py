@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from support.demo import put_into
 
 ROOT = Path(__file__).parent.parent
 AT_AN_IMPORT = """
@@ -44,6 +45,8 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture
 def command(tmp_path):
+    put_into(tmp_path / "home")
+
     def run(arguments, at):
         return subprocess.run(
             [sys.executable, "-c", AT_AN_IMPORT, str(at), *arguments],

@@ -4,13 +4,13 @@ import json
 import sys
 
 import pytest
+from support.demo import put_into
 from support.obedient import ObedientEngine
 
 import localoss
 from localoss import cli
 from localoss.chat import grammar
 from localoss.chat.grammar_process import GrammarProcess
-from localoss.hub.bundled import install
 from localoss.hub.registry import known_models, usual_think_budget
 from localoss.options import LoadOptions
 from localoss.server import run
@@ -23,9 +23,7 @@ BUDGET = 128
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    home = tmp_path_factory.mktemp("home")
-    install(home / "models" / "demo", print)
-    return home
+    return put_into(tmp_path_factory.mktemp("home"))
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,17 @@ def home(shipped, tmp_path, monkeypatch):
     monkeypatch.setenv("LOCALOSS_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(installing, "WEIGHTS", shipped)
     return tmp_path / "home"
+
+
+@pytest.fixture
+def installed(home, shipped):
+    """The model's folder in `home`, as its first use made it: once, and copied."""
+    made = shipped.with_name("installed")
+    if not made.exists():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(installing, "WEIGHTS", shipped)
+            installing.install(made, lambda line: None)
+    return Path(shutil.copytree(made, home / "models" / "demo"))
 
 
 # A reduced checkpoint
@@ -121,20 +133,19 @@ def test_the_first_use_installs_it(home):
     assert engine.logits([200_006]).shape == (1, 201_088)
 
 
-def test_new_weights_replace_the_old_ones(home, shipped, tmp_path, monkeypatch):
-    find_model("demo")
+def test_new_weights_replace_the_old_ones(installed, tmp_path, monkeypatch):
     monkeypatch.setattr(installing, "WEIGHTS", reduced.write(tmp_path / "newer", seed=1))
     said = []
     convert(tmp_path / "newer", tmp_path / "expected")
     folder = find_model("demo", said.append)
-    assert len(said) == 1
+    assert len(said) == 1 and folder == installed
     ours, expected = files_of(folder), files_of(tmp_path / "expected")
     assert all(ours[name] == expected[name] for name in expected if name != "localoss.json")
     assert find_model("demo", said.append) == folder and len(said) == 1
 
 
 @pytest.mark.parametrize("damage", ["manifest", "layer", "unfinished"])
-def test_a_damaged_one_is_made_again(home, damage):
+def test_a_damaged_one_is_made_again(installed, damage):
     folder = find_model("demo")
     sound = files_of(folder)
     if damage == "manifest":

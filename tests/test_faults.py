@@ -16,6 +16,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from support.demo import put
 from support.faults import FULL, Faults
 from support.forks import outcome, preload
 
@@ -64,10 +65,7 @@ def variables(tmp_path):
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     """The folder of the demo model."""
-    home = tmp_path_factory.mktemp("demo")
-    made = os.environ | {"LOCALOSS_HOME": str(home), "PYTHONPATH": str(ROOT)}
-    subprocess.run([*LOCALOSS, "show", "demo"], env=made, check=True, capture_output=True)
-    return home / "models" / "demo"
+    return put(tmp_path_factory.mktemp("demo") / "model")
 
 
 def files_of(folder):

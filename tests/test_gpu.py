@@ -5,13 +5,13 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from support import checkpoints, layouts
+from support.demo import put
 from support.golden_files import read_golden
 from support.gpu_fixtures import gpu_of
 
 import localoss
 from localoss.chat import harmony
 from localoss.gpu import weights as gpu_weights
-from localoss.hub.bundled import WEIGHTS
 from quant.convert import convert
 from quant.format.manifest import Dtypes
 
@@ -39,9 +39,7 @@ def load(model):
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("demo") / "model"
-    convert(WEIGHTS, folder, Dtypes())
-    return folder
+    return put(tmp_path_factory.mktemp("demo") / "model")
 
 
 @pytest.mark.parametrize("layers", [0, 1, 2, "all"])

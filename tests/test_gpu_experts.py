@@ -83,10 +83,15 @@ def splits(name):
     return [(name, n, e) for n in range(1, LAYERS[name] + 1) for e in range(n + 1)]
 
 
+# One layer and all; experts of none, of some and of all.
+SHORT = [("short", *split) for split in ((1, 0), (1, 1), (2, 1), (3, 0), (3, 2), (3, 3))]
+ALL = splits("short") + splits("window") + splits("long")
+
+
 @pytest.mark.parametrize(
     ("name", "layers", "experts"),
-    [*splits("short"), ("window", 4, 0), ("window", 3, 1), ("long", 3, 0), ("long", 2, 1)]
-    + [pytest.param(*split, marks=pytest.mark.soak) for split in splits("window") + splits("long")],
+    [*SHORT, ("window", 4, 0), ("window", 3, 1), ("long", 3, 0), ("long", 2, 1)]
+    + [pytest.param(*split, marks=pytest.mark.soak) for split in ALL],
 )
 def test_every_split_gives_the_cpus_logits(name, layers, experts, load, on_cpu):
     engine = load(name, layers, experts)

@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+from support.demo import put
 from support.live_server import MODEL, live
 from support.scripted import ScriptedEngine
 
@@ -20,7 +21,6 @@ from localoss.chat.remote import RemoteModel, find_remote
 from localoss.chat.rules import AnswerRules, argument_grammars
 from localoss.chat.turn import Turn
 from localoss.errors import LocalossError
-from localoss.hub.bundled import install
 from localoss.hub.running import Running, registered
 from localoss.options import LoadOptions, SamplingParams
 from localoss.server.core.models import only
@@ -34,9 +34,7 @@ WEATHER = Function("weather", "The weather.", CITY | {"additionalProperties": Fa
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "demo"
-    install(folder, print)
-    return folder
+    return put(tmp_path_factory.mktemp("models") / "demo")
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 import openai
 import pydantic
 import pytest
+from support.demo import put
 from support.live_server import live
 
 import localoss
-from localoss.hub.bundled import install
 
 NAME = "demo"
 ASK = [{"role": "user", "content": "What is 3 + 4?"}]
@@ -30,8 +30,7 @@ class Answer(pydantic.BaseModel):
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / NAME
-    install(folder, print)
+    folder = put(tmp_path_factory.mktemp("models") / NAME)
     with live(localoss.load(folder, context_tokens=4096, threads=1), name=NAME) as server:
         yield server
 

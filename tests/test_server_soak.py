@@ -10,11 +10,11 @@ from pathlib import Path
 import httpx2
 import psutil
 import pytest
+from support.demo import put
 from support.malformed import check_generations
 from support.unruly import ACTS, Unruly
 
 import localoss
-from localoss.hub.bundled import install
 
 ROOT = Path(__file__).parent.parent
 
@@ -22,13 +22,12 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture(scope="module")
 def engines(model, tmp_path_factory):
     """Random weights, and the demo model's."""
-    demo = tmp_path_factory.mktemp("models") / "demo"
-    install(demo, print)
+    demo = put(tmp_path_factory.mktemp("models") / "demo")
     folders = {"noise": model("harmony"), "demo": demo}
     return {name: localoss.load(folder, context_tokens=1024, threads=1) for name, folder in folders.items()}
 
 
-@pytest.mark.parametrize("count", [50, pytest.param(2000, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("count", [24, pytest.param(2000, marks=pytest.mark.soak)])
 @pytest.mark.parametrize(
     ("weights", "bonus"),
     [("noise", 0.0), ("noise", 16.0), ("demo", 0.0)],

@@ -65,7 +65,7 @@ def variables(tmp_path):
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     """The folder of the demo model."""
-    return put(tmp_path_factory.mktemp("demo") / "model")
+    return put(tmp_path_factory.mktemp("home") / "models" / "demo")
 
 
 def files_of(folder):

@@ -1,11 +1,8 @@
 """`localoss batch` and /v1/batches: each line is answered exactly once, whatever happens meanwhile."""
 
-import contextlib
 import json
-import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -15,13 +12,13 @@ import openai
 import pytest
 from support.live_server import MODEL, live
 from support.scripted import HELLO, ScriptedEngine
+from support.scripted_process import start_scripted
 
 import localoss
 from localoss import cli
 from localoss.server.batches.batches import Batches
 from localoss.server.batches.store import FileStore
 
-TESTS = Path(__file__).parent
 CHAT, RAW, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 
 
@@ -127,17 +124,7 @@ def test_what_is_refused(home, capsys, tmp_path):
 
 
 def started(folder, *options):
-    """`localoss batch` on a scripted engine: a process of its own, from a fork where the system has one."""
-    arguments = ["script.json", "batch", "in.jsonl", "-o", "out.jsonl", *options]
-    environment = os.environ | {"PYTHONPATH": str(TESTS.parent), "LOCALOSS_HOME": str(folder)}
-    with contextlib.chdir(folder):
-        if sys.platform == "win32":
-            command = [sys.executable, str(TESTS / "support" / "scripted.py"), *arguments]
-            pipe = subprocess.PIPE
-            return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
-        from support import forked
-
-        return forked.Process(arguments, environment)
+    return start_scripted(folder, "batch", "in.jsonl", "-o", "out.jsonl", *options)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +171,7 @@ def test_ctrl_c_keeps_what_is_done(tmp_path):
     while not partial.exists() or partial.read_bytes().count(b"\n") < 3:
         assert process.poll() is None
         time.sleep(0.01)
-    os.kill(process.pid, signal.SIGINT)
+    process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 130 and "Traceback" not in said
     assert 3 <= len(read(partial)) < 500

@@ -2,24 +2,22 @@
 
 import contextlib
 import json
-import os
 import signal
 import socket
-import subprocess
 import sys
 import threading
-from pathlib import Path
+import time
 
 import httpx2
 import openai
 import pytest
 from support.live_server import MODEL, live
 from support.scripted import HELLO, ScriptedEngine
+from support.scripted_process import start_scripted
 
 from localoss import cli
 from localoss.server.core.bodies import MAX_BODY_BYTES
 
-TESTS = Path(__file__).parent
 LONG = "<|channel|>final<|message|>" + "on " * 4000
 BODY = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}]}
 CHAT = "/v1/chat/completions"
@@ -231,17 +229,7 @@ def command_line(tmp_path, *arguments, **script):
     """`localoss serve` on a scripted engine, as a process."""
     (tmp_path / "models" / MODEL).mkdir(parents=True, exist_ok=True)
     (tmp_path / "script.json").write_text(json.dumps(script))
-    command = [
-        sys.executable,
-        str(TESTS / "support" / "scripted.py"),
-        str(tmp_path / "script.json"),
-        "serve",
-        MODEL,
-    ]
-    environment = os.environ | {"PYTHONPATH": str(TESTS.parent), "LOCALOSS_HOME": str(tmp_path)}
-    process = subprocess.Popen(
-        [*command, "--port", "0", *arguments], env=environment, stderr=subprocess.PIPE, text=True
-    )
+    process = start_scripted(tmp_path, "serve", MODEL, "--port", "0", *arguments)
     line = process.stderr.readline()
     assert "http://" in line, line + process.stderr.read()
     return process, line.split(" · ")[1]
@@ -261,6 +249,7 @@ def test_sigterm_finishes_what_runs(tmp_path):
         thread.start()
         while f"localoss_requests_{state} 1.0" not in httpx2.get(url.replace("/v1", "/metrics")).text:
             assert thread.is_alive()
+            time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     for thread in threads:
         thread.join()
@@ -285,10 +274,11 @@ def test_a_second_signal_ends_what_runs(tmp_path, stream):
     thread.start()
     while "localoss_requests_running 1.0" not in httpx2.get(url.replace("/v1", "/metrics")).text:
         assert thread.is_alive()
+        time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     with contextlib.suppress(httpx2.HTTPError):
         while httpx2.get(url + "/models").status_code == 200:  # until the first signal is heard
-            pass
+            time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     thread.join()
     assert process.wait(timeout=60) == 0

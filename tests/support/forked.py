@@ -197,8 +197,11 @@ class Process:
             raise subprocess.TimeoutExpired("scripted.py", timeout or 0)
         return os.waitstatus_to_exitcode(self._exit.status)
 
+    def send_signal(self, number: int) -> None:
+        self._exit.kill(number)
+
     def kill(self) -> None:
-        self._exit.kill(signal.SIGKILL)
+        self.send_signal(signal.SIGKILL)
 
     def communicate(self, data: Any = None, timeout: float | None = None) -> tuple[Any, Any]:
         said: dict[str, Any] = {}

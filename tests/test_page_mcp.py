@@ -152,6 +152,15 @@ def test_another_tab_sees_the_question_and_may_answer(server):
     assert seen[-1]["reason"] == "stop" and asking.end()["reason"] == "stop"
 
 
+def test_a_server_that_goes_down_waits_for_no_answer(server):
+    says(server, CALL, final("Never."))
+    asking = Asking(server, text="Echo")
+    asking.wait_for("question")
+    server.models.refuse_waiting()  # as the first Ctrl-C does
+    assert asking.end()["type"] in ("done", "error")
+    assert "did not allow" in asking.of("result")[0]["text"]
+
+
 def test_no_other_page_may_answer(server):
     says(server, CALL, final("Done."))
     asking = Asking(server, text="Echo")

@@ -157,6 +157,10 @@ class Models:
         """`stop` lets go of the models, once the server is gone."""
         await self.pulls.ended()
 
+    @property
+    def is_closing(self) -> bool:
+        return self._closed
+
     def refuse_waiting(self) -> None:
         """Begin to go down: what runs goes on, what waits is refused."""
         self._closed = True

@@ -2,6 +2,7 @@
 
 import asyncio
 import secrets
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +17,7 @@ from localoss.server.core.mcp_links import ServedMcp
 from localoss.server.core.toolbox import Toolbox
 from localoss.tools.approval import Approvals, Question, Said
 
+_LOOK_S = 0.5
 _PATIENCE_S = 3600.0  # after which a question that nobody answers is a no
 _ASKS_FIRST = "all that this MCP server reaches; you are asked before each call"
 
@@ -28,6 +30,7 @@ class PageTools(RequestTools):
     def __init__(self, workshop: Workshop, served: Sequence[ServedMcp], approvals: Approvals) -> None:
         super().__init__(workshop, served)
         self.tell: Callable[[dict[str, Any]], None] = lambda event: None  # the pages that look on
+        self.is_closing: Callable[[], bool] = lambda: False  # the server, which waits for nobody then
         self._approvals = approvals
         self._said: Said = "no"
         self._asked: tuple[str, asyncio.Future[Said]] | None = None
@@ -48,9 +51,10 @@ class PageTools(RequestTools):
         self._asked = name, said
         self.tell({"type": "question", "id": name, "text": question.text, "detail": question.detail})
         try:
-            self._said = await asyncio.wait_for(said, _PATIENCE_S)
-        except TimeoutError:
-            pass
+            ends = time.monotonic() + _PATIENCE_S
+            while not said.done() and time.monotonic() < ends and not self.is_closing():
+                await asyncio.wait([said], timeout=_LOOK_S)
+            self._said = said.result() if said.done() else "no"
         finally:
             self._asked = None
             self.tell({"type": "answered", "id": name})

@@ -98,7 +98,7 @@ async def take_turn(body: Turn, request: Request) -> Response:
     if offered.left_out:
         answer.send({"type": "left_out", "servers": offered.left_out})
     if tools:
-        tools.tell = answer.send
+        tools.tell, tools.is_closing = answer.send, lambda: models.is_closing
     answers.follow(answer)
     return event_stream(answer.told(), named=False, last=None)
 

@@ -112,9 +112,9 @@ def test_the_page_asks_before_an_mcp_call(serve, open_tab, tmp_path, width):
 
 def test_pictures_are_shown_with_a_key_too(serve_tools, open_tab, monkeypatch):
     from localoss.chat.agent import Result
-    from localoss.tools.toolset import Toolset
+    from localoss.tools.python_tool import PythonTool
 
-    monkeypatch.setattr(Toolset, "run", lambda *_: Result("[1 picture]", pictures.keep([DOT])))
+    monkeypatch.setattr(PythonTool, "run", lambda *_: Result("[1 picture]", pictures.keep([DOT])))
     tab = open_tab(serve_tools(python("plot()"), final("Here."), api_key="k"), at="/#key=k")
     tab.page.wait_for_selector(".tool-list")
     tab.ask("Draw")

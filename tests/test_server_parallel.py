@@ -99,8 +99,12 @@ def test_who_leaves_takes_nothing_from_the_others(engine):
         assert said(server.post(path, body)) == alone
 
 
-def test_a_short_question_overtakes_a_long_prompt(engine, monkeypatch):
-    """On a machine that takes its time for each layer: the long prompt waits between two of them."""
+@pytest.mark.parametrize("begin", ["", "begin " * 100], ids=["another", "a common"])
+def test_a_short_question_overtakes_a_long_prompt(engine, monkeypatch, begin):
+    """On a machine that takes its time for each layer: the long prompt waits between two of them.
+
+    Nor does the question wait for it where both begin alike, as all conversations do.
+    """
     in_layers, order = engine.model.in_layers, []
 
     def slowly(*arguments):
@@ -113,13 +117,15 @@ def test_a_short_question_overtakes_a_long_prompt(engine, monkeypatch):
     with live(engine, parallel=2) as server:
 
         def long():
-            server.post(RAW, {"model": MODEL, "prompt": "long " * 1900, "max_tokens": 1})
+            server.post(RAW, {"model": MODEL, "prompt": begin + "long " * 1800, "max_tokens": 1})
             order.append("long")
 
         thread = threading.Thread(target=long)
         thread.start()
         server.wait_until(lambda: server.service.scheduler.running)
-        assert server.post(RAW, {"model": MODEL, "prompt": "short", "max_tokens": 1}).status_code == 200
+        assert (
+            server.post(RAW, {"model": MODEL, "prompt": begin + "short", "max_tokens": 1}).status_code == 200
+        )
         order.append("short")
         thread.join()
     assert order == ["short", "long"]

@@ -58,7 +58,8 @@ class Job:
     adapter: str | None = None  # that its sequence runs with
     slot: Slot | None = None  # once it runs
     is_paused: bool = False  # it waits to go on
-    behind: Slot | None = None  # whose prompt is being read, and begins as this one's does
+    # Whose prompt is being read, and of how many tokens its begin is this one's, too.
+    behind: tuple[Slot, int] | None = None
     submitted_s: float = field(default_factory=time.monotonic)
     started_s: float = 0.0
     token_s: float = 0.0  # when its last token came

@@ -25,11 +25,13 @@ if TYPE_CHECKING:
     from localoss.engine.batch import Batch
     from localoss.engine.engine import Engine
     from localoss.engine.sampler import Token
+    from localoss.engine.slot import Slot
 
 STEP_S = 0.25  # how long a step takes at most, about: so long who comes, or cancels, is kept waiting
 _USUAL_JOB_S = 5.0  # how long a job takes until one has been seen
 _SWITCH_S = 0.0005  # Python's 5 ms are as long as a step of a small model, which asks for its lock 30 times
 _WORTH_WAITING_TOKENS = 64  # which another prompt is reading, and this one could copy
+_WAITING_SHARE = 2.0  # so many tokens are waited for, for each that needs no reading then
 # An answer makes room for another client's once it ran for so many times as long as reading it again takes:
 _PAUSES, _PAUSES_OF_SEVERAL = 10.0, 4.0  # its client's only one, and one of several
 _LEAST_RUN_S = 2.0  # and its client's only one at least so long
@@ -216,13 +218,21 @@ class Scheduler:
             for one in self._running
             if one.slot and _share_caches(one, job) and not one.slot.is_decoding and not one.slot.is_done
         ]
-        if job.behind not in reading:
+        if job.behind is None or job.behind[0] not in reading:
             prompt, job.behind = job.work.prompt, None
             for other in reading:
                 common = common_prefix(other.prompt, prompt)
                 if common >= max(_WORTH_WAITING_TOKENS, len(prompt) // 2):
-                    job.behind = other
-        return job.behind is not None
+                    job.behind = other, common
+        return job.behind is not None and self._is_worth_waiting(*job.behind)
+
+    def _is_worth_waiting(self, other: "Slot", common: int) -> bool:
+        """Whether `other` will soon have read the `common` tokens: a long prompt, with which a question has a
+        few tokens in common, is read in passes of hundreds.
+        """
+        left = common - len(other.sequence.tokens)
+        to_read = min(max(left, self._engine.pass_tokens), other.tokens_left)
+        return left > 0 and to_read <= _WAITING_SHARE * left
 
     def _start(self, job: Job) -> None:
         job.started_s = time.monotonic()

@@ -75,7 +75,7 @@ def test_no_key_learns_what_another_asked(engine, key_file, conversations):
 def test_nobody_waits_behind_anothers_prompt():
     """Who waits to copy a prompt that is being read could tell by the time that it is the same."""
     prompt = list(range(200))
-    scheduler = Scheduler(ScriptedEngine(), 8, 3)
+    scheduler = Scheduler(ScriptedEngine(chunk_tokens=512), 8, 3)
     scheduler.stop()
 
     def job(key, slot, adapter=None):
@@ -85,6 +85,17 @@ def test_nobody_waits_behind_anothers_prompt():
     reading = Slot(Sequence(None, None), prompt, SamplingParams())
     scheduler._running = [job("anna", reading)]
     assert scheduler._is_behind(job("anna", None))
+    reading.sequence.tokens = [7] * 300
+    assert scheduler._is_behind(job("anna", None)), (
+        "what it has of another conversation is dropped once it begins"
+    )
+    reading.sequence.tokens = prompt[:150]
+    assert scheduler._is_behind(job("anna", None))
+    reading.sequence.tokens = prompt
+    assert not scheduler._is_behind(job("anna", None))
+    reading.sequence.tokens, reading.prompt = [], prompt + [1] * 20_000
+    assert not scheduler._is_behind(job("anna", None)), "it reads hundreds more in the same pass"
+    reading.prompt = prompt
     assert not scheduler._is_behind(job("bert", None))
     assert not scheduler._is_behind(job("anna", None, "another"))
 

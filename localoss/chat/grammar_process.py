@@ -41,7 +41,7 @@ class Answer(NamedTuple):
 
 
 class GrammarProcess:
-    """One for all grammars of a program; any thread may ask it, one at a time.
+    """Compiles schemas and follows them; any thread may ask it, one at a time.
 
     idle_s: how long after the last request it ends; None for not before its program.
     """

@@ -108,10 +108,10 @@ class Batch:
     def _ready_to_draw(self, ran_s: float) -> list[Slot]:
         """The slots with logits, but for those whose masks the others would have to wait for."""
         drawing = [slot for slot in self.slots if slot.rows is not None]
-        until = time.perf_counter() + (_MASK_SHARE * ran_s if len(self.slots) > 1 else _MASK_POLL_S)
+        until = time.perf_counter() + _MASK_SHARE * ran_s
         late = {slot for slot in drawing if not slot.has_mask(max(until - time.perf_counter(), 0.0))}
         if late and len(late) == len(self.slots):
-            drawing[0].has_mask(_MASK_POLL_S)
+            drawing[0].has_mask(_MASK_POLL_S)  # the next step draws; who has come meanwhile is taken in first
         for slot in late:
             if slot.is_cancelled():
                 slot.end(Cancelled("stopped"))

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from localoss.tools.approval import Approvals
     from localoss.tools.toolset import Tool, Toolset
 
-_NEEDS_FOLDER = "--write changes files of a folder: give --folder, too"
 _NAMES = ("python", "cpython", "browser")
 
 
@@ -41,7 +40,7 @@ class ToolOptions:
     def check(self) -> None:
         """Raises: UsageError for an option that does nothing without another."""
         if self.write and self.folder is None:
-            raise UsageError(_NEEDS_FOLDER)
+            raise UsageError("--write changes files of a folder: give --folder, too")
         if self.web_search and not self.web:
             raise UsageError("--web-search searches the web: give --web, too")
         if self.web_allow and not (self.web or self.mcp):
@@ -69,8 +68,7 @@ def open_tools(
     """
     from localoss.tools.toolset import Toolset
 
-    if options.write and options.folder is None:
-        raise UsageError(_NEEDS_FOLDER)
+    options.check()
     opened: list[Tool] = []
     with ExitStack() as stack:
         for name in options.names:

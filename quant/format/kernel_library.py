@@ -67,10 +67,27 @@ def serialized(compiled: Any) -> bytes:
 def restored(context: Any, content: bytes) -> Any:
     """The compiled function that `serialized` gave, in a target's context; as CompileResult._rebuild.
 
+    Which does it where Numba is of a version whose inside this module doesn't know: more slowly.
     Raises: whatever unpickling raises, if `content` is anything else.
     """
     parts, names = _Unpickler(io.BytesIO(content)).load()
-    code, fndesc, environment, signature, is_object, lifted, annotation, inits, environments = parts
+    try:
+        return _quickly_rebuilt(context, names, *parts)
+    except (AttributeError, TypeError):
+        return CompileResult._rebuild(context, *parts)
+
+
+def _quickly_rebuilt(
+    context: Any,
+    names: frozenset[str],
+    code: Any,
+    fndesc: Any,
+    environment: Any,
+    signature: Any,
+    *others: Any,
+) -> Any:
+    """A compiled function of what CompileResult._reduce gave, and the names that its library defines."""
+    is_object, lifted, annotation, inits, environments = others
     for init in inits:
         init()
     library = _KeptLibrary(context.codegen(), code, names)

@@ -230,7 +230,9 @@ class Scheduler:
         """Whether `other` will soon have read the `common` tokens: a long prompt, with which a question has a
         few tokens in common, is read in passes of hundreds.
         """
-        read = common_prefix(other.sequence.tokens, other.prompt)  # before it begins it has another's tokens
+        read = common_prefix(
+            other.sequence.tokens[:common], other.prompt
+        )  # before it begins it has another's tokens
         left = common - read
         to_read = min(max(left, self._engine.pass_tokens), len(other.prompt) - read)
         return left > 0 and to_read <= _WAITING_SHARE * left

@@ -137,23 +137,6 @@ def test_what_numba_inlined_is_not_imported_again(python, tmp_path):
         assert python("import largest") == ([f"1 {imported}", told], "")
 
 
-def test_a_numba_whose_inside_is_another_loads_them_its_own_way(python, tmp_path):
-    """Rather than finding its files damaged, and compiling again at each start."""
-    source = """
-        from pathlib import Path
-        import numba
-        from quant.format import kernel_library
-        from quant.format.kernel_cache import KernelFolder
-
-        kernel_library._KeptLibrary = None  # any error that another inside gives
-        doubled = KernelFolder([Path(__file__)], "tests").cached(numba.njit(lambda x: 2 * x))
-        print(doubled(21), sum(doubled.stats.cache_hits.values()))
-    """
-    (tmp_path / "doubled.py").write_text(textwrap.dedent(source))
-    for hits in (0, 1):
-        assert python("import doubled") == ([f"42 {hits}"], "")
-
-
 def test_the_folder_depends_on_every_source_that_kernels_are_made_from():
     """Whatever a kernel module imports of ours is in the hash, or has no part in compiled code."""
     hashed = {Path(path).resolve() for path in compiled._SOURCES}

@@ -101,7 +101,8 @@ class HostedTools:
         """
         self.approvals = approvals or Approvals(None, None)
         self.mcp = _mcp_links(options, self.approvals)
-        self._options = replace(options, mcp=None)
+        web_allow = options.web_allow if options.web else ()  # else it is of the MCP servers, which are apart
+        self._options = replace(options, mcp=None, web_allow=web_allow)
         self._first: Toolset | None = self._open()
         self._told = self._first.add_to(ChatSetup())
         self.reaches = {tool.name: tool.reach for tool in self._first.tools}  # for people

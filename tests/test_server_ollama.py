@@ -127,6 +127,15 @@ def test_errors_have_ollamas_shape(served, path, body, status):
     assert not engine.prompts
 
 
+@pytest.mark.parametrize("role", ["assistant", "system", "tool"])
+def test_a_picture_that_was_read_before_is_left_out(served, role):
+    server, engine = served(ANSWER)
+    before = {"role": role, "tool_name": "look", "content": "a map", "images": ["AAAA"]}
+    answer = ask(server, "/api/chat", messages=[*ASK, before, {"role": "user", "content": "And?"}])
+    assert answer.status_code == 200, answer.text
+    assert "a map\n[image left out" in harmony.encoding().decode(engine.prompts[0])
+
+
 def test_the_real_client(served):
     ollama = pytest.importorskip("ollama", reason="pip install 'localoss[soak]'")
     server, _ = served(CALL, ANSWER, ANSWER)

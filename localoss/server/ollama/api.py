@@ -21,7 +21,7 @@ from localoss.server.chat.prompts import (
     convert_messages,
     split_instructions,
 )
-from localoss.server.chat.schemas import ChatMessage, ContentPart, SentCall
+from localoss.server.chat.schemas import ChatMessage, SentCall
 from localoss.server.core.answering import Done, Piece, Question, Text
 from localoss.server.core.bodies import BodyRoute
 from localoss.server.core.errors import ApiError
@@ -107,9 +107,9 @@ async def _only_loaded(request: Request, body: Asked, said: Line) -> Response:
 
 def _message(message: OllamaMessage) -> ChatMessage:
     """The message in chat completions' form, of which there is one conversion."""
-    content: str | list[ContentPart] | None = message.content
+    content: Any = message.content
     if message.images:
-        content = [ContentPart(type="text", text=message.content or ""), ContentPart(type="image")]
+        content = [{"type": "text", "text": message.content or ""}, {"type": "image"}]
     calls = [SentCall(id=call.id, function=call.function) for call in message.tool_calls or []]
     return ChatMessage(
         role=message.role,

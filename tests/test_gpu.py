@@ -174,7 +174,8 @@ def test_the_cache_is_the_cpus(load, kv_dtype):
     for layers in (0, 3):
         engine = load("window", layers, chunk_tokens=25, kv_dtype=kv_dtype)
         sequences.append(engine.sequence())
-        engine.prefill(sequences[-1], tokens)
+        for end in (70, 74, 75):  # the last one alone, whose key another shader writes
+            engine.prefill(sequences[-1], tokens[:end])
     compared = 4 if kv_dtype == "f32" else 2  # layers: what one rounds differently, the next computes with
     for on_cpu, on_gpu in list(zip(*map(layers_of, sequences), strict=True))[:compared]:
         first = max(0, 75 - on_cpu.slots)

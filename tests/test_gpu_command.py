@@ -1,6 +1,7 @@
 """`localoss gpu`, and which split of the layers it calls best."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -8,8 +9,13 @@ from localoss import cli
 from localoss.errors import GpuError
 from localoss.gpu import adapters, memory
 from localoss.gpu.adapters import Adapter
+from localoss.hub.registry import known_models
 from localoss.measure.gpu_split import Split
+from localoss.plan.gpu_speed import gpu_estimate
+from localoss.plan.machine import usual_threads
+from localoss.plan.memory import Plan
 
+PLAN_20B = Plan(known_models()["gpt-oss-20b"].config, context_tokens=8192, threads=usual_threads())
 LIMITS = {name: 1 << 31 for name in adapters._NEEDED}
 CARDS = [
     Adapter("A card", "discrete", "Vulkan", "1.0", LIMITS),
@@ -123,3 +129,48 @@ def test_plan_of_cards(memory, layers, experts, words, capsys, tmp_path, monkeyp
     assert words in told
     if apart:
         assert apart["speed"]["tokens_per_s"] > report["speed"]["tokens_per_s"] > 0
+
+
+SPLIT = ["gpt-oss-20b", "--memory", "64GB", "--context", "8192"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "found", "words"),
+    [
+        (["--gpu-experts", "none"], (24, 0), "the experts of 0, the others' in RAM (--gpu-experts 0)"),
+        (["--gpu-experts", "9"], (24, 9), "(--gpu-experts 9)"),
+        (["--gpu-experts", "3", "--gpu-layers", "7"], (7, 3), "(--gpu-layers 7 --gpu-experts 3)"),
+        (["--gpu-experts", "auto", "--gpu-memory", "8GB"], (24, 14), "A GPU of 8.0 GB holds 24 of 24 layers"),
+        (["--gpu-layers", "auto", "--gpu-memory", "8GB"], (16, 16), "(--gpu-layers 16)"),
+        (["--gpu-layers", "all"], (24, 24), "holds 24 of 24 layers, the unembedding too (--gpu-layers 24)"),
+    ],
+)
+def test_plan_of_a_split(asked, found, words, capsys, tmp_path, monkeypatch):
+    """It takes the options of the other commands, and tells what that split takes and how fast it is."""
+    monkeypatch.setenv("LOCALOSS_HOME", str(tmp_path))
+    told, report = (run_plan(capsys, *SPLIT, *asked, *more) for more in ((), ("--json",)))
+    split = replace(PLAN_20B, gpu_layers=found[0], gpu_experts=found[1] if "experts" in asked[0] else None)
+    report = json.loads(report)["gpu"]
+    assert (report["layers"], report["layers_with_experts"]) == found
+    assert report["on_gpu_bytes"] == split.on_gpu
+    speed = gpu_estimate(split).tokens_per_s
+    assert report["speed"]["tokens_per_s"] == pytest.approx(speed, rel=1e-3)
+    assert words in told and f"bandwidths give {speed:.3g} tokens/s" in told
+    assert "experts_apart" not in report and told.count("A GPU") == 1
+
+
+def test_plans_of_splits_that_cannot_be(listed, capsys, monkeypatch):
+    assert cli.main(["plan", *SPLIT, "--gpu-experts", "20", "--gpu-memory", "8GB"]) == 2
+    assert "too much for 8.0 GB and a reserve; --gpu-experts auto takes what" in capsys.readouterr().err
+    monkeypatch.setattr(adapters, "choose_adapter", lambda: CARDS[0])
+    monkeypatch.setattr("localoss.gpu.choice.memory_bytes", lambda adapter: None)
+    assert cli.main(["plan", *SPLIT, "--gpu-experts", "auto"]) == 2
+    assert "how much memory the GPU has isn't known; give --gpu-memory SIZE" in capsys.readouterr().err
+    monkeypatch.setattr("localoss.gpu.choice.memory_bytes", lambda adapter: 8_000_000_000)
+    assert "A GPU of 8.0 GB holds 24" in run_plan(capsys, *SPLIT, "--gpu-experts", "auto")
+
+    def none_there():
+        raise GpuError("none was found")
+
+    monkeypatch.setattr(adapters, "choose_adapter", none_there)
+    assert "No layers on a GPU: none was found." in run_plan(capsys, *SPLIT, "--gpu-experts", "auto")

@@ -16,7 +16,7 @@ from localoss.hub.registry import known_models
 from localoss.model.forward import Chunk
 from localoss.options import LoadOptions
 from localoss.plan.gpu_sizes import token_traffic
-from localoss.plan.gpu_speed import CARD_BYTES_PER_S, gpu_estimate, shares
+from localoss.plan.gpu_speed import CARD_BYTES_PER_S, dispatches, gpu_estimate, shares
 from localoss.plan.memory import Plan, gpu_reserve_bytes, with_experts_apart
 from localoss.plan.speed import decode_bytes
 from quant.convert import convert
@@ -117,7 +117,9 @@ def test_what_a_token_takes_of_the_bus(layers, experts, load):
     assert found == list(expected)
     assert figures["read_backs_per_token"] == expected.submits
     end = 2 if layers == 3 else 0  # final norm and unembedding
-    assert figures["dispatches_per_token"] == 6 * layers + 2 * experts + end
+    assert figures["dispatches_per_token"] == 5 * layers + experts + end  # at most 6 for each layer
+    plan = Plan(engine.config, gpu_layers=layers, gpu_experts=experts)
+    assert dispatches(plan) == figures["dispatches_per_token"]
 
 
 @pytest.mark.parametrize("where", ["record", "write", "_read"])

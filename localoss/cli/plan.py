@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
+    from localoss.cli.plan_gpu import Ways
     from localoss.plan.experts import Streaming
     from localoss.plan.machine import Machine
     from localoss.plan.memory import Plan
@@ -66,6 +67,8 @@ def plan(
             help="Say what a GPU of this size holds, and how fast it is then.",
         ),
     ] = None,
+    gpu_layers: options.GpuLayers = 0,
+    gpu_experts: options.GpuExperts = None,
     machines: Annotated[
         str | None,
         typer.Option(
@@ -93,6 +96,8 @@ def plan(
     """
     import psutil
 
+    from localoss.cli import plan_gpu
+    from localoss.options import LoadOptions
     from localoss.plan.machine import Machine, this_machine, usual_threads
     from localoss.plan.memory import Plan, choose_context
 
@@ -120,11 +125,14 @@ def plan(
         _change(label, made, machine)
         return
     streaming = _streaming(model, made, machine, expert_memory, measure)
+    on_gpu = plan_gpu.ways(
+        made, LoadOptions(gpu_layers=gpu_layers, gpu_experts=gpu_experts, gpu_memory=gpu_memory)
+    )
     if as_json:
-        report = _report(label, made, machine, memory is None, gpu_memory)
+        report = _report(label, made, machine, memory is None, on_gpu)
         echo(json.dumps(report | ({"experts": streaming.report()} if streaming else {}), indent=2))
     else:
-        _print(label, made, machine, memory is None, gpu_memory, streaming)
+        _print(label, made, machine, memory is None, on_gpu, streaming)
 
 
 def _what(model: str) -> tuple[str, Any, Any]:
@@ -183,7 +191,7 @@ def _change(label: str, plan: "Plan", machine: "Machine") -> None:
 
 
 def _report(
-    label: str, plan: "Plan", machine: "Machine", is_this_machine: bool, gpu_bytes: int | None
+    label: str, plan: "Plan", machine: "Machine", is_this_machine: bool, on_gpu: "Ways | None"
 ) -> dict[str, Any]:
     from localoss.cli import plan_gpu
     from localoss.plan.speed import estimate
@@ -211,8 +219,8 @@ def _report(
     }
     if speed := estimate(plan, limit):
         report["speed"] = asdict(speed) | {"is_estimate": True}
-    if gpu_bytes is not None:
-        report["gpu"] = plan_gpu.report(plan, gpu_bytes, limit)
+    if on_gpu:
+        report["gpu"] = plan_gpu.report(on_gpu, limit)
     return report
 
 
@@ -221,7 +229,7 @@ def _print(
     plan: "Plan",
     machine: "Machine",
     is_this_machine: bool,
-    gpu_bytes: int | None,
+    on_gpu: "Ways | None",
     streaming: "Streaming | None",
 ) -> None:
     from rich.console import Console
@@ -272,8 +280,8 @@ def _print(
         console.print(f"The longest context that fits: {longest:,} tokens.")
     for change in plan.changes(limit, machine.idle_limit_bytes):
         console.print(f"To make it fit: {change}", markup=False)
-    if gpu_bytes is not None:
-        plan_gpu.show(console, plan, gpu_bytes, limit)
+    if on_gpu:
+        plan_gpu.show(console, on_gpu, limit)
 
 
 def _coloured(bar: str) -> "Text":

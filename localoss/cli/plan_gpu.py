@@ -1,8 +1,10 @@
-"""`localoss plan --gpu-memory`: what a GPU of some size holds, by whole layers and with experts apart."""
+"""`localoss plan` with a GPU: what it holds by whole layers and with experts apart, or as it is asked for."""
 
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from localoss.errors import GpuError
+from localoss.options import LoadOptions
 from localoss.plan.gpu_speed import CARD_BYTES_PER_S, gpu_estimate
 from localoss.plan.memory import FITS, Plan, gigabytes, gpu_layers, with_experts_apart
 from localoss.plan.speed import TYPICAL_BYTES_PER_S
@@ -17,18 +19,55 @@ _SOURCES = {
 }
 
 
-def ways(plan: Plan, gpu_bytes: int) -> list[Plan]:
-    """`plan` with whole layers on such a GPU, and with experts apart, where that is another plan."""
-    whole = replace(plan, gpu_layers=gpu_layers(plan, gpu_bytes))
-    apart = with_experts_apart(plan, gpu_bytes)
-    is_other = apart.gpu_layers and apart.on_gpu != whole.on_gpu
-    return [whole, apart] if is_other else [whole]
+@dataclass(frozen=True)
+class Ways:
+    """What of a model a GPU may hold, and how large it is: None where only the layers are told.
+
+    reason: why there is no way at all.
+    """
+
+    room_bytes: int | None
+    plans: list[Plan]
+    reason: str = ""
 
 
-def report(plan: Plan, gpu_bytes: int, limit_bytes: int) -> dict[str, Any]:
-    """For --json: the whole layers' figures, and under experts_apart those of the other way."""
-    whole, *apart = (_figures(way, limit_bytes) for way in ways(plan, gpu_bytes))
-    return {"bytes": gpu_bytes, **whole, **({"experts_apart": apart[0]} if apart else {})}
+def ways(plan: Plan, options: LoadOptions) -> Ways | None:
+    """`plan` with the layers and experts on a GPU that `options` ask for; where only its memory is told, with
+    whole layers, and with experts apart where that is another plan. None if nobody asks for a GPU.
+
+    Raises: UsageError for what doesn't fit.
+    """
+    if options.uses_a_device:
+        return _asked(plan, options)
+    room = options.gpu_memory
+    if room is None:
+        return None
+    whole = replace(plan, gpu_layers=gpu_layers(plan, room))
+    apart = with_experts_apart(plan, room)
+    found = [whole, apart] if apart.gpu_layers and apart.on_gpu != whole.on_gpu else [whole]
+    if not any(way.gpu_layers for way in found):
+        return Ways(room, found, f"A GPU of {gigabytes(room)} holds no layer of it.")
+    return Ways(room, found)
+
+
+def _asked(plan: Plan, options: LoadOptions) -> Ways:
+    """What `options` ask for; what is auto fills the memory that they name, or this machine's GPU has."""
+    from localoss.gpu.adapters import choose_adapter
+    from localoss.gpu.choice import asked_for, fit, room_on
+
+    asked, room = asked_for(plan, options), None
+    try:
+        room = room_on(options, choose_adapter)
+        return Ways(room, [fit(asked, options, room, "the GPU")])
+    except GpuError as error:
+        return Ways(room, [plan], f"No layers on a GPU: {error}.")
+
+
+def report(found: Ways, limit_bytes: int) -> dict[str, Any]:
+    """For --json: the asked or the whole layers' figures, and under experts_apart those of the other way."""
+    first, *others = (_figures(way, limit_bytes) for way in found.plans)
+    other = {"experts_apart": others[0]} if others else {}
+    return {"bytes": found.room_bytes, **first, **({"reason": found.reason} if found.reason else {}), **other}
 
 
 def _figures(plan: Plan, limit_bytes: int) -> dict[str, Any]:
@@ -44,18 +83,17 @@ def _figures(plan: Plan, limit_bytes: int) -> dict[str, Any]:
     return figures
 
 
-def show(console: "Console", plan: Plan, gpu_bytes: int, limit_bytes: int) -> None:
-    """Print what such a GPU holds of `plan`, and how fast that would be."""
-    found = ways(plan, gpu_bytes)
-    if not any(way.gpu_layers for way in found):
-        console.print(f"A GPU of {gigabytes(gpu_bytes)} holds no layer of it.")
+def show(console: "Console", found: Ways, limit_bytes: int) -> None:
+    """Print what the GPU holds, and how fast that would be."""
+    if found.reason:
+        console.print(found.reason, markup=False)
         return
-    for way in found:
+    for way in found.plans:
         if way.gpu_layers:
-            _show_way(console, way, gpu_bytes, limit_bytes)
+            _show_way(console, way, found.room_bytes, limit_bytes)
 
 
-def _show_way(console: "Console", plan: Plan, gpu_bytes: int, limit_bytes: int) -> None:
+def _show_way(console: "Console", plan: Plan, room_bytes: int | None, limit_bytes: int) -> None:
     every = ", the unembedding too" if plan.unembeds_on_gpu else ""
     parts = ", ".join(f"{name} {gigabytes(size)}" for name, size in plan.on_gpu.items() if size)
     held, option = (
@@ -67,9 +105,9 @@ def _show_way(console: "Console", plan: Plan, gpu_bytes: int, limit_bytes: int) 
         option = f"--gpu-experts {plan.gpu_experts}"
         if not plan.unembeds_on_gpu:
             option = f"--gpu-layers {plan.gpu_layers} {option}"
+    size = "" if room_bytes is None else f" of {gigabytes(room_bytes)}"
     console.print(
-        f"A GPU of {gigabytes(gpu_bytes)} holds {held} ({option}): "
-        f"{gigabytes(plan.gpu_bytes)}, of it {parts}.\n"
+        f"A GPU{size} holds {held} ({option}): {gigabytes(plan.gpu_bytes)}, of it {parts}.\n"
         f"The machine's memory takes {gigabytes(plan.total_bytes)} then{_speed(plan, limit_bytes)}."
     )
 

@@ -1,5 +1,6 @@
 """Which GPU, how many layers it takes, and of how many the experts, too."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from localoss.errors import GpuError, UsageError
@@ -58,22 +59,38 @@ def open_gpu() -> Device:
 
 
 def fit_gpu(plan: Plan, options: LoadOptions, adapter: Adapter) -> Plan:
-    """`plan`, whose context is chosen, with what `options` mean by auto on `adapter`.
+    """`plan`, whose context is chosen, with what `options` mean by auto on `adapter`: see `fit`."""
+    return fit(plan, options, room_on(options, lambda: adapter), adapter.name)
+
+
+def room_on(options: LoadOptions, adapter: Callable[[], Adapter]) -> int | None:
+    """Bytes of a GPU's memory that may be taken; None where nobody knows, or nobody need. It isn't looked for
+    where the options say so much that it need not.
+    """
+    if options.gpu_memory is not None or not _has_auto(options):
+        return options.gpu_memory
+    return memory_bytes(adapter())
+
+
+def fit(plan: Plan, options: LoadOptions, room: int | None, name: str) -> Plan:
+    """`plan` with what `options` mean by auto in `room` bytes of the memory of a GPU called `name`.
 
     Raises: UsageError if so many layers don't fit, or nobody knows how many do; GpuError if none fits.
     """
-    room = options.gpu_memory
-    if "auto" not in (options.gpu_layers, options.gpu_experts):
+    if not _has_auto(options):
         if room is not None and plan.gpu_bytes > room - gpu_reserve_bytes(room):
             raise UsageError(_too_much(plan, room))
         return plan
-    room = memory_bytes(adapter) if room is None else room
     if room is None:
-        raise UsageError(f"how much memory {adapter.name} has isn't known; give --gpu-memory SIZE, as 8GB")
+        raise UsageError(f"how much memory {name} has isn't known; give --gpu-memory SIZE, as 8GB")
     fitted = filled(plan, options, room)
     if not fitted.gpu_layers:
         raise GpuError(f"{gigabytes(room)} of its memory hold no layer")
     return fitted
+
+
+def _has_auto(options: LoadOptions) -> bool:
+    return "auto" in (options.gpu_layers, options.gpu_experts)
 
 
 def filled(plan: Plan, options: LoadOptions, room: int) -> Plan:

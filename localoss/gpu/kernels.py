@@ -51,19 +51,22 @@ class Kernels:
         )
 
     def rotate(self, slots: int) -> Kernel:
-        files = f"cache_{self._kv_dtype}", "offsets", "rotate"
-        return self._kernel("wrwwwrru", *files, SLOTS=slots, **self._heads)
+        files = f"cache_{self._kv_dtype}", "offsets", "keep", "rotate"
+        return self._kernel("wrwwwrru", *files, SIDES=1, SLOTS=slots, **self._heads)
 
-    def attend(self, slots: int, window: int, at_once: int) -> Kernel:
-        constants = {"THREADS": 256 if at_once == 1 else 64, "SLOTS": slots, "WINDOW": window, **self._heads}
-        return self._kernel("rrrrrrrwu", f"cache_{self._kv_dtype}", "offsets", "attend", **constants)
+    def attend(self, slots: int, window: int, alone: bool) -> Kernel:
+        """alone: of one token of its sequence, which isn't rotated or in the cache yet."""
+        constants = {"ALONE": alone, "SLOTS": slots, "WINDOW": window, **self._heads}
+        cache = f"cache_{self._kv_dtype}", "offsets"
+        if alone:
+            files = *cache, "keep", "attend_alone", "attend"
+            return self._kernel("rwwwrrrwu", *files, SIDES=3, THREADS=256, **constants)
+        return self._kernel("rrrrrrwu", *cache, "attend_many", "attend", THREADS=64, **constants)
 
-    def route(self, alone: bool) -> Kernel:
-        """alone: of one token, which needs no sorting."""
+    def route(self) -> Kernel:
         experts, active = self._config.experts, self._config.active_experts
-        row = round_up(experts, 8)
-        constants = {"EXPERTS": experts, "ACTIVE": active, "LOGITS_ROW": row, "ALONE": alone}
-        return self._kernel("rrwwwww", "route", **constants)
+        constants = {"EXPERTS": experts, "ACTIVE": active, "LOGITS_ROW": round_up(experts, 8)}
+        return self._kernel("rrww", "chosen", "route", **constants)
 
     def sort(self, at_once: int) -> Kernel:
         experts, active = self._config.experts, self._config.active_experts
@@ -74,15 +77,17 @@ class Kernels:
         places = (run.gate_up_codes, run.gate_up_scales, run.gate_up_bias)
         rows, columns = 2 * self._config.intermediate, self._config.hidden
         if at_once == 1:
-            return self._experts("rrrwrrur", ("normed", "tiles", "experts"), places, (rows, columns), 1)
-        return self._experts("rrrwrru", ("plain", "tiles", "experts"), places, (rows, columns), at_once)
+            files = "normed", "tiles", "chosen", "alone", "experts"
+            return self._experts("rrrwrrur", files, places, (rows, columns), 1)
+        files = "plain", "tiles", "sorted", "experts"
+        return self._experts("rrrwrru", files, places, (rows, columns), at_once)
 
     def down(self, at_once: int) -> Kernel:
         run = expert_run(self._config, self._dtypes.experts)
         places = (run.down_codes, run.down_scales, run.down_bias)
         rows, columns = self._config.hidden, self._config.intermediate
-        last = "down_alone" if at_once == 1 else "experts"
-        return self._experts("rrrwrru", ("plain", "tiles", last), places, (rows, columns), at_once)
+        last = ("chosen", "alone", "down_alone") if at_once == 1 else ("sorted", "experts")
+        return self._experts("rrrwrru", ("plain", "tiles", *last), places, (rows, columns), at_once)
 
     def _experts(
         self,
@@ -107,6 +112,7 @@ class Kernels:
             BLOCKS=columns // 32,
             ROWS=rows,
             GATE_UP=codes == run.gate_up_codes,
+            EXPERTS=self._config.experts,
             ACTIVE=self._config.active_experts,
             EPS=float(self._config.rms_norm_eps),
             EXPERT_WORDS=run.size // 4,

@@ -65,44 +65,59 @@ class Lane:
     def attention(
         self, layer: GpuLayer, parts: Sequence[Part], index: int, window: int, joins: bool
     ) -> list[Dispatch]:
-        """x += attention of it, and each token's experts, in expert_ids; norm(x) is in normed then, but not a
-        lone token's, which products make of x on the way.
+        """x += attention of it, and the router's logits; norm(x) is in normed then, but not a lone token's,
+        which products make of x on the way.
 
         index: of the layer among the parts' caches. window: of its attention, 0 for all positions. joins:
         whether x is without what the experts of the layer before gave: see `experts`.
         """
-        at, kernels, config = self.at, self._kernels, self.config
         tokens = sum(part.tokens for part in parts)
         work = self._normed_product(layer.attention_norm, layer.qkv, "qkv", tokens, joins)
-        offsets = [layer.qkv.bias, at["offsets"]]
         for part, rows in zip(parts, self._rows, strict=False):
-            cache = part.caches[index]
-            keys, slots, bound = cache.buffers, cache.slots, cache.bound
-            rotating = [at["qkv"], at["angles"], *keys, *offsets, rows]
-            heads = config.heads + 2 * config.kv_heads
-            work.append(self._dispatch(kernels.rotate(slots), rotating, heads, part.tokens, bound))
-            attend = kernels.attend(slots, window, tokens_at_once(part.tokens))
-            attending = [at["qkv"], *keys, *offsets, layer.sinks, at["attended"], rows]
-            work.append(self._dispatch(attend, attending, config.heads, part.tokens, bound))
+            work += self._attend(layer, part.caches[index], part.tokens, window, rows)
         work += self._product(layer.output, "attended", "x", tokens, adding=True)
-        work += self._normed_product(layer.mlp_norm, layer.router, "router_logits", tokens)
-        order = [at["sources"], at["places"], at["runs"]]
-        choosing = [at["router_logits"], layer.router_bias, at["expert_ids"], at["expert_weights"], *order]
-        return [*work, self._dispatch(kernels.route(tokens == 1), choosing, tokens)]
+        return [*work, *self._normed_product(layer.mlp_norm, layer.router, "router_logits", tokens)]
+
+    def _attend(
+        self, layer: GpuLayer, cache: GpuLayerCache, tokens: int, window: int, rows: Any
+    ) -> list[Dispatch]:
+        """Attention of one sequence's rows, whose keys and values go to its cache: one token's in one go."""
+        at, kernels, heads = self.at, self._kernels, self.config.heads
+        kept, offsets = cache.buffers, [layer.qkv.bias, at["offsets"]]
+        attend = kernels.attend(cache.slots, window, tokens == 1)
+        if tokens == 1:
+            attending = [at["qkv"], *kept, *offsets, at["angles"], at["attended"], rows]
+            return [self._dispatch(attend, attending, heads, 1, cache.bound)]
+        rotating = [at["qkv"], at["angles"], *kept, *offsets, rows]
+        attending = [at["qkv"], *kept, *offsets, at["attended"], rows]
+        all_heads, rotate = heads + 2 * self.config.kv_heads, kernels.rotate(cache.slots)
+        return [
+            self._dispatch(rotate, rotating, all_heads, tokens, cache.bound),
+            self._dispatch(attend, attending, heads, tokens, cache.bound),
+        ]
+
+    def choose(self, layer: GpuLayer, tokens: int) -> Dispatch:
+        """Each token's experts by the router's logits, to expert_ids and expert_weights."""
+        at = self.at
+        choosing = [at["router_logits"], layer.router_bias, at["expert_ids"], at["expert_weights"]]
+        return self._dispatch(self._kernels.route(), choosing, tokens)
 
     def experts(self, layer: GpuLayer, tokens: int) -> list[Dispatch]:
-        """What the chosen experts give: a lone token's is added to x, else it is in y for the next norm."""
+        """What each token's experts give: a lone token's, whose products choose them themselves, is added to
+        x, else it is in y for the next norm.
+        """
         at, kernels, once = self.at, self._kernels, tokens_at_once(tokens)
         groups = self.config.intermediate // 4, self.config.hidden // 8
-        order = [at["sources"], at["places"], at["runs"]]
-        work = []
         if tokens == 1:
-            ends = [at["x"], at["h"], at["runs"], at["sources"]], [layer.mlp_norm]
-            work += self._of_experts(kernels.gate_up(1), layer, *ends, groups[0], self.config.active_experts)
-            ends = [at["h"], at["x"], at["expert_ids"], at["expert_weights"]], []
+            router = [at["router_logits"], layer.router_bias]
+            ends = [at["x"], at["h"], *router], [layer.mlp_norm]
+            work = self._of_experts(kernels.gate_up(1), layer, *ends, groups[0], self.config.active_experts)
+            ends = [at["h"], at["x"], *router], []
             return [*work, *self._of_experts(kernels.down(1), layer, *ends, groups[1], 1)]
+        order = [at["sources"], at["places"], at["runs"]]
         runs = most_runs(tokens * self.config.active_experts, self.config.experts, once)
-        work.append(self._dispatch(kernels.sort(once), [at["expert_ids"], *order, self._batch], 1))
+        sort = self._dispatch(kernels.sort(once), [at["expert_ids"], *order, self._batch], 1)
+        work = [self.choose(layer, tokens), sort]
         ends = [at["normed"], at["h"], at["runs"], at["sources"]], []
         work += self._of_experts(kernels.gate_up(once), layer, *ends, groups[0], runs)
         ends = [at["h"], at["y"], at["runs"], at["sources"]], []

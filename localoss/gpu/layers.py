@@ -279,6 +279,7 @@ class GpuLayers:
             window = self.config.sliding_window if self.config.is_sliding[self.first + index] else 0
             work += lane.attention(layer, half.parts, index, window, joins)
             if index < self._elsewhere:
+                work.append(lane.choose(layer, tokens))
                 yield Stage(work, lane.read_chosen(tokens), index)
                 work = []
                 continue

@@ -44,11 +44,12 @@ class ExpertPart:
 
 @dataclass(frozen=True)
 class GpuLayer:
-    """The weights of one layer. Norms are (D,), sinks (H,), router_bias (E,), all float32."""
+    """The weights of one layer. Norms are (D,), router_bias (E,), all float32; the sinks (H,) come after the
+    bias of qkv, in its buffer: a shader may have 8.
+    """
 
     attention_norm: Any
     qkv: GpuMatrix
-    sinks: Any
     output: GpuMatrix
     mlp_norm: Any
     router: GpuMatrix
@@ -58,10 +59,10 @@ class GpuLayer:
 
 def upload_layer(device: Device, tensors: Tensors, attention: str, with_experts: bool) -> GpuLayer:
     """Copy one layer's tensors to the GPU. Raises: GpuError."""
+    bias_and_sinks = np.concatenate([tensors["qkv.bias"], tensors["sinks"]])
     return GpuLayer(
         attention_norm=device.upload(tensors["attention_norm"]),
-        qkv=upload_matrix(device, tensors, "qkv", attention),
-        sinks=device.upload(tensors["sinks"]),
+        qkv=upload_matrix(device, tensors | {"qkv.bias": bias_and_sinks}, "qkv", attention),
         output=upload_matrix(device, tensors, "output", attention),
         mlp_norm=device.upload(tensors["mlp_norm"]),
         router=upload_matrix(device, tensors, "router", ROUTER, biased=False),  # routing adds its bias

@@ -33,7 +33,7 @@ def shares(plan: Plan) -> Shares:
 
 def dispatches(plan: Plan) -> int:
     """Of a token, where an expert's bytes fit one binding: see gpu/lane.py."""
-    return 6 * plan.gpu_layers + 2 * plan.gpu_expert_layers + (2 if plan.unembeds_on_gpu else 0)
+    return 5 * plan.gpu_layers + plan.gpu_expert_layers + (2 if plan.unembeds_on_gpu else 0)
 
 
 def gpu_estimate(plan: Plan, card_bytes_per_s: float = CARD_BYTES_PER_S) -> Estimate:

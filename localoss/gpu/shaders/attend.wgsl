@@ -5,15 +5,6 @@ const PARTS = THREADS / QUADS;  // threads that share the keys of four columns o
 const GROUP = HEADS / KV_HEADS;
 const NONE = -3.0e38;
 
-@group(0) @binding(0) var<storage, read> qkv: array<vec4<f32>>;
-@group(0) @binding(1) var<storage, read> keys: array<Quad>;
-@group(0) @binding(2) var<storage, read> values: array<Quad>;
-@group(0) @binding(3) var<storage, read> extra: array<u32>;  // (SLOTS, KV_HEADS, EXTRA), where SCALED
-@group(0) @binding(4) var<storage, read> bias: array<f32>;  // of a row of qkv
-@group(0) @binding(5) var<storage, read> offsets: array<vec2<f32>>;  // (BLOCK + blocks, HALF): within, then blocks
-@group(0) @binding(6) var<storage, read> sinks: array<f32>;
-@group(0) @binding(7) var<storage, read_write> out: array<vec4<f32>>;
-@group(0) @binding(8) var<uniform> batch: Batch;
 var<workgroup> query: array<vec4<f32>, QUADS>;
 var<workgroup> weights: array<f32, KEYS>;
 var<workgroup> reduced: array<f32, THREADS>;
@@ -32,24 +23,43 @@ fn turn_query(first: u32, head: u32, i: u32) {
   turns[i] = vec2<f32>(x * b.x + y * b.y, y * b.x - x * b.y);
 }
 
-fn score(key: u32, head: u32, first_block: u32) -> f32 {
-  let place = key % SLOTS * KV_HEADS + head;
+fn cached_score(place: u32) -> f32 {
   var sum = 0.0;
-  if (!SCALED) {
-    for (var i = 0u; i < QUADS; i++) {
+  for (var i = 0u; i < QUADS; i++) {
+    if (SCALED) {
+      let low = byte_of(extra[place * EXTRA + i / 4u], i);
+      let scale = scale_of(byte_of(extra[place * EXTRA + KEY_SCALES + i / 16u], i / 4u));
+      sum += scale * dot(query[i], key_from_cache(keys[place * QUADS + i], low));
+    } else {
       sum += dot(query[i], from_cache(keys[place * QUADS + i]));
     }
-    return sum;
-  }
-  for (var i = 0u; i < QUADS; i++) {
-    let low = byte_of(extra[place * EXTRA + i / 4u], i);
-    let scale = scale_of(byte_of(extra[place * EXTRA + KEY_SCALES + i / 16u], i / 4u));
-    sum += scale * dot(query[i], key_from_cache(keys[place * QUADS + i], low));
-  }
-  for (var i = 0u; i < HALF; i++) {
-    sum += dot(turns[(key / BLOCK - first_block) * HALF + i], offsets[key % BLOCK * HALF + i]);
   }
   return sum;
+}
+
+// newest: it is the token's own, which attend_alone.wgsl has at hand and the cache may not have yet.
+fn score(key: u32, head: u32, first_block: u32, newest: bool) -> f32 {
+  var sum: f32;
+  if (newest) {
+    sum = newest_score();
+  } else {
+    sum = cached_score(key % SLOTS * KV_HEADS + head);
+  }
+  if (SCALED) {
+    for (var i = 0u; i < HALF; i++) {
+      sum += dot(turns[(key / BLOCK - first_block) * HALF + i], offsets[key % BLOCK * HALF + i]);
+    }
+  }
+  return sum;
+}
+
+fn cached_value(place: u32, quad: u32) -> vec4<f32> {
+  let value = from_cache(values[place * QUADS + quad]);
+  if (SCALED) {
+    let group = quad / 4u;
+    return scale_of(byte_of(extra[place * EXTRA + VALUE_SCALES + group / 4u], group)) * value;
+  }
+  return value;
 }
 
 @compute @workgroup_size(THREADS)
@@ -61,13 +71,10 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
   if (WINDOW > 0u && end > WINDOW) {
     begin = end - WINDOW;
   }
-  if (thread < QUADS) {
-    let row = token * (HEADS + 2u * KV_HEADS) * QUADS;
-    query[thread] = qkv[row + id.x * QUADS + thread] / sqrt(f32(HEAD_DIM));
-  }
-  workgroupBarrier();
+  begin_token(token, id.x, head, thread);
 
-  var largest = sinks[id.x];
+  let sink = bias[(HEADS + 2u * KV_HEADS) * HEAD_DIM + id.x];
+  var largest = sink;
   var total = 0.0;  // of this thread's keys
   var result = vec4<f32>(0.0);  // of this thread's part of them
   for (var base = begin; base < end; base += KEYS) {
@@ -81,7 +88,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     for (var i = thread; i < KEYS; i += THREADS) {
       var s = NONE;
       if (base + i < end) {
-        s = score(base + i, head, base / BLOCK);
+        s = score(base + i, head, base / BLOCK, ALONE && base + i + 1u == end);
       }
       weights[i] = s;
       top = max(top, s);
@@ -110,14 +117,10 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     workgroupBarrier();
     if (thread < PARTS * QUADS) {
       for (var i = thread / QUADS; i < min(KEYS, end - base); i += PARTS) {
-        let place = (base + i) % SLOTS * KV_HEADS + head;
-        let value = from_cache(values[place * QUADS + thread % QUADS]);
-        if (SCALED) {
-          let group = thread % QUADS / 4u;
-          let code = byte_of(extra[place * EXTRA + VALUE_SCALES + group / 4u], group);
-          result += weights[i] * scale_of(code) * value;
+        if (ALONE && base + i + 1u == end) {
+          result += weights[i] * newest_value(thread % QUADS);
         } else {
-          result += weights[i] * value;
+          result += weights[i] * cached_value((base + i) % SLOTS * KV_HEADS + head, thread % QUADS);
         }
       }
     }
@@ -138,7 +141,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     for (var p = 1u; p < PARTS; p++) {
       sum += parts[p * QUADS + thread];
     }
-    let weight = reduced[0] + exp(sinks[id.x] - largest);
+    let weight = reduced[0] + exp(sink - largest);
     out[token * HEADS * QUADS + id.x * QUADS + thread] = sum / weight;
   }
 }

@@ -6,17 +6,16 @@ struct Part { first_expert: u32, end_expert: u32 }
 @group(0) @binding(1) var<storage, read> scales: array<u32>;  // the same bytes: also of the biases
 @group(0) @binding(2) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read_write> out: array<f32>;
-@group(0) @binding(4) var<storage, read> expert_ids: array<u32>;
-@group(0) @binding(5) var<storage, read> expert_weights: array<f32>;
 @group(0) @binding(6) var<uniform> part: Part;
 
 @compute @workgroup_size(THREADS)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+  choose(0u, thread);
   let tile = id.x * BLOCKS;
   var sum = 0.0;
   var rows: array<u32, M>;
   for (var a = 0u; a < ACTIVE; a++) {
-    let expert = expert_ids[a];
+    let expert = chosen_ids[a];
     if (expert < part.first_expert || expert >= part.end_expert) {
       continue;
     }
@@ -25,7 +24,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     multiply((begin + CODES_WORD) / 4u + tile * CODE_VECTORS, begin + SCALES_WORD + tile * SCALE_WORDS, rows, thread);
     if (thread < 8u) {
       let bias = bitcast<f32>(scales[begin + BIAS_WORD + 8u * id.x + thread]);
-      sum += expert_weights[a] * (products[thread / 4u][thread % 4u] + bias);
+      sum += chosen_weight(a) * (products[thread / 4u][thread % 4u] + bias);
     }
     workgroupBarrier();
   }

@@ -1,5 +1,5 @@
-// One of the two products of each expert, over the runs of places that sort.wgsl made. A workgroup takes a row
-// group and a run, if the run's expert is among those in `codes`: their bytes as they lie in the model's file.
+// One of the two products of each expert, over runs of places: see sorted.wgsl and alone.wgsl. A workgroup takes a
+// row group and a run, if the run's expert is among those in `codes`: their bytes as they lie in the model's file.
 // GATE_UP: out (P, ROWS / 2) = SwiGLU(W @ x[source of the place] + bias), rows being gate, up, gate, up ...; of a
 // lone token with norm(x): see normed.wgsl.
 // else: out (P, ROWS) = W @ x[place] + bias.
@@ -9,8 +9,6 @@ struct Part { first_expert: u32, end_expert: u32 }
 @group(0) @binding(1) var<storage, read> scales: array<u32>;  // the same bytes: also of the biases
 @group(0) @binding(2) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read_write> out: array<f32>;
-@group(0) @binding(4) var<storage, read> runs: array<vec4<u32>>;
-@group(0) @binding(5) var<storage, read> sources: array<u32>;
 @group(0) @binding(6) var<uniform> part: Part;
 
 fn biased(m: u32, row: u32, bias: u32, factor: f32) -> f32 {
@@ -19,7 +17,7 @@ fn biased(m: u32, row: u32, bias: u32, factor: f32) -> f32 {
 
 @compute @workgroup_size(THREADS)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-  let run = runs[id.y];
+  let run = run_of(id.y, thread);
   if (run.z == 0u || run.x < part.first_expert || run.x >= part.end_expert) {
     return;
   }
@@ -27,7 +25,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
   for (var m = 0u; m < M; m++) {
     let place = run.y + min(m, run.z - 1u);
     if (GATE_UP) {
-      rows[m] = sources[place] * 8u * BLOCKS;
+      rows[m] = source_of(place) * 8u * BLOCKS;
     } else {
       rows[m] = place * 8u * BLOCKS;
     }

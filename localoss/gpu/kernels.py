@@ -59,8 +59,8 @@ class Kernels:
         constants = {"ALONE": alone, "SLOTS": slots, "WINDOW": window, **self._heads}
         cache = f"cache_{self._kv_dtype}", "offsets"
         if alone:
-            files = *cache, "keep", "attend_alone", "attend"
-            return self._kernel("rwwwrrrwu", *files, SIDES=3, THREADS=256, **constants)
+            constants |= {"SIDES": 3, "THREADS": 256}
+            return self._kernel("rwwwrrrwu", *cache, "keep", "attend_alone", "attend", **constants)
         return self._kernel("rrrrrrwu", *cache, "attend_many", "attend", THREADS=64, **constants)
 
     def route(self) -> Kernel:
@@ -79,8 +79,8 @@ class Kernels:
         if at_once == 1:
             files = "normed", "tiles", "chosen", "alone", "experts"
             return self._experts("rrrwrrur", files, places, (rows, columns), 1)
-        files = "plain", "tiles", "sorted", "experts"
-        return self._experts("rrrwrru", files, places, (rows, columns), at_once)
+        sorted_files = "plain", "tiles", "sorted", "experts"
+        return self._experts("rrrwrru", sorted_files, places, (rows, columns), at_once)
 
     def down(self, at_once: int) -> Kernel:
         run = expert_run(self._config, self._dtypes.experts)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from localoss.gpu.cache import GpuLayerCache
 from localoss.gpu.device import Device, Dispatch, Kernel, Reading
 from localoss.gpu.kernels import Kernels
-from localoss.gpu.weights import GpuLayer, GpuMatrix
+from localoss.gpu.weights import ExpertPart, GpuLayer, GpuMatrix
 from localoss.model.stack import Rows
 from localoss.plan.gpu_sizes import most_runs, tokens_at_once
 from localoss.plan.sizes import ArraySize
@@ -58,8 +58,7 @@ class Lane:
         """Copy x (T, D) alone, as for logits of it. Gives T."""
         tokens = len(x)
         self.device.write(self.at["x"], x)
-        runs = most_runs(tokens * self.config.active_experts, self.config.experts, tokens_at_once(tokens))
-        self.device.write(self._batch, np.array([tokens, 0, tokens - 1, runs], np.uint32))
+        self.device.write(self._batch, np.array([tokens, 0, tokens - 1, self._runs(tokens)], np.uint32))
         return tokens
 
     def attention(
@@ -106,30 +105,59 @@ class Lane:
         """What each token's experts give: a lone token's, whose products choose them themselves, is added to
         x, else it is in y for the next norm.
         """
-        at, kernels, once = self.at, self._kernels, tokens_at_once(tokens)
-        groups = self.config.intermediate // 4, self.config.hidden // 8
+        at, kernels, config = self.at, self._kernels, self.config
         if tokens == 1:
             router = [at["router_logits"], layer.router_bias]
-            ends = [at["x"], at["h"], *router], [layer.mlp_norm]
-            work = self._of_experts(kernels.gate_up(1), layer, *ends, groups[0], self.config.active_experts)
-            ends = [at["h"], at["x"], *router], []
-            return [*work, *self._of_experts(kernels.down(1), layer, *ends, groups[1], 1)]
-        order = [at["sources"], at["places"], at["runs"]]
-        runs = most_runs(tokens * self.config.active_experts, self.config.experts, once)
-        sort = self._dispatch(kernels.sort(once), [at["expert_ids"], *order, self._batch], 1)
-        work = [self.choose(layer, tokens), sort]
-        ends = [at["normed"], at["h"], at["runs"], at["sources"]], []
-        work += self._of_experts(kernels.gate_up(once), layer, *ends, groups[0], runs)
-        ends = [at["h"], at["y"], at["runs"], at["sources"]], []
-        return [*work, *self._of_experts(kernels.down(once), layer, *ends, groups[1], runs)]
+            ends, more = [at["x"], at["h"], *router], [layer.mlp_norm]
+            groups = config.intermediate // 4
+            work = self._of_experts(
+                kernels.gate_up(1), layer.experts, ends, more, groups, config.active_experts
+            )
+            ends = [at["h"], at["x"], *router]
+            return [*work, *self._of_experts(kernels.down(1), layer.experts, ends, [], config.hidden // 8, 1)]
+        work = [self.choose(layer, tokens), self.sort(tokens)]
+        for kernel, ends, groups in self._of_sorted(tokens):
+            work += self._of_experts(kernel, layer.experts, ends, [], groups, self._runs(tokens))
+        return work
+
+    def sort(self, tokens: int) -> Dispatch:
+        """Put the tokens of each expert side by side, by expert_ids."""
+        at = self.at
+        buffers = [at["expert_ids"], at["sources"], at["places"], at["runs"], self._batch]
+        return self._dispatch(self._kernels.sort(tokens_at_once(tokens)), buffers, 1)
+
+    def experts_of(self, part: ExpertPart, tokens: int) -> list[Dispatch]:
+        """What the experts of one part give those tokens that chose them, in y: after `choose` and `sort`."""
+        work = []
+        for kernel, ends, groups in self._of_sorted(tokens):
+            work += self._of_experts(kernel, [part], ends, [], groups, self._runs(tokens))
+        return work
+
+    def _of_sorted(self, tokens: int) -> list[tuple[Kernel, list[Any], int]]:
+        """Both products of sorted tokens: the kernel, what it binds besides the weights, and row groups."""
+        at, kernels, once = self.at, self._kernels, tokens_at_once(tokens)
+        order = [at["runs"], at["sources"]]
+        return [
+            (kernels.gate_up(once), [at["normed"], at["h"], *order], self.config.intermediate // 4),
+            (kernels.down(once), [at["h"], at["y"], *order], self.config.hidden // 8),
+        ]
+
+    def _runs(self, tokens: int) -> int:
+        return most_runs(tokens * self.config.active_experts, self.config.experts, tokens_at_once(tokens))
 
     def _of_experts(
-        self, kernel: Kernel, layer: GpuLayer, ends: list[Any], more: list[Any], groups: int, runs: int
+        self,
+        kernel: Kernel,
+        parts: Sequence[ExpertPart],
+        ends: list[Any],
+        more: list[Any],
+        groups: int,
+        runs: int,
     ) -> list[Dispatch]:
-        """`kernel` over each part of the layer's experts. ends: what it binds after codes and scales."""
+        """`kernel` over each part of a layer's experts. ends: what it binds after codes and scales."""
         return [
             self._dispatch(kernel, [part.runs, part.runs, *ends, part.which, *more], groups, runs)
-            for part in layer.experts
+            for part in parts
         ]
 
     def norm(self, weight: Any, tokens: int, joins: bool = False, last: bool = False) -> Dispatch:

@@ -10,28 +10,36 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from localoss.errors import Cancelled, GpuError
 from localoss.gpu.cache import GpuLayerCache
-from localoss.gpu.device import Device, Dispatch, Reading, Recording, Traffic
+from localoss.gpu.device import Device, Dispatch, Recording, Traffic
 from localoss.gpu.kernels import Kernels
 from localoss.gpu.lane import Lane, Part
-from localoss.gpu.weights import GpuLayer, GpuMatrix, Tensors, upload_layer, upload_matrix
+from localoss.gpu.passes import LOGITS, NOTHING, Half, Stage, X, cut
+from localoss.gpu.streaming import ExpertStream, Times, seconds_of
+from localoss.gpu.weights import ExpertPart, GpuLayer, GpuMatrix, Tensors, upload_layer, upload_matrix
 from localoss.model.rope import Rope
 from localoss.model.stack import ExpertRunner, Rows
 from localoss.options import LoadOptions
-from localoss.plan.gpu_sizes import LOGIT_ROWS, TWO_LANES, gpu_buffer_sizes, lane_tokens, offsets_size
+from localoss.plan.gpu_sizes import (
+    LOGIT_ROWS,
+    TWO_LANES,
+    gpu_buffer_sizes,
+    lane_tokens,
+    offsets_size,
+    streams,
+)
 from quant.format.config import ModelConfig
 from quant.format.layout import round_up
 from quant.format.manifest import Dtypes
 
 F32Array = NDArray[np.float32]
 
-_X, _LOGITS, _NOTHING = "x", "logits", "nothing"  # what is read at the end of a pass
 _AT_ONE_GO = 32  # tokens; more are submitted layer by layer, so that cancelling and drivers need not wait
 
 
@@ -41,24 +49,6 @@ class Decoded:
 
     tokens: int = 0
     traffic: Traffic = field(default_factory=Traffic)
-
-
-class Stage(NamedTuple):
-    """What is submitted at once; `layer`, if any, is whose experts the cores then run with what was read."""
-
-    work: list[Dispatch]
-    reading: list[Reading]
-    layer: int | None = None
-
-
-@dataclass
-class Half:
-    """A pass, or one of the two halves of one: rows x (T, D), and the lane that they go through."""
-
-    x: F32Array
-    lane: Lane
-    parts: list[Part]
-    stages: Iterator[Stage]
 
 
 def _offsets(config: ModelConfig) -> F32Array:
@@ -100,13 +90,18 @@ class GpuLayers:
         offsets = device.buffer(offsets_size(config).nbytes)
         device.write(offsets, _offsets(config))
         self._lanes = []
+        brings = streams(most, self._elsewhere)
         for tokens in lane_tokens(most, self._elsewhere):
-            sizes = gpu_buffer_sizes(config, tokens, self.unembeds, with_experts)
+            sizes = gpu_buffer_sizes(config, tokens, self.unembeds, with_experts + brings)
             self._lanes.append(Lane(device, config, kernels, sizes, offsets))
         self._weights: list[GpuLayer] = []
         for index, layer in enumerate(tensors[self.first : config.layers]):
             self._weights.append(upload_layer(device, layer, dtypes.attention, index >= self._elsewhere))
             uploaded(index + 1, self.count)
+        self._stream: ExpertStream | None = None
+        if brings:
+            its = tensors[self.first : self.first + self._elsewhere]
+            self._stream = ExpertStream(device, [layer["experts"] for layer in its])
         self._final_norm: Any = None
         self._unembedding: GpuMatrix | None = None
         if self.unembeds:
@@ -135,6 +130,9 @@ class GpuLayers:
         summary = f"{self.count} of {self.config.layers} layers on {name}"
         if self._elsewhere:
             summary += f", the experts of {with_experts} of them"
+        from_tokens = self._stream.from_tokens if self._stream else None
+        if from_tokens:
+            summary += f", and prompts of {from_tokens} tokens or more bring the others there"
         if self.decoded.tokens:
             submits, read_backs = per_token["submits"], per_token["read_backs"]
             bus = (per_token["written_bytes"] + per_token["read_bytes"]) / 1000
@@ -144,6 +142,7 @@ class GpuLayers:
             "backend": self.device.adapter.backend,
             "layers": self.count,
             "layers_with_experts": with_experts,
+            "brings_experts_from_tokens": from_tokens,
             "unembeds": self.unembeds,
             "bytes": self.device.allocated_bytes,
             "decoded_tokens": self.decoded.tokens,
@@ -155,15 +154,39 @@ class GpuLayers:
         return [GpuLayerCache(self.device, self.config, count, kv_dtype) for count in slots]
 
     def try_out(self, caches: Sequence[Any]) -> None:
-        """Compile all shaders and run them, on zeros: what a driver can't do must show before an answer."""
+        """Compile all shaders and run them, on zeros: what a driver can't do must show before an answer. Then
+        measure from how many tokens on experts come to it.
+        """
         for tokens in {1, min(2, self._max_tokens)}:
             x = np.zeros((tokens, self.config.hidden), np.float32)
-            angles = np.zeros((tokens, self.config.head_dim // 2), np.float32)
-            rows = Rows(0, tokens, 0, angles, angles, _Caches(caches, self.first))  # type: ignore[arg-type]
-            self._run(x, [rows], lambda: False)
+            self._run(x, [self._first_rows(tokens, caches)], lambda: False)
             if self.unembeds:
                 self.logits(x, np.empty((tokens, round_up(self.config.vocab, 8)), np.float32))
+        if self._stream:
+            self._stream.from_tokens = self._measure(self._stream, caches).from_tokens
         self.decoded = Decoded()
+
+    def _first_rows(self, tokens: int, caches: Sequence[Any]) -> Rows:
+        """Rows of a sequence's first tokens, all of them turned by no angle."""
+        ones = np.ones((tokens, self.config.head_dim // 2), np.float32)
+        return Rows(0, tokens, 0, ones, 0 * ones, _Caches(caches, self.first))  # type: ignore[arg-type]
+
+    def _measure(self, stream: ExpertStream, caches: Sequence[Any]) -> Times:
+        """By a layer and as many tokens as an expert has of a full pass, or a few more."""
+        config, lane, layer, cores = self.config, self._lanes[0], self._weights[0], self._cores
+        assert cores
+        active, most = config.active_experts, self._max_tokens
+        tokens = min(max(most * active // config.experts, TWO_LANES), most // 2)
+        x = np.full((tokens, config.hidden), 0.1, np.float32)
+        ids = np.tile(np.arange(active, dtype=np.int32) % stream.at_once, (tokens, 1))
+        weights = np.full((tokens, active), 1 / active, np.float32)
+        cores_s = seconds_of(lambda: cores.run_chosen(self.first, ids, weights, x))
+        lane.load(x, [self._first_rows(tokens, caches)])
+        self.device.write(lane.at["expert_ids"], ids)
+        work = lane.attention(layer, [Part(tokens, caches)], 0, self._window(0), joins=False)
+        work += [lane.sort(tokens), *lane.experts_of(stream.parts[0], tokens)]
+        gpu_s = seconds_of(lambda: self.device.run(work, self.device.anything))
+        return Times(stream.copy_s(), gpu_s / tokens, cores_s / tokens)
 
     def repeat(self, caches: Sequence[Any], times: int) -> None:
         """Run the token of the last `forward`, whose T was 1, `times` times in one submit: for measuring."""
@@ -196,18 +219,21 @@ class GpuLayers:
         cuts = [(0, middle), (middle, len(x))] if middle < len(x) else [(0, middle)]
         halves = []
         for lane, (first, end) in zip(self._lanes, cuts, strict=False):
-            own = list(_cut(rows, first, end))
+            own = list(cut(rows, first, end))
             lane.load(x[first:end], own)
             parts = [Part(part.tokens, self._caches(part)) for part in own]
-            read = _X if not wants_logits else _LOGITS if end == len(x) else _NOTHING
-            halves.append(Half(x[first:end], lane, parts, iter(())))
-            halves[-1].stages = self._stages(halves[-1], read, len(x) > _AT_ONE_GO)
+            read = X if not wants_logits else LOGITS if end == len(x) else NOTHING
+            halves.append(Half(x[first:end], lane, parts, read))
+            halves[-1].stages = self._stages(halves[-1], len(x) > _AT_ONE_GO)
         if len(x) == 1:
             kept = self._decoding.setdefault(halves[0].parts[0].caches[0], {})
             if wants_logits not in kept:
                 kept[wants_logits] = list(halves[0].stages)
             halves[0].stages = iter(kept[wants_logits])
-        results = self._advance(halves, cancelled, wants_logits)
+        if self._stream and self._stream.takes(len(x)):
+            results = self._bring_experts(self._stream, halves, cancelled)
+        else:
+            results = self._advance(halves, cancelled, wants_logits)
         if len(x) == 1:
             self.decoded.tokens += 1
             self.decoded.traffic.add(self.device.traffic.since(before))
@@ -269,15 +295,12 @@ class GpuLayers:
         )
         self.device.write(half.lane.at["x"], half.x)
 
-    def _stages(self, half: Half, end: str, by_layer: bool) -> Iterator[Stage]:
-        """What is submitted for one half of a pass. end: what is read at last, one of _X, _LOGITS, _NOTHING.
-        by_layer: submit each layer by itself.
-        """
+    def _stages(self, half: Half, by_layer: bool) -> Iterator[Stage]:
+        """What is submitted for one half of a pass. by_layer: submit each layer by itself."""
         lane, tokens, joins = half.lane, len(half.x), False
         work: list[Dispatch] = []
         for index, layer in enumerate(self._weights):
-            window = self.config.sliding_window if self.config.is_sliding[self.first + index] else 0
-            work += lane.attention(layer, half.parts, index, window, joins)
+            work += lane.attention(layer, half.parts, index, self._window(index), joins)
             if index < self._elsewhere:
                 work.append(lane.choose(layer, tokens))
                 yield Stage(work, lane.read_chosen(tokens), index)
@@ -288,16 +311,44 @@ class GpuLayers:
             if by_layer:
                 yield Stage(work, self.device.anything)
                 work = []
-        if end == _LOGITS:
+        yield self._last(half, work, joins)
+
+    def _last(self, half: Half, work: list[Dispatch], joins: bool) -> Stage:
+        """`work`, and what is left once all layers are through."""
+        lane, tokens = half.lane, len(half.x)
+        if half.end == LOGITS:
             assert self._unembedding
             work += lane.unembed(self._unembedding, self._final_norm, 1, joins, last=True)
-            yield Stage(work, lane.read_logits(1))
-        elif end == _X:
-            unread = self._weights[-1].attention_norm  # of the norm itself nobody reads anything
-            work += [lane.norm(unread, tokens, joins)] if joins else []
-            yield Stage(work, lane.read_x(tokens))
-        else:
-            yield Stage(work, self.device.anything)
+            return Stage(work, lane.read_logits(1))
+        if half.end == NOTHING:
+            return Stage(work, self.device.anything)
+        unread = self._weights[-1].attention_norm  # of the norm itself nobody reads anything
+        work += [lane.norm(unread, tokens, joins)] if joins else []
+        return Stage(work, lane.read_x(tokens))
+
+    def _bring_experts(
+        self, stream: ExpertStream, halves: Sequence[Half], cancelled: Callable[[], bool]
+    ) -> list[bytes]:
+        """What `_advance` does, with all experts on the GPU: what it doesn't hold goes through `stream`."""
+        for index, layer in enumerate(self._weights):
+            if cancelled():
+                raise Cancelled("stopped")
+            work: list[Dispatch] = []
+            for half in halves:
+                work += half.lane.attention(layer, half.parts, index, self._window(index), index > 0)
+                if index < self._elsewhere:
+                    work += [half.lane.choose(layer, len(half.x)), half.lane.sort(len(half.x))]
+                else:
+                    work += half.lane.experts(layer, len(half.x))
+            if index < self._elsewhere:
+                stream.run(index, work, partial(_experts_of, halves), cancelled)
+            else:
+                self.device.run(work, self.device.anything)
+        stages = [self._last(half, [], joins=True) for half in halves]
+        return [self.device.run(*stage[:2])[0] for stage in stages]
+
+    def _window(self, index: int) -> int:
+        return self.config.sliding_window if self.config.is_sliding[self.first + index] else 0
 
     def logits(self, x: F32Array, out: F32Array) -> None:
         """Write final norm and unembedding of rows x (n, D) to out (n, ≥ V rounded up to 8)."""
@@ -314,6 +365,10 @@ class GpuLayers:
         return rows.cache.layers[self.first : self.first + self.count]
 
 
+def _experts_of(halves: Sequence[Half], part: ExpertPart) -> list[Dispatch]:
+    return [work for half in halves for work in half.lane.experts_of(part, len(half.x))]
+
+
 def _nothing() -> None:
     """What the cores do meanwhile where nothing waits for them."""
 
@@ -323,13 +378,3 @@ class _Caches:
 
     def __init__(self, caches: Sequence[Any], first: int) -> None:
         self.layers = [*[None] * first, *caches]
-
-
-def _cut(rows: Sequence[Rows], begin: int, end: int) -> Iterator[Rows]:
-    """Of `rows`, one after another from row 0 on, those from `begin` to `end`, counted from `begin`."""
-    for part in rows:
-        first, last = max(part.first, begin), min(part.first + part.tokens, end)
-        if first < last:
-            skipped = first - part.first
-            angles = part.cos[skipped:][: last - first], part.sin[skipped:][: last - first]
-            yield Rows(first - begin, last - first, part.position + skipped, *angles, part.cache)

@@ -11,6 +11,7 @@ LOGIT_ROWS = 8  # whose logits are computed at once
 # From so many tokens on a pass goes in two halves where experts run elsewhere: the GPU computes one half's
 # attention while the cores run the other half's experts. With fewer, both would read the same experts.
 TWO_LANES = 16
+_STREAMED_BYTES = 64 << 20  # of experts that go to the GPU at a time: enough that a submit takes little of it
 
 
 def lane_tokens(tokens: int, elsewhere: int) -> list[int]:
@@ -18,6 +19,21 @@ def lane_tokens(tokens: int, elsewhere: int) -> list[int]:
     if not elsewhere or tokens < TWO_LANES:
         return [tokens]
     return [max(tokens - tokens // 2, TWO_LANES - 1), tokens // 2]
+
+
+def streams(tokens: int, elsewhere: int) -> bool:
+    """Whether passes of up to `tokens` may be long enough to bring to the GPU what experts are elsewhere."""
+    return elsewhere > 0 and tokens >= TWO_LANES
+
+
+def streamed_experts(experts: int, run_bytes: int) -> int:
+    """How many of a layer's experts, run_bytes each, go to the GPU at a time; see gpu/streaming.py."""
+    return max(min(_STREAMED_BYTES // run_bytes, -(-experts // 2)), 1)
+
+
+def stream_bytes(config: ModelConfig, run_bytes: int) -> int:
+    """Of the two buffers on the GPU that experts go through, and as much of this machine's memory."""
+    return 2 * streamed_experts(config.experts, run_bytes) * run_bytes
 
 
 def tokens_at_once(tokens: int) -> int:
@@ -33,7 +49,7 @@ def most_runs(pairs: int, experts: int, tokens_at_once: int) -> int:
 def gpu_buffer_sizes(config: ModelConfig, tokens: int, unembeds: bool, here: int) -> dict[str, ArraySize]:
     """The arrays that a forward pass of up to `tokens` tokens writes on the GPU.
 
-    here: how many of its layers have their experts there.
+    here: of how many layers it runs experts there.
     """
     pairs = tokens * config.active_experts if here else 0
     runs = most_runs(pairs, config.experts, tokens_at_once(tokens))

@@ -10,7 +10,7 @@ from typing import Any
 
 from localoss.errors import UsageError
 from localoss.options import MOST_SLOTS, LoadOptions
-from localoss.plan.gpu_sizes import gpu_buffer_sizes, lane_tokens, offsets_size
+from localoss.plan.gpu_sizes import gpu_buffer_sizes, lane_tokens, offsets_size, stream_bytes, streams
 from localoss.plan.sizes import (
     MOST_SNAPSHOTS,
     PASS_TOKENS,
@@ -122,11 +122,12 @@ class Plan:
         waiting = waiting_bytes(config, self.slots, max(chunk, self.pass_tokens))
         logits = logits_bytes(config, self.slots, self.threads)
         drafts = self.slots * lookup_bytes(config, self.context_tokens) if self.lookup else 0
+        bringing = self._stream_bytes
         return {
             "KV cache, full layers": self.slots * (sum(caches) - sliding),
             "KV cache, sliding layers": self.slots * sliding,
             "snapshots": self.slots * MOST_SNAPSHOTS * snapshot_bytes(config, self.kv_dtype),
-            "scratch": sum(size.nbytes for size in buffers.values()) + waiting + logits + drafts,
+            "scratch": sum(size.nbytes for size in buffers.values()) + waiting + logits + drafts + bringing,
             **({"adapters": self.adapter_bytes} if self.adapter_bytes else {}),
             "program": PROGRAM_BYTES,
         }
@@ -140,10 +141,10 @@ class Plan:
         here, every = self.gpu_expert_layers, class_bytes(config, self.dtypes)
         elsewhere, experts = self.gpu_layers - here, every["experts"] // config.layers
         lanes = [
-            gpu_buffer_sizes(config, tokens, self.unembeds_on_gpu, here)
+            gpu_buffer_sizes(config, tokens, self.unembeds_on_gpu, here + streams(chunk, elsewhere))
             for tokens in lane_tokens(chunk, elsewhere)
         ]
-        scratch = sum(size.nbytes for sizes in lanes for size in sizes.values())
+        scratch = sum(size.nbytes for sizes in lanes for size in sizes.values()) + self._stream_bytes
         return {
             "layers": self.gpu_layers * (self.layer_bytes - experts),
             "experts": here * experts,
@@ -151,6 +152,14 @@ class Plan:
             "KV cache": self.slots * sum(self._cache_bytes[config.layers - self.gpu_layers :]),
             "scratch": scratch + offsets_size(config).nbytes,
         }
+
+    @cached_property
+    def _stream_bytes(self) -> int:
+        """Of experts that are on their way to a GPU that runs prompts with them: there, and here as well."""
+        elsewhere = self.gpu_layers - self.gpu_expert_layers
+        if not streams(min(self.chunk_tokens, self.context_tokens), elsewhere):
+            return 0
+        return stream_bytes(self.config, expert_run(self.config, self.dtypes.experts).size)
 
     @property
     def gpu_bytes(self) -> int:

@@ -58,17 +58,19 @@ def random_experts(config, random):
 
 
 @pytest.mark.parametrize(
-    ("name", "experts", "parts", "chunk"),
+    ("name", "experts", "parts", "chunk", "brings"),
     [
-        ("gpt-oss-20b", 12, 2, 3),  # fewer experts of the same size: a few seconds
-        ("gpt-oss-20b", 4, 0, 3),  # experts in memory
-        pytest.param("gpt-oss-20b", 32, 0, 24, marks=pytest.mark.soak),
-        pytest.param("gpt-oss-120b", 128, 0, 24, marks=pytest.mark.soak),
-        pytest.param("gpt-oss-20b", 32, 4, 24, marks=pytest.mark.soak),
-        pytest.param("gpt-oss-120b", 128, 13, 24, marks=pytest.mark.soak),
+        ("gpt-oss-20b", 12, 2, 3, False),  # fewer experts of the same size: a few seconds
+        ("gpt-oss-20b", 4, 0, 3, False),  # experts in memory
+        pytest.param("gpt-oss-20b", 32, 0, 24, False, marks=pytest.mark.soak),
+        pytest.param("gpt-oss-120b", 128, 0, 24, False, marks=pytest.mark.soak),
+        pytest.param("gpt-oss-20b", 32, 0, 24, True, marks=pytest.mark.soak),  # brought for the prompt
+        pytest.param("gpt-oss-120b", 128, 0, 24, True, marks=pytest.mark.soak),
+        pytest.param("gpt-oss-20b", 32, 4, 24, False, marks=pytest.mark.soak),
+        pytest.param("gpt-oss-120b", 128, 13, 24, False, marks=pytest.mark.soak),
     ],
 )
-def test_a_layer(name, experts, parts, chunk, gpu_adapter):
+def test_a_layer(name, experts, parts, chunk, brings, gpu_adapter):
     config = replace(known_models()[name].config, layers=1, is_sliding=(True,), vocab=1000, experts=experts)
     dtypes, random = Dtypes(), np.random.default_rng(11)
     specs = layer_specs(config, dtypes.attention, dtypes.experts)
@@ -84,6 +86,9 @@ def test_a_layer(name, experts, parts, chunk, gpu_adapter):
     on_gpu = GpuLayers(device, config, dtypes, weights.tensors, layers, options)
     if gpu_adapter.is_software:
         assert len(on_gpu._weights[0].experts) == parts
+    if brings:
+        assert on_gpu._stream
+        on_gpu._stream.from_tokens = chunk
     results = []
     for others in ([], [on_gpu]):
         model = Model(config, weights, usable_threads(None), True, chunk, others)

@@ -153,7 +153,8 @@ def test_an_edge_against_the_layers_is_found():
 # The GPU's own modules, those that choose and measure it, and the names of options, errors and report fields.
 MENTION_THE_GPU = {"localoss", "localoss.errors", "localoss.options", "localoss.settings"}
 MENTION_THE_GPU |= {"localoss.gpu", "localoss.plan", "localoss.cli", "localoss.engine.loader"}
-MENTION_THE_GPU |= {"localoss.measure.bench", "localoss.measure.gpu_split", "localoss.server.ollama.schemas"}
+MENTION_THE_GPU |= {"localoss.measure.bench", "localoss.measure.gpu_split"}
+MENTION_THE_GPU |= {"localoss.measure.gpu_rates", "localoss.server.ollama.schemas"}
 
 
 def test_what_runs_a_model_knows_of_no_gpu():

@@ -2,7 +2,9 @@
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from localoss.cli import options
 from localoss.cli.terminal import echo
@@ -19,6 +21,9 @@ def gpu(
     model: options.OptionalModelName = None,
     gpu_memory: options.GpuMemory = None,
     threads: options.Threads = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Measure how fast the GPU reads and multiplies each format.")
+    ] = False,
     as_json: options.AsJson = False,
 ) -> None:
     """List the GPUs of this machine; with MODEL, time one of its layers on the GPU and on the CPU.
@@ -36,8 +41,43 @@ def gpu(
         report["split"] = _measured(model, gpu_memory, threads)
         if not as_json:
             _print_split(report["split"])
+    if measure:
+        report["rates"] = _rates()
+        if not as_json:
+            _print_rates(report["rates"])
     if as_json:
         echo(json.dumps(report, indent=2))
+
+
+def _rates() -> dict[str, Any]:
+    """What `measure_rates` finds on the GPU that models would run on. Raises: GpuError without one."""
+    from localoss.gpu.choice import open_gpu
+    from localoss.hub.registry import known_models
+    from localoss.measure.gpu_rates import measure_rates
+
+    config = known_models()["gpt-oss-20b"].config
+    assert config
+    device = open_gpu()
+    return {"adapter": device.adapter.name} | asdict(measure_rates(device, config))
+
+
+def _print_rates(rates: dict[str, Any]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("weights", box=box.SIMPLE_HEAD)
+    for column in ("one token, GB/s", "of reading", "8 tokens, G multiply-adds/s"):
+        table.add_column(column, justify="right")
+    for rate in rates["formats"]:
+        name = rate["name"] if rate["is_used"] else f"({rate['name']}, not used)"
+        share = rate["gb_per_s"] / rates["read_gb_per_s"]
+        table.add_row(name, f"{rate['gb_per_s']:.1f}", f"{share:.0%}", f"{rate['many_gmacs']:.1f}")
+    Console(highlight=False, soft_wrap=True).print(table, markup=False)
+    echo(
+        f"{rates['adapter']} reads {rates['read_gb_per_s']:.1f} GB/s of its memory; "
+        f"what is copied to it comes at {rates['bus_gb_per_s']:.1f} GB/s."
+    )
 
 
 def _described(adapter: "Adapter", memory: int | None) -> dict[str, Any]:

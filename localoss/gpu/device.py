@@ -14,6 +14,7 @@ from localoss.gpu.adapters import Adapter
 Reading = tuple[Any, int, int]  # of a buffer, from an offset on, so many bytes
 
 _PIECE_BYTES = 32 << 20  # how much is on its way to the GPU at a time: it is in memory twice
+_SUBGROUPS = "subgroup"  # wgpu's name of that feature
 _MOST_GROUPS = 65_535  # of a dispatch, in each direction
 _BUFFERS_OF_A_SHADER = 8
 _THREADS_OF_A_GROUP = 256
@@ -86,8 +87,12 @@ class Device:
         if not adapter.is_software:
             for name in ("max-storage-buffer-binding-size", "max-buffer-size"):
                 wanted[name] = adapter.limits[name]
+        self.has_subgroups = _SUBGROUPS in adapter.handle.features
+        features = [_SUBGROUPS] if self.has_subgroups else []
         with _explained("it could not be opened"):
-            self._device = adapter.handle.request_device_sync(required_limits=wanted)
+            self._device = adapter.handle.request_device_sync(
+                required_limits=wanted, required_features=features
+            )
         self._queue = self._device.queue
         self.most_bytes = min(wanted["max-storage-buffer-binding-size"], wanted["max-buffer-size"])
         self.allocated_bytes = 0

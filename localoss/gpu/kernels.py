@@ -3,6 +3,7 @@
 from typing import Any
 
 from localoss.gpu.device import Device, Kernel
+from localoss.gpu.features import Features, features_of
 from localoss.gpu.sources import source
 from localoss.gpu.weights import GpuMatrix
 from quant.format.config import SWIGLU_ALPHA, ModelConfig
@@ -14,8 +15,17 @@ from quant.format.weight_formats import WEIGHT_FORMATS
 class Kernels:
     """Every kernel is compiled when it is first asked for, and kept. `at_once`: sizes.tokens_at_once's."""
 
-    def __init__(self, device: Device, config: ModelConfig, dtypes: Dtypes, kv_dtype: str):
+    def __init__(
+        self,
+        device: Device,
+        config: ModelConfig,
+        dtypes: Dtypes,
+        kv_dtype: str,
+        features: Features | None = None,
+    ):
+        """features: those of the device, if no others are to be used."""
         self._device, self._config, self._dtypes, self._kv_dtype = device, config, dtypes, kv_dtype
+        self._features = features or features_of(device)
         self._compiled: dict[tuple[Any, ...], Kernel] = {}
         self._heads = {
             "HEADS": config.heads,
@@ -26,6 +36,7 @@ class Kernels:
     def norm(self, adding: bool = False) -> Kernel:
         return self._kernel(
             "wrrrrwu",
+            self._whole,
             "norm",
             COLUMNS=self._config.hidden,
             ACTIVE=self._config.active_experts,
@@ -37,8 +48,9 @@ class Kernels:
         """normed: its input, of one token, is to be normed on the way."""
         return self._kernel(
             "rrrrwuur" if normed else "rrrrwuu",
-            matrix.dtype,
+            *self._decoding(matrix.dtype),
             "normed" if normed else "plain",
+            *self._adding_up(at_once),
             "tiles",
             "matmul",
             M=at_once,
@@ -57,7 +69,7 @@ class Kernels:
     def attend(self, slots: int, window: int, alone: bool) -> Kernel:
         """alone: of one token of its sequence, which isn't rotated or in the cache yet."""
         constants = {"ALONE": alone, "SLOTS": slots, "WINDOW": window, **self._heads}
-        cache = f"cache_{self._kv_dtype}", "offsets"
+        cache = f"cache_{self._kv_dtype}", "offsets", self._whole
         if alone:
             constants |= {"SIDES": 3, "THREADS": 256}
             return self._kernel("rwwwrrrwu", *cache, "keep", "attend_alone", "attend", **constants)
@@ -105,7 +117,8 @@ class Kernels:
         )
         return self._kernel(
             access,
-            self._dtypes.experts,
+            *self._decoding(self._dtypes.experts),
+            *self._adding_up(at_once),
             *files,
             M=at_once,
             THREADS=_threads(self._dtypes.experts, columns // 32, at_once),
@@ -122,6 +135,21 @@ class Kernels:
             ALPHA=SWIGLU_ALPHA,
             LIMIT=float(self._config.swiglu_limit),
         )
+
+    @property
+    def _whole(self) -> str:
+        """The file that adds up over a workgroup."""
+        return "whole_subgroups" if self._features.subgroups else "whole_tree"
+
+    def _adding_up(self, at_once: int) -> tuple[str, ...]:
+        """The files that add up products; those of many tokens share few threads, and need no subgroups."""
+        if at_once == 1 and self._features.subgroups:
+            return "whole_subgroups", "rows_subgroups"
+        return "whole_tree", "rows_tree"
+
+    def _decoding(self, dtype: str) -> tuple[str, ...]:
+        """The files that decode weights of a format."""
+        return (dtype, self._features.fp4_file) if dtype == "mxfp4" else (dtype,)
 
     def _kernel(self, access: str, *files: str, **constants: int | float | bool) -> Kernel:
         key = (*files, *constants.items())

@@ -90,7 +90,7 @@ class GpuLayers:
         offsets = device.buffer(offsets_size(config).nbytes)
         device.write(offsets, _offsets(config))
         self._lanes = []
-        brings = streams(most, self._elsewhere)
+        brings = streams(config, most, self._elsewhere)
         for tokens in lane_tokens(most, self._elsewhere):
             sizes = gpu_buffer_sizes(config, tokens, self.unembeds, with_experts + brings)
             self._lanes.append(Lane(device, config, kernels, sizes, offsets))

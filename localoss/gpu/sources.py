@@ -12,6 +12,14 @@ _BATCH = """struct Batch {
   runs: u32,  // how many runs of experts.wgsl are dispatched
 }
 """
+# What main has besides in a shader with whole_subgroups.wgsl.
+_SUBGROUPS = """,
+    @builtin(subgroup_id) its_number: u32,
+    @builtin(num_subgroups) its_count: u32,
+    @builtin(subgroup_invocation_id) its_place: u32) {
+  subgroup_number = its_number;
+  subgroup_count = its_count;
+  subgroup_place = its_place;"""
 # Quads of columns that a thread takes of a tile: two where a byte holds two columns.
 _QUADS = {name: 2 if form.bits == 4 else 1 for name, form in WEIGHT_FORMATS.items()}
 
@@ -23,6 +31,10 @@ def source(*files: str, **constants: int | float | bool) -> str:
     """
     repeats = {"m": range(int(constants.get("M", 1))), "q": range(1, max(_QUADS.get(f, 1) for f in files))}
     lines = [line for file in files for line in _expand(_read(file).splitlines(), repeats)]
+    if "whole_subgroups" in files:
+        lines = [
+            line.removesuffix(") {") + _SUBGROUPS if line.startswith("fn main(") else line for line in lines
+        ]
     head = [f"const {name} = {_literal(value)};" for name, value in constants.items()]
     return "\n".join([*head, _BATCH, *lines])
 

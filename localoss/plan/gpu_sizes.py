@@ -11,7 +11,8 @@ LOGIT_ROWS = 8  # whose logits are computed at once
 # From so many tokens on a pass goes in two halves where experts run elsewhere: the GPU computes one half's
 # attention while the cores run the other half's experts. With fewer, both would read the same experts.
 TWO_LANES = 16
-_STREAMED_BYTES = 64 << 20  # of experts that go to the GPU at a time: enough that a submit takes little of it
+_STREAMED_BYTES = 32 << 20  # of experts that go to the GPU at a time: enough that a submit takes little of it
+_STREAMED_SHARE = 8  # experts are brought where an eighth of the layers or more have them elsewhere
 
 
 def lane_tokens(tokens: int, elsewhere: int) -> list[int]:
@@ -21,9 +22,11 @@ def lane_tokens(tokens: int, elsewhere: int) -> list[int]:
     return [max(tokens - tokens // 2, TWO_LANES - 1), tokens // 2]
 
 
-def streams(tokens: int, elsewhere: int) -> bool:
-    """Whether passes of up to `tokens` may be long enough to bring to the GPU what experts are elsewhere."""
-    return elsewhere > 0 and tokens >= TWO_LANES
+def streams(config: ModelConfig, tokens: int, elsewhere: int) -> bool:
+    """Whether passes of up to `tokens` may be long enough to bring to the GPU what experts are elsewhere, and
+    these are so many that the buffers for it are worth more than one more layer's experts there.
+    """
+    return elsewhere * _STREAMED_SHARE >= config.layers and tokens >= TWO_LANES
 
 
 def streamed_experts(experts: int, run_bytes: int) -> int:

@@ -141,7 +141,7 @@ class Plan:
         here, every = self.gpu_expert_layers, class_bytes(config, self.dtypes)
         elsewhere, experts = self.gpu_layers - here, every["experts"] // config.layers
         lanes = [
-            gpu_buffer_sizes(config, tokens, self.unembeds_on_gpu, here + streams(chunk, elsewhere))
+            gpu_buffer_sizes(config, tokens, self.unembeds_on_gpu, here + streams(config, chunk, elsewhere))
             for tokens in lane_tokens(chunk, elsewhere)
         ]
         scratch = sum(size.nbytes for sizes in lanes for size in sizes.values()) + self._stream_bytes
@@ -157,7 +157,7 @@ class Plan:
     def _stream_bytes(self) -> int:
         """Of experts that are on their way to a GPU that runs prompts with them: there, and here as well."""
         elsewhere = self.gpu_layers - self.gpu_expert_layers
-        if not streams(min(self.chunk_tokens, self.context_tokens), elsewhere):
+        if not streams(self.config, min(self.chunk_tokens, self.context_tokens), elsewhere):
             return 0
         return stream_bytes(self.config, expert_run(self.config, self.dtypes.experts).size)
 

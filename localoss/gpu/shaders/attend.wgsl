@@ -7,7 +7,6 @@ const NONE = -3.0e38;
 
 var<workgroup> query: array<vec4<f32>, QUADS>;
 var<workgroup> weights: array<f32, KEYS>;
-var<workgroup> reduced: array<f32, THREADS>;
 var<workgroup> parts: array<vec4<f32>, THREADS>;
 
 // Of the query and the bias of its key head, turned to each block of the keys at hand: what of their product
@@ -93,15 +92,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
       weights[i] = s;
       top = max(top, s);
     }
-    reduced[thread] = top;
-    for (var half = THREADS / 2u; half > 0u; half >>= 1u) {
-      workgroupBarrier();
-      if (thread < half) {
-        reduced[thread] = max(reduced[thread], reduced[thread + half]);
-      }
-    }
-    workgroupBarrier();
-    let new_largest = max(largest, reduced[0]);
+    let new_largest = max(largest, largest_of(top, thread));
     let shrink = exp(largest - new_largest);
     largest = new_largest;
     total *= shrink;
@@ -127,21 +118,14 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     workgroupBarrier();
   }
 
-  reduced[thread] = total;
   parts[thread] = result;
-  for (var half = THREADS / 2u; half > 0u; half >>= 1u) {
-    workgroupBarrier();
-    if (thread < half) {
-      reduced[thread] += reduced[thread + half];
-    }
-  }
-  workgroupBarrier();
+  let whole = sum_of(total, thread);
   if (thread < QUADS) {
     var sum = parts[thread];
     for (var p = 1u; p < PARTS; p++) {
       sum += parts[p * QUADS + thread];
     }
-    let weight = reduced[0] + exp(sink - largest);
+    let weight = whole + exp(sink - largest);
     out[token * HEADS * QUADS + id.x * QUADS + thread] = sum / weight;
   }
 }

@@ -2,6 +2,7 @@
 const LANES = 8u;  // threads that share a tile
 const QUADS = 2u;  // of columns that each takes
 const CODE_VECTORS = 8u;
+const UNIT = 1.0;  // what decode's numbers are to be multiplied by
 const SCALE_WORDS = 4u;
 
 fn signed(n: u32) -> vec4<f32> {

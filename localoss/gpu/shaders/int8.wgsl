@@ -2,6 +2,7 @@
 const LANES = 16u;  // threads that share a tile
 const QUADS = 1u;  // of columns that each takes
 const CODE_VECTORS = 16u;
+const UNIT = 1.0;  // what decode's numbers are to be multiplied by
 const SCALE_WORDS = 4u;
 
 fn decode(tile: u32, lane: u32) -> array<mat4x4<f32>, QUADS> {

@@ -9,7 +9,6 @@ const THREADS = 256u;
 @group(0) @binding(4) var<storage, read> weight: array<vec4<f32>>;
 @group(0) @binding(5) var<storage, read_write> out: array<vec4<f32>>;
 @group(0) @binding(6) var<uniform> batch: Batch;
-var<workgroup> squares: array<f32, THREADS>;
 
 fn experts(token: u32, i: u32) -> vec4<f32> {
   var sum = vec4<f32>(0.0);
@@ -32,15 +31,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     }
     sum += dot(v, v);
   }
-  squares[thread] = sum;
-  for (var half = THREADS / 2u; half > 0u; half >>= 1u) {
-    workgroupBarrier();
-    if (thread < half) {
-      squares[thread] += squares[thread + half];
-    }
-  }
-  workgroupBarrier();
-  let factor = 1.0 / sqrt(squares[0] / f32(COLUMNS) + EPS);
+  let factor = 1.0 / sqrt(sum_of(sum, thread) / f32(COLUMNS) + EPS);
   for (var i = thread; i < COLUMNS / 4u; i += THREADS) {
     out[id.x * (COLUMNS / 4u) + i] = x[row + i] * factor * weight[i];
   }

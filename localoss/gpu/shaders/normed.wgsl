@@ -2,7 +2,6 @@
 // That is on the way: the two threads that share each four columns both count them.
 @group(0) @binding(7) var<storage, read> norm_weight: array<vec4<f32>>;
 var<private> squares: f32;
-var<workgroup> sums: array<f32, THREADS>;
 
 fn input(row: u32, column: u32) -> vec4<f32> {
   let v = x[row + column];
@@ -12,13 +11,5 @@ fn input(row: u32, column: u32) -> vec4<f32> {
 
 // After `multiply`, by all threads: what its products are to be multiplied by.
 fn norm_factor(thread: u32) -> f32 {
-  sums[thread] = squares;
-  for (var half = THREADS / 2u; half > 0u; half >>= 1u) {
-    workgroupBarrier();
-    if (thread < half) {
-      sums[thread] += sums[thread + half];
-    }
-  }
-  workgroupBarrier();
-  return 1.0 / sqrt(sums[0] / f32(2u * 32u * BLOCKS) + EPS);
+  return 1.0 / sqrt(sum_of(squares, thread) / f32(2u * 32u * BLOCKS) + EPS);
 }

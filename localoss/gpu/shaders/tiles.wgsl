@@ -30,19 +30,11 @@ fn multiply(tile: u32, scale_at: u32, rows: array<u32, M>, thread: u32) {
 // each q
     value_@ += input(rows[@], at + $u) * w[$];
 // end
-    sum_@ += s * value_@;
+    sum_@ += s * (UNIT * value_@);
 // end
   }
 // each m
   products[@u * THREADS + thread] = sum_@;
 // end
-  for (var distance = THREADS / 2u; distance > 1u; distance >>= 1u) {
-    workgroupBarrier();
-    if (thread < distance) {
-// each m
-      products[@u * THREADS + thread] += products[@u * THREADS + thread + distance];
-// end
-    }
-  }
-  workgroupBarrier();
+  add_up(thread);
 }

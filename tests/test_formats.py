@@ -363,6 +363,19 @@ def test_fast_encoders_equal_the_reference(bits):
     same_bits(fast.tile_bf16(bits), to_tiles(bits, "bf16"))
 
 
+def test_rows_that_are_searched_together_equal_the_reference():
+    """Three groups a row: 21 rows lie in one, twice, and 6 are left. A column's moments are its own in each."""
+    weights = bf16_to_f32(f32_to_bf16(random_weights(5, 48, 96)))
+    bits, moments = f32_to_bf16(weights), np.exp(random_weights(6, 1, 96)[0])
+    for moments_or_none in (None, moments):
+        codes, scales = encode_int4(weights, moments_or_none)
+        tiles, tiled = fast.tile_int4(bits, moments_or_none)
+        same_bits(tiles, to_tiles(codes, "int4"))
+        same_bits(tiled, scales_to_tiles(scales))
+    same_bits(fast.encode_int8_rows(bits)[1], encode_int8(weights)[1])
+    same_bits(fast.encode_mxfp4_blocks(bits)[1], encode_mxfp4(weights)[1])
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 5), st.integers(1, 7), st.integers(0, 2**32 - 1))
 def test_fast_permutation_equals_the_reference(groups, columns, seed):

@@ -4,7 +4,7 @@ The scale rules stay in numbers.py: a loop finds each group's extreme, NumPy mak
 and another loop tries that scale's neighbours. `words` are bfloat16 bits or float32's, see jit.words_of.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numba
@@ -26,6 +26,9 @@ from quant.format.numbers import (
 )
 
 _FIRST_F16, _LAST_F16 = SEARCHED_F16
+# Groups that lie beside each other in vectors, at the least. With a narrow matrix's one group a row, calls and
+# slices took forty times as long as the numbers.
+_BESIDE = 64
 _WHOLE = np.float32(1.5 * 2**23)  # added and taken away, it rounds as np.rint does, and in vectors
 
 
@@ -37,20 +40,37 @@ def best_int_scales(
     moments: F32 | None = None,
 ) -> F16:
     """formats.search_int_scales from the scales that `rule` gives `words` (R, C): (R, C/32)."""
-    groups = in_groups(words)
     scales = rule(_group_extremes(words, shift))
     steps, lowest, highest = np.array(form.steps, np.int32), np.float32(form.lowest), np.float32(form.highest)
     weights = np.ones(words.shape[1], np.float32) if moments is None else moments
     by_column = np.ascontiguousarray(weights.reshape(-1, GROUP).T)
-    _search_int(groups, by_column, shift, steps, lowest, highest, scales.view(np.uint16))
+    for groups, some, count in _wide_rows(words, scales.view(np.uint16)):
+        _search_int(groups, np.tile(by_column, count), shift, steps, lowest, highest, some)
     return scales
 
 
 def best_mxfp4_scales(words: NDArray[Any], shift: int) -> U8:
     """formats.search_mxfp4_scales from mxfp4_scales of `words` (R, C): (R, C/32) u8."""
     scales = mxfp4_scales(_group_extremes(words, shift))
-    _search_mxfp4(in_groups(words), shift, np.array(MXFP4_STEPS, np.int32), scales)
+    for groups, some, _ in _wide_rows(words, scales):
+        _search_mxfp4(groups, shift, np.array(MXFP4_STEPS, np.int32), some)
     return scales
+
+
+def _wide_rows(
+    words: NDArray[Any], scales: NDArray[Any]
+) -> Iterator[tuple[NDArray[Any], NDArray[Any], int]]:
+    """`words` (R, C) as groups (r, B, 32), their `scales` as (r, B), a view, and the rows that r has in one.
+
+    A group's scale depends on no other group, so rows that are narrow can lie one after the other in a wide one.
+    """
+    rows, columns = words.shape
+    together = max(1, _BESIDE * GROUP // columns)
+    whole = rows // together * together
+    for some, count in ((slice(whole), together), (slice(whole, rows), rows - whole)):
+        if len(scales[some]):
+            wide = words[some].reshape(-1, count * columns)
+            yield in_groups(wide), scales[some].reshape(len(wide), -1), count
 
 
 def _group_extremes(words: NDArray[Any], shift: int) -> NDArray[np.float32]:

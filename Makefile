@@ -9,7 +9,7 @@ WORKERS ?= logical
 # compile localoss again, for a third of a second.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: attack setup chat test lint type bench golden clients soak page screens train train-smoke clean docs dist
+.PHONY: attack setup chat test lint type bench golden clients soak page screens test-time train train-smoke clean docs dist
 
 setup: $(VENV)/.ready
 
@@ -24,7 +24,11 @@ chat: setup
 	$(BIN)/localoss chat $(MODEL)
 
 test: setup
-	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile $(TIMES)
+
+# The same, and then the processor time that each test file took.
+test-time: TIMES = -p tests.support.processor_time
+test-time: test
 
 lint: setup
 	$(BIN)/ruff check .

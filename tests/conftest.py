@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from support.pseudo_terminal import Terminal
 
 _FOR_FORKS = "LOCALOSS_TESTS_FORK"
+gc.disable()  # until all is imported: little of it is garbage
 # A shell that starts this in the background has it ignore Ctrl-C, and with it all that tests start.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -77,6 +78,7 @@ def pytest_collection_finish() -> None:
     """What all the imports have left stays: no collection need look at it again and again."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,6 +4,7 @@ It comes at the n-th import after the program's own begin, so at the same place 
 What comes before that is Python's own start, which no program can change.
 """
 
+import json
 import os
 import random
 import signal
@@ -43,13 +44,43 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+# One process goes through a command, and at each of the moments a copy of it is interrupted instead.
+AT_MANY_IMPORTS = """
+import json, os, signal, sys, tempfile
+from localoss.__main__ import main
+every, ends, seen, is_copy = int(sys.argv.pop(1)), [], 0, False
+class Copying:
+    def find_spec(self, name, path=None, target=None):
+        global seen, is_copy
+        seen += 1
+        if is_copy or seen > 2 and seen % every:
+            return
+        with tempfile.TemporaryFile() as said:
+            sys.stdout.flush()
+            pid = os.fork()
+            if pid == 0:
+                is_copy = True
+                os.dup2(said.fileno(), 2)
+                os.kill(os.getpid(), signal.SIGINT)
+                return
+            code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            said.seek(0)
+            ends.append((seen, code, said.read().decode()))
+sys.meta_path.insert(0, Copying())
+code = main()
+if not is_copy:
+    print(json.dumps(ends))
+sys.exit(code)
+"""
+
+
 @pytest.fixture
 def command(tmp_path):
     put_into(tmp_path / "home")
 
-    def run(arguments, at):
+    def run(arguments, at, program=AT_AN_IMPORT):
         return subprocess.run(
-            [sys.executable, "-c", AT_AN_IMPORT, str(at), *arguments],
+            [sys.executable, "-c", program, str(at), *arguments],
             capture_output=True,
             text=True,
             timeout=300,
@@ -61,11 +92,11 @@ def command(tmp_path):
     return run
 
 
-def check(done, arguments, at):
-    what = f"{arguments} at import {at}: {done.returncode}\n{done.stderr}"
-    assert done.returncode in (-2, 0, 1, 2, 130), what
+def check(code, said, arguments, at):
+    what = f"{arguments} at import {at}: {code}\n{said}"
+    assert code in (-2, 0, 1, 2, 130), what
     for word in ("Traceback", "KeyboardInterrupt", "Exception ignored", "a bug"):
-        assert word not in done.stderr, what
+        assert word not in said, what
 
 
 def imports_of(command, arguments):
@@ -73,16 +104,20 @@ def imports_of(command, arguments):
     return int(done.stderr.split("imports ")[-1])
 
 
-def test_twenty_moments(command):
-    """Of two commands: one that shows something, and one that loads the engine."""
-    for arguments in (["list"], ["run", "demo", "--max-tokens", "1", "Hi"]):
-        count = imports_of(command, arguments)
-        assert count > 300
-        moments = [1, 2, *random.Random(count).sample(range(3, count), 8)]
-        codes = [command(arguments, at) for at in moments]
-        for done, at in zip(codes, moments, strict=True):
-            check(done, arguments, at)
-        assert sum(done.returncode in (-2, 130) for done in codes) >= 5  # some are heard of by nobody
+@pytest.mark.parametrize(
+    ("arguments", "every"),
+    [(["list"], 30), (["run", "demo", "--max-tokens", "1", "Hi"], 75)],
+    ids=["shows something", "loads the engine"],
+)
+def test_at_many_imports(arguments, every, command):
+    """The first two, and one now and then; the soak has processes of their own."""
+    done = command(arguments, every, AT_MANY_IMPORTS)
+    assert done.returncode == 0, done.stderr
+    ends = json.loads(done.stdout.splitlines()[-1])
+    assert len(ends) >= 12
+    for at, code, said in ends:
+        check(code, said, arguments, at)
+    assert sum(code in (-2, 130) for _, code, _ in ends) >= 10  # some are heard of by nobody
 
 
 @pytest.mark.soak
@@ -90,7 +125,8 @@ def test_twenty_moments(command):
 def test_every_command_at_twenty_moments(arguments, command):
     count = imports_of(command, arguments)
     for at in [1, *random.Random(7).sample(range(2, count), 19)]:
-        check(command(arguments, at), arguments, at)
+        done = command(arguments, at)
+        check(done.returncode, done.stderr, arguments, at)
 
 
 def serving(tmp_path, arguments, environment, *program):

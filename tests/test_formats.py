@@ -364,7 +364,7 @@ def test_fast_encoders_equal_the_reference(bits):
 
 
 def test_rows_that_are_searched_together_equal_the_reference():
-    """Three groups a row: 21 rows lie in one, twice, and 6 are left. A column's moments are its own in each."""
+    """Three groups a row: 21 rows lie in one, twice, and 6 are left. A column's moments are its own."""
     weights = bf16_to_f32(f32_to_bf16(random_weights(5, 48, 96)))
     bits, moments = f32_to_bf16(weights), np.exp(random_weights(6, 1, 96)[0])
     for moments_or_none in (None, moments):

@@ -26,8 +26,8 @@ from quant.format.numbers import (
 )
 
 _FIRST_F16, _LAST_F16 = SEARCHED_F16
-# Groups that lie beside each other in vectors, at the least. With a narrow matrix's one group a row, calls and
-# slices took forty times as long as the numbers.
+# Groups that lie beside each other in vectors, at the least. With a narrow matrix's one group a row, calls
+# and slices took forty times as long as the numbers.
 _BESIDE = 64
 _WHOLE = np.float32(1.5 * 2**23)  # added and taken away, it rounds as np.rint does, and in vectors
 
@@ -57,12 +57,10 @@ def best_mxfp4_scales(words: NDArray[Any], shift: int) -> U8:
     return scales
 
 
-def _wide_rows(
-    words: NDArray[Any], scales: NDArray[Any]
-) -> Iterator[tuple[NDArray[Any], NDArray[Any], int]]:
+def _wide_rows(words: NDArray[Any], scales: NDArray[Any]) -> Iterator[tuple[NDArray[Any], NDArray[Any], int]]:
     """`words` (R, C) as groups (r, B, 32), their `scales` as (r, B), a view, and the rows that r has in one.
 
-    A group's scale depends on no other group, so rows that are narrow can lie one after the other in a wide one.
+    A group's scale depends on no other group, so narrow rows can lie one after the other in a wide one.
     """
     rows, columns = words.shape
     together = max(1, _BESIDE * GROUP // columns)

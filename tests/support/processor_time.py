@@ -1,8 +1,8 @@
 """A pytest plugin that says what processor time each test file takes: `make test-time`.
 
 A phase of a test (fixtures, the test, what is taken down) counts what its process, and those of its children
-that it has waited for, have used since the phase before; so a child that lives on is counted where it is waited
-for. What is left of the whole is starting processes and collecting.
+that it has waited for, have used since the phase before; so a child that lives on is counted where it ends.
+What is left of the whole is starting processes and collecting.
 """
 
 import os

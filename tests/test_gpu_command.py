@@ -9,7 +9,9 @@ from localoss import cli
 from localoss.errors import GpuError
 from localoss.gpu import adapters, memory
 from localoss.gpu.adapters import Adapter
+from localoss.gpu.device import Device
 from localoss.hub.registry import known_models
+from localoss.measure import gpu_rates
 from localoss.measure.gpu_split import Split
 from localoss.plan.gpu_speed import gpu_estimate
 from localoss.plan.machine import usual_threads
@@ -75,6 +77,35 @@ def test_measuring(model, gpu_adapter, capsys):
     assert (split["layers"], split["fitting_layers"]) == (3, 3)
     assert split["best_layers"] in (0, 3)
     assert all(split[name] > 0 for name in ("cpu_layer_s", "gpu_layer_s", "gpu_call_s", "gpu_bytes_per_s"))
+
+
+def test_rates_of_every_format(gpu_adapter, capsys, monkeypatch):
+    """Small ones, since nobody is to wait for lavapipe; what is shown is what was measured."""
+    monkeypatch.setattr(gpu_rates, "_SOFTWARE_BYTES", 1 << 19)
+    monkeypatch.setattr(gpu_rates, "_RUNS", 1)
+    assert cli.main(["gpu", "--measure", "--json"]) == 0
+    rates = json.loads(capsys.readouterr().out)["rates"]
+    names = [rate["name"] for rate in rates["formats"]]
+    assert names == ["mxfp4 by halves", "mxfp4 by integers", "int8", "int4", "bf16"]
+    assert sum(rate["is_used"] for rate in rates["formats"][:2]) == 1
+    assert all(rate["gb_per_s"] > 0 and rate["many_gmacs"] > 0 for rate in rates["formats"])
+    assert rates["read_gb_per_s"] > 0 and rates["bus_gb_per_s"] > 0
+    monkeypatch.setattr("localoss.cli.gpu._rates", lambda: rates)
+    assert cli.main(["gpu", "--measure"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    shown = next(rate for rate in rates["formats"] if rate["name"] == "int8")
+    assert f"int8 {shown['gb_per_s']:.1f}" in out and "not used" in out
+
+
+def test_the_bytes_of_a_rate_are_codes_and_scales(gpu_adapter):
+    """A row of 2,880 weights: int8 has 90 scales of 2 bytes, MXFP4 90 of one byte."""
+    device = Device(gpu_adapter)
+    codes, scales = device.buffer(1 << 19), device.buffer(1 << 17)
+    for name, row in (("int8", 2880 + 180), ("mxfp4", 1440 + 90), ("bf16", 5760)):
+        matrix = gpu_rates._matrix(device, PLAN_20B.config, name, codes, scales)
+        assert gpu_rates._matrix_bytes(matrix) == 8 * matrix.groups * row
+        assert matrix.groups == (1 << 19) // (8 * (row if name == "bf16" else row * 16 // 17))
+    device.destroy()
 
 
 def test_free_memory_of_amd_cards(tmp_path):

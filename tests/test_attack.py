@@ -8,21 +8,14 @@ import asyncio
 import gc
 import json
 import os
-import signal
 import socket
-import subprocess
-import sys
-import threading
 import time
 import weakref
-from contextlib import contextmanager
-from pathlib import Path
 from types import SimpleNamespace
 
-import httpx2
-import psutil
 import pytest
-from support.demo import put_into
+from support import attacked
+from support.attacked import at, attackers, memory, told, wait_until_idle, watched
 from support.live_server import live
 from support.scripted import ScriptedEngine
 
@@ -32,146 +25,14 @@ from localoss.server.core.keys import Client
 from localoss.server.core.models import collect
 from localoss.server.core.scheduler import Scheduler
 
-ATTACKERS = Path(__file__).parent / "support" / "attackers.py"
-NAMES = ["good-0", "good-1", *(f"hostile-{number}" for number in range(8))]
-QUESTIONS = ["What is 1 + 2?", "What is 7 times 8?", "Who are you?", "Name a color."]
-
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs addresses and limits of POSIX")
 
 
 @pytest.fixture
 def served(tmp_path):
     """A server of the demo model with a key for each client: its process, its address, its log."""
-    keys = tmp_path / "keys.txt"
-    keys.write_text("".join(f"{name} {name}-0123456789\n" for name in NAMES))
-    keys.chmod(0o600)
-    command = [sys.executable, "-m", "localoss", "serve", "demo", "--port", "0", "--api-key-file", str(keys)]
-    log, home = tmp_path / "log", put_into(tmp_path / "home")
-    with open(log, "w") as said:
-        process = subprocess.Popen(
-            command, stderr=said, stdout=said, env=os.environ | {"LOCALOSS_HOME": str(home)}
-        )
-    try:
-        while "Ctrl-C ends" not in log.read_text():
-            assert process.poll() is None, log.read_text()
-            time.sleep(0.05)
-        line = next(line for line in log.read_text().splitlines() if "Ctrl-C ends" in line)
-        yield process, line.split(" · ")[1].removesuffix("/v1"), log
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) == 0
-    finally:
-        process.kill()
-        process.wait()
-
-
-class Good(threading.Thread):
-    """A client that asks one question after the other. seconds: how long each took."""
-
-    def __init__(self, url, number):
-        super().__init__(daemon=True)
-        self.url, self.number = url, number
-        self.seconds, self.faults = [], []
-        self.over = threading.Event()
-
-    def run(self):
-        headers = {"Authorization": f"Bearer good-{self.number}-0123456789"}
-        transport = httpx2.HTTPTransport(
-            local_address=f"127.0.0.{2 + self.number}" if sys.platform == "linux" else None
-        )
-        with httpx2.Client(base_url=self.url, headers=headers, timeout=120, transport=transport) as client:
-            number = 0
-            while not (self.seconds and self.over.is_set()):  # one at least
-                number += 1
-                asked = [{"role": "user", "content": QUESTIONS[number % len(QUESTIONS)]}]
-                body = {"model": "demo", "messages": asked, "max_tokens": 12, "temperature": 0}
-                began = time.monotonic()
-                try:
-                    answer = client.post("/v1/chat/completions", json=body)
-                    if answer.status_code != 200:
-                        self.faults.append(f"{answer.status_code} {answer.text[:200]}")
-                except httpx2.HTTPError as error:
-                    self.faults.append(repr(error))
-                self.seconds.append(time.monotonic() - began)
-
-
-class Pulse(threading.Thread):
-    """Asks /health ten times a second, on a new connection each time."""
-
-    def __init__(self, url):
-        super().__init__(daemon=True)
-        self.url, self.seconds, self.over = url, [], threading.Event()
-
-    def run(self):
-        while not (self.over.wait(0.1) and self.seconds):
-            began = time.monotonic()
-            try:
-                answered = httpx2.get(self.url + "/health", timeout=60).status_code == 200
-            except httpx2.HTTPError:
-                answered = False
-            self.seconds.append(time.monotonic() - began if answered else float("inf"))
-
-
-def watched(url, during):
-    """What two good clients and a pulse saw meanwhile: seconds, seconds of /health, faults."""
-    threads = [Good(url, 0), Good(url, 1), Pulse(url)]
-    for thread in threads:
-        thread.start()
-    during()
-    for thread in threads:
-        thread.over.set()
-    for thread in threads:
-        thread.join(timeout=180)
-    good, pulse = threads[:2], threads[2]
-    return (
-        sorted(s for one in good for s in one.seconds),
-        sorted(pulse.seconds),
-        good[0].faults + good[1].faults,
-    )
-
-
-@contextmanager
-def attackers(port, seconds):
-    """A process that attacks for so long: what this gives has it begin, and waits; later, what it saw."""
-    command = [sys.executable, str(ATTACKERS), port, str(seconds)]
-    seen = {}
-
-    def attack():
-        process.stdin.write("\n")
-        process.stdin.flush()
-        time.sleep(seconds)
-
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "ready\n"
-        yield attack, seen
-        seen.update(json.loads(process.communicate()[0]))
-    assert process.returncode == 0
-
-
-def at(share, values):
-    return values[min(int(share * len(values)), len(values) - 1)]
-
-
-def memory(process):
-    """Bytes of the server and the processes that it started, once it had time to give back what it can."""
-    time.sleep(12)
-    tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    return sum(one.memory_info().rss for one in tree)
-
-
-def told(name, values):
-    spread = f"p50 {at(0.5, values):.3f}, p99 {at(0.99, values):.3f}, at most {values[-1]:.3f} s"
-    print(f"{name}: {len(values)} answers, {spread}", flush=True)
-
-
-def wait_until_idle(url):
-    """What the attackers left behind is none of the time alone."""
-    until = time.monotonic() + 90
-    headers = {"Authorization": "Bearer good-0-0123456789"}
-    while time.monotonic() < until:
-        figures = httpx2.get(url + "/metrics", headers=headers, timeout=60).text
-        if "requests_running 0.0" in figures and "requests_waiting 0.0" in figures:
-            return
-        time.sleep(0.2)
+    with attacked.served(tmp_path) as server:
+        yield server
 
 
 # Turns, and seconds alone and under attack of each: what else the machine does is the same for both.
@@ -183,11 +44,10 @@ def wait_until_idle(url):
 def test_eight_hostile_clients(served, turns, alone_s, attack_s):
     """No error 500 and no traceback at any length; how long others wait, in the long form alone."""
     process, url, log = served
-    port = url.rpartition(":")[2]
     is_long = turns > 1
     if is_long:
         watched(url, lambda: time.sleep(5))  # warm
-        with attackers(port, 20) as (attack, _):
+        with attackers(url, 20) as (attack, _):
             attack()
     before = memory(process) if is_long else 0
     figures = [[], [], [], []]  # seconds of answers and of /health: alone, and under attack
@@ -195,20 +55,20 @@ def test_eight_hostile_clients(served, turns, alone_s, attack_s):
         wait_until_idle(url)
         *alone, faults = watched(url, lambda: time.sleep(alone_s))
         assert not faults
-        with attackers(port, attack_s) as (attack, seen):
-            *attacked, faults = watched(url, attack)
-        for values, more in zip(figures, (*alone, *attacked), strict=True):
+        with attackers(url, attack_s) as (attack, seen):
+            *beside, faults = watched(url, attack)
+        for values, more in zip(figures, (*alone, *beside), strict=True):
             values += more
-        told("attacked", attacked[0])
+        told("attacked", beside[0])
         assert all(sum(statuses.values()) for statuses in seen.values()), "each of them did something"
         assert not [status for statuses in seen.values() for status in statuses if status.startswith("5")]
         assert not faults, faults[:3]
     after = memory(process) if is_long else 0
-    alone, health_alone, attacked, health = map(sorted, figures)
-    for name, values in (("alone", alone), ("attacked", attacked), ("/health alone", health_alone)):
+    alone, health_alone, beside, health = map(sorted, figures)
+    for name, values in (("alone", alone), ("attacked", beside), ("/health alone", health_alone)):
         told(name, values)
     told("/health", health)
-    ratio, size = at(0.99, attacked) / at(0.99, alone), log.stat().st_size
+    ratio, size = at(0.99, beside) / at(0.99, alone), log.stat().st_size
     memories = f"{before / 1e6:.0f} -> {after / 1e6:.0f} MB"
     print(f"p99 {ratio:.2f} x alone; memory {memories}; log {size:,} bytes; {json.dumps(seen)}")
     assert "Traceback" not in log.read_text() and size < 1e6

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from localoss.errors import LocalossError
 from localoss.kernels import sampling as kernels
+from localoss.model.weights import address
 from localoss.options import FIRST_CONTROL_ID, SamplingParams
 
 S = TypeVar("S")
@@ -83,7 +84,8 @@ class Sampler:
             ids, bias = zip(*params.logit_bias, strict=True)
             self.kernels.add_bias(work[: self._vocab], np.array(ids, np.int64), np.array(bias, np.float32))
         if mask is not None:
-            work[: self._vocab][np.asarray(mask) == 0] = -np.inf
+            allowed = _bytes_of(mask)[: self._vocab]
+            self.kernels.rule_out(work, address(allowed), len(allowed))
         if not may_stop:
             self._hold_back([token for token in params.stop_ids if token < self._vocab])
         chosen = self._choose(work, params, random)
@@ -159,6 +161,13 @@ class Samplers:
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(len(self.all), "sampler")
+
+
+def _bytes_of(mask: Any) -> NDArray[np.uint8]:
+    """A mask as kernels take it, whatever numbers a caller made it of."""
+    if isinstance(mask, np.ndarray) and mask.dtype == np.uint8:
+        return np.ascontiguousarray(mask)
+    return (np.asarray(mask) != 0).view(np.uint8)
 
 
 def _token(token: int, logits: NDArray[np.float32], log_total: float, top: int) -> Token:

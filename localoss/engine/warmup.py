@@ -164,5 +164,6 @@ def _draw() -> None:
         SamplingParams(top_k=1, top_p=0.5, min_p=0.5, presence_penalty=1, logit_bias=((0, 1.0),)),
     )
     sampler, logits = Sampler(_TINY.vocab), np.zeros(_TINY.vocab, np.float32)
+    allowed = np.ones(_TINY.vocab, np.uint8)
     for params in (greedy, all_cuts):
-        sampler.choose(logits, params, np.random.default_rng(0), history=sampler.history([0]))
+        sampler.choose(logits, params, np.random.default_rng(0), allowed, sampler.history([0]))

@@ -1,10 +1,13 @@
 """How kernels are jitted: their floating-point rules, and where compiled code is kept."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from numba import njit
+from numba.core.compiler_lock import global_compiler_lock
+from numba.np.ufunc import parallel as regions
 
 from localoss import settings
 from localoss.plan import sizes
@@ -21,7 +24,68 @@ FOLDER = KernelFolder(_SOURCES, settings.simd() or "best")
 def _kept(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     """Numba's jit with `options`, whose compiled code is kept on disk; without the form for callers in C."""
     compiled = njit(nogil=True, no_cfunc_wrapper=True, **options)
-    return lambda function: FOLDER.cached(compiled(function))
+    return lambda function: FOLDER.cached(_without_lock(compiled(function)))
+
+
+def _without_lock(dispatcher: Any) -> Any:
+    """`dispatcher`, a jitted function, whose parallel loops leave Python's lock alone.
+
+    Numba has each of them take it twice, to be sure that it lets go of it, which our callers have done: 121
+    loops a token of 24 layers, and where another thread runs Python each waits for that thread.
+    """
+    usual = dispatcher._compiler.compile
+
+    def compile_it(args: Any, return_type: Any) -> Any:
+        with global_compiler_lock, _loops_without_lock():
+            return usual(args, return_type)
+
+    dispatcher._compiler.compile = compile_it
+    return dispatcher
+
+
+@contextmanager
+def _loops_without_lock() -> Iterator[None]:
+    """Have Numba compile parallel loops so; a host program's functions are compiled as they were."""
+    usual = getattr(regions, "build_gufunc_kernel", None)
+    if usual is None:  # another Numba, whose loops take the lock
+        yield
+        return
+
+    def build(library: Any, context: Any, *rest: Any) -> Any:
+        return usual(library, _Context(context), *rest)
+
+    regions.build_gufunc_kernel = build
+    try:
+        yield
+    finally:
+        regions.build_gufunc_kernel = usual
+
+
+class _Context:
+    """Numba's context, but that Python's lock is neither taken nor given back in what is compiled with it."""
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+    def get_python_api(self, builder: Any) -> Any:
+        return _NoLock()
+
+
+class _NoLock:
+    def gil_ensure(self) -> None:
+        """Nothing is ensured."""
+
+    def save_thread(self) -> None:
+        """The caller has let go of it."""
+
+    def restore_thread(self, state: None) -> None:
+        """The caller takes it again."""
+
+    def gil_release(self, state: None) -> None:
+        """Nothing was ensured."""
 
 
 jit = _kept(fastmath=FASTMATH)

@@ -4,6 +4,7 @@ Tokens are ordered by falling weight, equal weights by rising id; top-k and top-
 """
 
 import numpy as np
+from numba import carray
 
 from localoss.kernels.simd import (
     add,
@@ -17,6 +18,7 @@ from localoss.kernels.simd import (
     store_f32x8,
     sub,
     sum_lanes,
+    to_pointer,
     zero,
 )
 
@@ -59,13 +61,33 @@ def load(work, logits):
 
 
 @jit
+def rule_out(work, mask, vocab):
+    """Write -inf to work (≥ V,) f32, an array, where mask (V,) u8 is zero; mask is an address, since one that
+    can't be written to would be of another type.
+    """
+    allowed = carray(to_pointer(mask), vocab, np.uint8)
+    for i in range(vocab):
+        work[i] = work[i] if allowed[i] else np.float32(-np.inf)
+
+
+@jit
 def best(logits):
-    """The id of the largest logit, the lowest of equals."""
-    winner = 0
-    for i in range(1, len(logits)):
-        if logits[i] > logits[winner]:
-            winner = i
-    return winner
+    """The id of the largest logit, the lowest of equals: span by span, then within one."""
+    at, in_eights = logits.ctypes.data, len(logits) // 8 * 8
+    top, where = np.float32(-np.inf), 0
+    for first in range(0, in_eights, _SPAN):
+        span = load_f32x8(at + 4 * first)
+        for i in range(first + 8, min(first + _SPAN, in_eights), 8):
+            span = maximum(span, load_f32x8(at + 4 * i))
+        here = max_lanes(span)
+        if here > top:
+            top, where = here, first
+    for i in range(in_eights, len(logits)):
+        if logits[i] > top:
+            top, where = logits[i], i
+    while where < len(logits) - 1 and logits[where] != top:
+        where += 1
+    return where
 
 
 @jit

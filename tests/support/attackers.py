@@ -1,6 +1,6 @@
 """Eight hostile clients of a server, each with an address and a key of its own.
 
-python attackers.py PORT SECONDS
+python attackers.py PORT SECONDS [KIND ...]
 
 Each makes requests of its kind without a pause, and notes what it is answered; at the end the counts are
 printed as JSON. Bodies are made once: who attacks from elsewhere takes no time of the server's machine.
@@ -340,11 +340,12 @@ KINDS = [
 ]
 
 
-def main(port, seconds):
+def main(port, seconds, kinds):
     print("ready", flush=True)  # all bodies are made
     sys.stdin.readline()
     ends = time.monotonic() + seconds
-    attackers = [Attacker(port, number, ends) for number in range(len(KINDS))]
+    wanted = [number for number, kind in enumerate(KINDS) if not kinds or kind.__name__ in kinds]
+    attackers = [Attacker(port, number, ends) for number in wanted]
     threads = [threading.Thread(target=attacker.run, daemon=True) for attacker in attackers]
     for thread in threads:
         thread.start()
@@ -354,4 +355,4 @@ def main(port, seconds):
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), float(sys.argv[2]))
+    main(int(sys.argv[1]), float(sys.argv[2]), sys.argv[3:])

@@ -38,6 +38,9 @@ class TooManyTokensError(ContextFullError):
         super().__init__(f"the text has at least {tokens:,} tokens, more than the context holds")
         self.tokens = tokens
 
+    def __reduce__(self) -> tuple[type["TooManyTokensError"], tuple[int]]:
+        return type(self), (self.tokens,)  # a pickle would give it its message
+
 
 class DeviceLost(LocalossError):
     """What ran some of the layers can't be used any more; something else can do what it did."""

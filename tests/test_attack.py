@@ -4,7 +4,6 @@
 in the same sitting, since how fast a machine is says nothing.
 """
 
-import asyncio
 import gc
 import json
 import os
@@ -19,7 +18,7 @@ from support.attacked import at, attackers, memory, told, wait_until_idle, watch
 from support.live_server import live
 from support.scripted import ScriptedEngine
 
-from localoss.server.core import connections, threads
+from localoss.server.core import connections
 from localoss.server.core.errors import ApiError
 from localoss.server.core.keys import Client
 from localoss.server.core.models import collect
@@ -147,25 +146,6 @@ def test_lines_of_a_chunked_body_keep_its_address_waiting():
                 assert connection.recv(65536).startswith(b"HTTP/1.1 400")
             due_s = bounds.rate._next_s["127.0.0.1"] - time.monotonic()
             assert (due_s > 0.5) == waits, due_s
-
-
-def test_large_bodies_leave_time_to_others(monkeypatch):
-    """Their thread rests nine times as long as each of them took."""
-    rests = []
-    monkeypatch.setattr(threads.time, "sleep", rests.append)
-
-    def work():
-        until = time.thread_time() + 0.05
-        while time.thread_time() < until:
-            pass
-        return "done"
-
-    async def both():
-        return await asyncio.gather(threads.one_by_one(work), threads.one_by_one(work))
-
-    assert asyncio.run(both()) == ["done", "done"]
-    threads._one.submit(int).result()
-    assert len(rests) == 2 and all(0.19 < rest < 0.5 for rest in rests)
 
 
 def test_what_is_loaded_is_left_out_of_later_collections():

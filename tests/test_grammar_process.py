@@ -95,7 +95,7 @@ def test_a_process_that_is_killed_is_started_again():
     body = Grammar(PERSON).begin(VOCAB)
     assert body.mask(RETURN).any()
     os.kill(grammar._process._process.pid, getattr(signal, "SIGKILL", signal.SIGTERM))
-    grammar._process._process.wait()
+    grammar._process._process._process.wait()
     with pytest.raises(UsageError):  # whoever asks first can't know what ended it
         Grammar({"type": "object", "properties": {"other": {}}})
     assert follow(body, '{"name":"A"}')
@@ -174,7 +174,7 @@ def test_the_process_for_new_schemas_ends_where_none_come():
     for _ in range(2):  # and is started again
         assert process.ask(request)
         child = process._process
-        child.wait(timeout=60)
+        child._process.wait(timeout=60)
         while process._process is not None:
             time.sleep(0.01)
 

@@ -85,7 +85,7 @@ def test_error_bombs_cost_little(model, field, wrong):
     gc.disable()  # it would go through all that other tests have left, and take longer than the request
     began = time.process_time()
     with pytest.raises(ApiError) as refused:
-        bodies.parse(body, model)
+        bodies.parse([body], model)
     taken_s = time.process_time() - began
     gc.enable()
     assert refused.value.status == 400 and (refused.value.param or "").startswith(field)
@@ -118,7 +118,7 @@ def test_bodies_of_a_costly_shape_are_refused(server, body):
 def test_brackets_within_text_are_none():
     text = '[{,\\"' * 200_000
     body = json.dumps(CHAT | {"messages": [{"role": "user", "content": text}]}).encode()
-    assert bodies.parse(body, ChatRequest).messages[0].content == text
+    assert bodies.parse([body], ChatRequest).messages[0].content == text
 
 
 @pytest.mark.parametrize("place", ["response_format", "tools"])

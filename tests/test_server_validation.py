@@ -17,7 +17,7 @@ ASKED = [{"role": "user", "content": "Hi"}]
 
 def told(model, **fields):
     with pytest.raises(ApiError) as error:
-        parse(json.dumps({"model": "m", **fields}).encode(), model)
+        parse([json.dumps({"model": "m", **fields}).encode()], model)
     assert str(error.value).startswith(f"{error.value.param}: ") and error.value.status == 400
     return error.value.param, str(error.value).removeprefix(f"{error.value.param}: ")
 

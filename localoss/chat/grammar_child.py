@@ -19,10 +19,12 @@ import struct
 import sys
 import time
 from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 CPU_S, _WALL_S, _MEMORY_BYTES = 2.0, 30.0, 2 << 30  # of one request
+_NICENESS = 5
 _KEPT = 64  # compiled schemas
 # Unbounded whitespace lets a model that is at a loss go on with spaces until its tokens run out.
 _WHITESPACE = r"[ \n\t]{0,32}"
@@ -112,8 +114,8 @@ def _tokenizer(vocabulary: str, text_tokens: int, all_tokens: int, end: int) -> 
     )
 
 
-def _set_up() -> None:
-    """Ctrl-C is for the parent, and memory has a bound."""
+def set_up() -> None:
+    """Ctrl-C is for the parent, and memory has a bound. As all of these, for other such programs, too."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         import resource
@@ -123,24 +125,28 @@ def _set_up() -> None:
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _give_way() -> None:
-    """What computes answers goes first; but the first request waits until the vocabulary is read."""
+def give_way(niceness: int) -> None:
+    """What computes answers goes first."""
     if hasattr(os, "nice"):
         with contextlib.suppress(OSError):
-            os.nice(5)
+            os.nice(niceness)
 
 
-def _limit(is_on: bool) -> None:
-    """Begin, or end, the time that one request may take; beyond it the system ends this process."""
+@contextlib.contextmanager
+def limited(cpu_s: float, wall_s: float) -> Iterator[None]:
+    """The time that one request may take; beyond it the system ends this process."""
     if hasattr(signal, "setitimer"):
-        signal.setitimer(signal.ITIMER_PROF, CPU_S if is_on else 0)  # SIGPROF ends a process
-    if is_on:
-        faulthandler.dump_traceback_later(_WALL_S, exit=True)
-    else:
+        signal.setitimer(signal.ITIMER_PROF, cpu_s)  # SIGPROF ends a process
+    faulthandler.dump_traceback_later(wall_s, exit=True)
+    try:
+        yield
+    finally:
         faulthandler.cancel_dump_traceback_later()
+        if hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_PROF, 0)
 
 
-def _read(pipe: BinaryIO) -> bytes | None:
+def read_frame(pipe: BinaryIO) -> bytes | None:
     head = pipe.read(4)
     if len(head) < 4:
         return None
@@ -149,7 +155,7 @@ def _read(pipe: BinaryIO) -> bytes | None:
     return content if len(content) == size else None
 
 
-def _write(pipe: BinaryIO, *parts: bytes) -> None:
+def write_frame(pipe: BinaryIO, *parts: bytes) -> None:
     content = b"".join(parts)
     pipe.write(struct.pack("<I", len(content)) + content)
     pipe.flush()
@@ -158,21 +164,20 @@ def _write(pipe: BinaryIO, *parts: bytes) -> None:
 def main() -> None:
     """Answer frames until the parent is gone. Arguments: the vocabulary's file, and three numbers of it."""
     pipe_in, pipe_out = sys.stdin.buffer, sys.stdout.buffer
-    _set_up()
+    set_up()
     follower = _Follower(_tokenizer(sys.argv[1], *map(int, sys.argv[2:])))
-    _give_way()
-    _write(pipe_out)
-    while (content := _read(pipe_in)) is not None:
-        _limit(True)
+    give_way(_NICENESS)  # only now: the first request waits until the vocabulary is read
+    write_frame(pipe_out)
+    while (content := read_frame(pipe_in)) is not None:
         began_s, status = time.process_time(), 0
-        try:
-            answer = follower.answer(json.loads(content))
-        except _Refused as refused:
-            status, answer = 1, str(refused).encode("utf-8", "replace")
-        except Exception as error:
-            status, answer = 1, f"can't be followed: {type(error).__name__}".encode()
-        _limit(False)
-        _write(pipe_out, struct.pack("<Bd", status, time.process_time() - began_s), answer)
+        with limited(CPU_S, _WALL_S):
+            try:
+                answer = follower.answer(json.loads(content))
+            except _Refused as refused:
+                status, answer = 1, str(refused).encode("utf-8", "replace")
+            except Exception as error:
+                status, answer = 1, f"can't be followed: {type(error).__name__}".encode()
+        write_frame(pipe_out, struct.pack("<Bd", status, time.process_time() - began_s), answer)
 
 
 if __name__ == "__main__":

@@ -3,11 +3,9 @@
 It is started when it is needed, and again when it ended over a schema that took too much.
 """
 
-import contextlib
 import itertools
 import json
 import struct
-import subprocess
 import sys
 import threading
 import time
@@ -16,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from localoss.chat.child import Child, end_when_idle
 from localoss.chat.grammar_child import CPU_S
 from localoss.chat.harmony import RETURN, TEXT_TOKENS, VOCABULARY_FOLDER, VOCABULARY_TOKENS
 from localoss.errors import Cancelled, UsageError
@@ -48,11 +47,11 @@ class GrammarProcess:
 
     def __init__(self, idle_s: float | None = None) -> None:
         self._idle_s, self._asked_s = idle_s, 0.0
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Child | None = None
         self._lock = threading.Lock()
         self._numbers = itertools.count()
         self._dropped: list[int] = []
-        self._interrupted: subprocess.Popen[bytes] | None = None
+        self._interrupted: Child | None = None
         self._generation = 0  # how often it was started: bodies of an earlier one are gone
 
     def new_body(self) -> int:
@@ -83,7 +82,10 @@ class GrammarProcess:
                 check()
             dropped, self._dropped = self._dropped, []
             process = self._process
-            content = self._exchange(json.dumps(request | {"drop": dropped}).encode())
+            assert process
+            content = process.exchange(json.dumps(request | {"drop": dropped}).encode())
+            if not content:
+                self._end()
             answered_by, self._asked_s = self._generation, time.monotonic()
         if content is None and process is self._interrupted:
             if request["do"] == "compile":
@@ -110,13 +112,6 @@ class GrammarProcess:
         with self._lock:
             self._end()
 
-    def _end_when_idle(self) -> None:
-        assert self._idle_s is not None
-        while (left_s := self._asked_s + self._idle_s - time.monotonic()) > 0:
-            time.sleep(left_s)
-        with self._lock:
-            self._end()
-
     def _start(self) -> None:
         """Raises: UsageError if it can't be started."""
         if find_spec("llguidance") is None:
@@ -124,54 +119,22 @@ class GrammarProcess:
         vocabulary = VOCABULARY_FOLDER / "o200k_base.tiktoken"
         numbers = map(str, (TEXT_TOKENS, VOCABULARY_TOKENS, RETURN))
         try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", str(_PROGRAM), str(vocabulary), *numbers],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,  # llguidance's panics
-                start_new_session=True,  # Ctrl-C isn't for it, not even as it starts
-            )
+            self._process = Child([sys.executable, "-P", str(_PROGRAM), str(vocabulary), *numbers])
         except OSError as error:
             raise UsageError(
                 f"JSON schemas need a process of their own, which can't be started ({error.strerror})"
             ) from None
         self._generation, self._asked_s = self._generation + 1, time.monotonic()
         process = self._process
-        if self._idle_s is not None:
-            threading.Thread(target=self._end_when_idle, name="idle schemas", daemon=True).start()
-        if self._read() is None:
+        if (idle_s := self._idle_s) is not None:
+            end_when_idle(self._lock, lambda: self._asked_s + idle_s, self._end)
+        if process.read() is None:
             self._end()
             if process is self._interrupted:
                 raise Cancelled("the process that follows JSON schemas was ended")
             raise UsageError("JSON schemas need a process of their own, which ended as it started")
 
-    def _exchange(self, content: bytes) -> bytes | None:
-        """What is answered; None if the process ended over it."""
-        assert self._process and self._process.stdin
-        answer = None
-        with contextlib.suppress(OSError):
-            self._process.stdin.write(struct.pack("<I", len(content)) + content)
-            self._process.stdin.flush()
-            answer = self._read()
-        if not answer:
-            self._end()
-        return answer
-
-    def _read(self) -> bytes | None:
-        assert self._process and self._process.stdout
-        head = self._process.stdout.read(4)
-        if len(head) < 4:
-            return None
-        (size,) = struct.unpack("<I", head)
-        content = self._process.stdout.read(size)
-        return content if len(content) == size else None
-
     def _end(self) -> None:
         if self._process is not None:
-            self._process.kill()
-            for pipe in (self._process.stdin, self._process.stdout):
-                with contextlib.suppress(OSError):  # what was not flushed
-                    assert pipe
-                    pipe.close()
-            self._process.wait()
+            self._process.close()
             self._process = None

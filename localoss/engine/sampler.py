@@ -167,7 +167,8 @@ def _bytes_of(mask: Any) -> NDArray[np.uint8]:
     """A mask as kernels take it, whatever numbers a caller made it of."""
     if isinstance(mask, np.ndarray) and mask.dtype == np.uint8:
         return np.ascontiguousarray(mask)
-    return (np.asarray(mask) != 0).view(np.uint8)
+    allowed: NDArray[np.uint8] = (np.asarray(mask) != 0).view(np.uint8)
+    return allowed
 
 
 def _token(token: int, logits: NDArray[np.float32], log_total: float, top: int) -> Token:

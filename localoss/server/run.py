@@ -21,6 +21,7 @@ from localoss.options import MOST_SLOTS
 from localoss.server.app import build_app
 from localoss.server.batches.batches import Batches
 from localoss.server.batches.store import FileStore
+from localoss.server.core.apart import stop_reading
 from localoss.server.core.catalogue import Catalogue
 from localoss.server.core.connections import (
     Connections,
@@ -220,5 +221,6 @@ class _Server(uvicorn.Server):
     async def shutdown(self, *arguments: Any, **options: Any) -> None:
         self._serving.refuse_waiting()
         stop_compiling()
+        stop_reading()
         await super().shutdown(*arguments, **options)
         await self._serving.end()

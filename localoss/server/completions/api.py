@@ -5,18 +5,19 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
-from pydantic import Field
 
 from localoss.chat import harmony
 from localoss.engine.sampler import Token
 from localoss.engine.slot import Slot
 from localoss.errors import TooManyTokensError
 from localoss.options import SamplingParams
+from localoss.server.completions.schemas import CompletionRequest, text_chars, token_lists
 from localoss.server.core.answering import Answering, Done, Question, Text, Usage
+from localoss.server.core.apart import LARGE, apart
 from localoss.server.core.bodies import BodyRoute
 from localoss.server.core.errors import ApiError
 from localoss.server.core.fields import note_unknown
@@ -25,46 +26,20 @@ from localoss.server.core.keys import Client, client_of
 from localoss.server.core.logprobs import raw_token_text
 from localoss.server.core.models import acquire
 from localoss.server.core.schemas import (
-    MAX_CHOICES,
-    MAX_TOP_LOGPROBS,
     STREAMS,
-    Items,
-    Sampled,
-    Seed,
-    Stop,
-    StreamOptions,
     limit_of,
     refuse_unless,
     stops_of,
 )
 from localoss.server.core.service import Choices, Service, event_stream, pieces_of, sampling_of
-from localoss.server.core.threads import LARGE, in_thread, one_by_one
+from localoss.server.core.threads import in_thread
 
 router = APIRouter(route_class=BodyRoute)
 
 _DEFAULT_MAX_TOKENS = 16  # OpenAI's
-_MAX_PROMPTS = 256
-TokenId = Annotated[int, Field(ge=0, lt=harmony.VOCABULARY_TOKENS)]
-Tokens = Annotated[list[TokenId], Field(max_length=1_000_000, fail_fast=True)]
-Prompts = Items[str] | Tokens | Items[Tokens]
 _NEUTRAL: dict[str, list[Any]] = {
     "suffix": [""],
 }
-
-
-class CompletionRequest(Sampled):
-    """The body of /v1/completions."""
-
-    prompt: str | Prompts
-    max_tokens: Annotated[int | None, Field(ge=-1)] = None
-    n: Annotated[int | None, Field(ge=1, le=MAX_CHOICES)] = None
-    best_of: Annotated[int | None, Field(ge=1, le=MAX_CHOICES)] = None
-    echo: bool | None = None
-    logprobs: Annotated[int | None, Field(ge=0, le=MAX_TOP_LOGPROBS)] = None
-    seed: Seed = None
-    stop: Stop = None
-    stream_options: StreamOptions | None = None
-    suffix: str | None = None
 
 
 @router.post("/v1/completions", responses=STREAMS, summary="Create a completion")
@@ -75,8 +50,8 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
     service = await acquire(request, body.model)
     note_unknown(body, request)
     try:
-        read = one_by_one if _length(body.prompt) > LARGE else in_thread
-        prompts = await read(_token_lists, body.prompt, service.engine.context_tokens)
+        read = apart if text_chars(body.prompt) > LARGE else in_thread
+        prompts = await read(token_lists, body.prompt, service.engine.context_tokens)
     except TooManyTokensError as error:
         raise service.too_long(error, "prompt") from None
     for prompt in prompts:
@@ -86,22 +61,6 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
     if body.stream:
         return event_stream(completion.chunks(jobs), named=False, last="[DONE]")
     return await completion.whole(jobs)
-
-
-def _length(prompt: str | list[Any]) -> int:
-    return (
-        len(prompt) if isinstance(prompt, str) else sum(len(x) if isinstance(x, str) else 1 for x in prompt)
-    )
-
-
-def _token_lists(prompt: str | list[Any], most_tokens: int) -> list[list[int]]:
-    """The tokens of each prompt. Raises: ApiError for too many prompts, TooManyTokensError for one."""
-    if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)):
-        prompt = [prompt]
-    if len(prompt) > _MAX_PROMPTS:
-        raise ApiError(f"{len(prompt)} prompts; send at most {_MAX_PROMPTS}", param="prompt")
-    tokens = [harmony.encode_raw(one, most_tokens) if isinstance(one, str) else list(one) for one in prompt]
-    return [one or [harmony.END_OF_TEXT] for one in tokens or [[]]]
 
 
 @dataclass(frozen=True)

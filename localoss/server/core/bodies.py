@@ -8,7 +8,7 @@ import asyncio
 import email.message
 import json
 import math
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar, get_type_hints
 
 import numpy as np
@@ -18,14 +18,15 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 
+from localoss.server.core.apart import LARGE, apart
 from localoss.server.core.errors import ApiError, validation_error
-from localoss.server.core.threads import LARGE, one_by_one
 
 MAX_BODY_BYTES = 16 * 1024 * 1024
 MAX_BODY_S = 60.0  # from a request's headers to the end of its body
 MAX_HELD_BYTES = 4 * MAX_BODY_BYTES  # of all bodies that are being read and parsed
 # The JSON of a body: an empty object takes two bytes on the wire and 64 in memory.
 MAX_CONTAINERS, MAX_VALUES, MAX_DEPTH = 100_000, 2_000_000, 100
+_PIECE_BYTES = 4096
 _SMALL_BYTES = LARGE  # parsed where it is, and not counted: the bound on connections bounds these, too
 _FROM_A_PAGE = (
     "origin",
@@ -84,18 +85,17 @@ class Bodies:
     async def read(self, request: Request, model: type[Model]) -> Model:
         """The request's body as a `model`. Raises: ApiError that says the first thing that is wrong."""
         _check_headers(request)
-        body = bytearray()
-        held = 0
+        received, held = _Received(), 0
         try:
             async with asyncio.timeout(MAX_BODY_S):
                 async for chunk in request.stream():
-                    body += chunk
-                    if len(body) > MAX_BODY_BYTES:
+                    received.add(chunk)
+                    if received.size > MAX_BODY_BYTES:
                         raise _too_large()
-                    held += self._hold(max(len(body) - _SMALL_BYTES, 0) - held)
-            if len(body) <= _SMALL_BYTES:
-                return parse(body, model)
-            return await one_by_one(parse, body, model)
+                    held += self._hold(max(received.size - _SMALL_BYTES, 0) - held)
+            if received.size <= _SMALL_BYTES:
+                return parse(received.pieces, model)
+            return await _unless_gone(request, apart(parse, received.pieces, model))
         except TimeoutError:
             raise ApiError(
                 f"the body took more than {MAX_BODY_S:.0f} s to arrive", status=408, code="request_timeout"
@@ -119,8 +119,29 @@ class Bodies:
         return more
 
 
-def parse(body: bytes | bytearray, model: type[Model]) -> Model:
-    """Raises: ApiError that says the first thing that is wrong."""
+class _Received:
+    """What came of a body, in pieces, which whatever parses it puts together: it would take the loop long."""
+
+    def __init__(self) -> None:
+        self.pieces: list[bytes | bytearray] = []
+        self.size = 0
+
+    def add(self, chunk: bytes) -> None:
+        self.size += len(chunk)
+        if len(chunk) >= _PIECE_BYTES:
+            self.pieces.append(chunk)
+            return
+        # A client may send byte by byte, and each as an object of its own takes forty times as much memory.
+        last = self.pieces[-1] if self.pieces else b""
+        if not isinstance(last, bytearray) or len(last) >= _SMALL_BYTES:
+            last = bytearray()
+            self.pieces.append(last)
+        last += chunk
+
+
+def parse(pieces: Sequence[bytes | bytearray], model: type[Model]) -> Model:
+    """What a body in so many pieces says. Raises: ApiError that says the first thing that is wrong."""
+    body = b"".join(pieces)
     _check_shape(body)
     try:
         value = json.loads(body, parse_constant=_no_number, parse_float=_finite)
@@ -162,7 +183,7 @@ def _too_deep() -> ApiError:
     return ApiError(f"the body is nested deeper than {MAX_DEPTH} levels", code="invalid_json")
 
 
-def _check_shape(body: bytes | bytearray) -> None:
+def _check_shape(body: bytes) -> None:
     """Raises: ApiError for JSON of too many values or levels, which its brackets and commas show."""
     escaped = body.replace(b"\\\\", b"  ").replace(b'\\"', b"  ") if b"\\" in body else body
     text = np.frombuffer(escaped, np.uint8)

@@ -138,7 +138,13 @@ class _Protocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         is_head = self.conn.their_state is h11.IDLE
-        super().data_received(data)
+        left = data
+        while left and not self.transport.is_closing():
+            # Lines come piece by piece: h11 looks at its bound only if what it has doesn't hold their end.
+            reads_lines = self.conn.their_state is h11.IDLE or self._is_chunked()
+            piece = left[:_HEADER_BYTES] if reads_lines else left
+            super().data_received(piece)
+            left = left[len(piece) :]
         if is_head or self._is_chunked():  # other bodies aren't read line by line
             requests = data.count(b" HTTP/1.") if is_head else 0
             has_body = requests == 1 and not self._is_chunked()

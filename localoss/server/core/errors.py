@@ -95,6 +95,11 @@ def context_length_error(prompt_tokens: int, context_tokens: int, param: str) ->
     )
 
 
+def too_much() -> ApiError:
+    """What a request gets that would take too long to read, or too much memory."""
+    return ApiError("reading the request takes too much time or memory; send less at once")
+
+
 def as_api_error(error: Exception) -> ApiError:
     """The error that a client is told for any exception; what isn't the client's doing is logged."""
     if isinstance(error, ApiError):

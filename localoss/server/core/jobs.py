@@ -4,7 +4,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,6 +16,30 @@ if TYPE_CHECKING:
     from localoss.engine.sampler import Token
 
 _END = object()
+_gathering = threading.local()
+
+
+@contextmanager
+def gathered() -> Iterator[None]:
+    """What jobs give meanwhile on this thread comes to the event loop in one go, at the end.
+
+    Each time that the loop is woken the engine's thread lets go of Python's lock, and waits for it again.
+    """
+    given: list[tuple[Job, Any]] = []
+    _gathering.given = given
+    try:
+        yield
+    finally:
+        del _gathering.given
+        for loop in {job.loop for job, _ in given}:
+            its = [(job, item) for job, item in given if job.loop is loop]
+            with suppress(RuntimeError):  # the server is down, and its loop closed
+                loop.call_soon_threadsafe(_put_all, its)
+
+
+def _put_all(given: "list[tuple[Job, Any]]") -> None:
+    for job, item in given:
+        job.put(item)
 
 
 class Work(Protocol):
@@ -63,7 +87,7 @@ class Job:
     submitted_s: float = field(default_factory=time.monotonic)
     started_s: float = 0.0
     token_s: float = 0.0  # when its last token came
-    _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     _items: "asyncio.Queue[Any]" = field(default_factory=asyncio.Queue)
     _cancelled: threading.Event = field(default_factory=threading.Event)
 
@@ -83,11 +107,14 @@ class Job:
         try:
             while True:
                 try:
-                    async with asyncio.timeout(idle_s):
-                        item = await self._items.get()
-                except TimeoutError:
-                    yield None
-                    continue
+                    item = self._items.get_nowait()
+                except asyncio.QueueEmpty:
+                    try:
+                        async with asyncio.timeout(idle_s):
+                            item = await self._items.get()
+                    except TimeoutError:
+                        yield None
+                        continue
                 if item is _END:
                     return
                 if isinstance(item, Exception):
@@ -98,8 +125,16 @@ class Job:
             self.cancel()
 
     def give(self, item: Any) -> None:
+        given = getattr(_gathering, "given", None)
+        if given is not None:
+            given.append((self, item))
+            return
         with suppress(RuntimeError):  # the server is down, and its loop closed
-            self._loop.call_soon_threadsafe(self._items.put_nowait, item)
+            self.loop.call_soon_threadsafe(self.put, item)
+
+    def put(self, item: Any) -> None:
+        """On the event loop."""
+        self._items.put_nowait(item)
 
     def give_all(self, pieces: Callable[[], Iterator[Any]]) -> bool:
         """Give what `pieces` gives, or what it raises instead; whether it came to its end."""

@@ -18,7 +18,7 @@ from localoss.engine.accounts import Accounts
 from localoss.engine.sequence import common_prefix
 from localoss.errors import Cancelled
 from localoss.server.core.errors import ApiError
-from localoss.server.core.jobs import Job
+from localoss.server.core.jobs import Job, gathered
 from localoss.server.core.keys import Client
 
 if TYPE_CHECKING:
@@ -271,11 +271,12 @@ class Scheduler:
             return
         self.observe("step", time.monotonic() - began)
         by_slot = {job.slot: job for job in self._running}
-        for slot, token in drawn:
-            self._push(by_slot[slot], token)
-        for job in list(self._running):
-            if job.slot and job.slot.is_done:
-                self._end(job, job.slot.error)
+        with gathered():
+            for slot, token in drawn:
+                self._push(by_slot[slot], token)
+            for job in list(self._running):
+                if job.slot and job.slot.is_done:
+                    self._end(job, job.slot.error)
 
     def _push(self, job: Job, token: "Token") -> None:
         now, before = time.monotonic(), job.token_s

@@ -16,6 +16,7 @@ from localoss.errors import TooManyTokensError
 from localoss.hub.registry import usual_think_budget
 from localoss.options import SamplingParams
 from localoss.server.core.answering import Answering, Done, Piece, Question
+from localoss.server.core.apart import LARGE, apart
 from localoss.server.core.errors import ApiError, as_api_error, context_length_error
 from localoss.server.core.hosted import HostedTools
 from localoss.server.core.jobs import Job, Work
@@ -26,7 +27,7 @@ from localoss.server.core.pool import SequencePool
 from localoss.server.core.response_store import ResponseStore
 from localoss.server.core.scheduler import Scheduler
 from localoss.server.core.schemas import Sampled, bias_of
-from localoss.server.core.threads import LARGE, in_thread, one_by_one
+from localoss.server.core.threads import in_thread
 
 _PING_AFTER_S = 10.0  # proxies and clients give up on a stream that says nothing
 _SEED_STEP = 1  # the choices of one request differ by it
@@ -74,7 +75,7 @@ class Service:
     async def prompt(self, setup: ChatSetup, messages: list[Message], param: str) -> list[int]:
         """The tokens of a conversation, which came as `param`. Raises: ApiError if it doesn't fit."""
         try:
-            read = one_by_one if sum(len(one.text) for one in messages) > LARGE else in_thread
+            read = apart if sum(len(one.text) for one in messages) > LARGE else in_thread
             tokens = await read(harmony.render, setup, messages, self.engine.context_tokens)
         except TooManyTokensError as error:
             raise self.too_long(error, param) from None
@@ -84,7 +85,7 @@ class Service:
     async def raw_prompt(self, text: str, param: str) -> list[int]:
         """The tokens of raw text, control tokens included. Raises: ApiError if it doesn't fit."""
         try:
-            read = one_by_one if len(text) > LARGE else in_thread
+            read = apart if len(text) > LARGE else in_thread
             tokens = await read(harmony.encode_raw, text, self.engine.context_tokens)
         except TooManyTokensError as error:
             raise self.too_long(error, param) from None

@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
@@ -20,11 +19,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="beside")
-_one = ThreadPoolExecutor(1, thread_name_prefix="large")
-LARGE = 64 * 1024  # bytes or characters: what is larger is read one by one
-_REST = 9.0  # times what the last one took; they hold Python's lock, which every token needs
-_LONGEST_REST_S = 2.0
-_last_s = 0.0  # of processor time that _one's thread spent on what it read last
 # Of their own, since one request's schemas may take seconds, and others' prompts wait to be tokenized.
 _compilers = ThreadPoolExecutor(2, thread_name_prefix="compile")
 
@@ -32,28 +26,6 @@ _compilers = ThreadPoolExecutor(2, thread_name_prefix="compile")
 async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """function(*args, **kwargs) on another thread than the event loop's. Raises: what it raises."""
     return await asyncio.get_running_loop().run_in_executor(_pool, lambda: function(*args, **kwargs))
-
-
-async def one_by_one(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """As in_thread, for what is large: all such requests together get a tenth of a thread's time."""
-
-    def timed() -> T:
-        global _last_s
-        began = time.thread_time()
-        try:
-            return function(*args, **kwargs)
-        finally:
-            _last_s = time.thread_time() - began
-
-    answer = asyncio.get_running_loop().run_in_executor(_one, timed)
-    _one.submit(_rest)
-    return await answer
-
-
-def _rest() -> None:
-    global _last_s
-    time.sleep(min(_REST * _last_s, _LONGEST_REST_S))
-    _last_s = 0.0
 
 
 async def compiling(function: Callable[..., T], *args: Any) -> T:

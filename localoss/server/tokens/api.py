@@ -5,13 +5,11 @@ stay theirs, and the engine is the server's. It may change with any version, so 
 """
 
 from collections.abc import AsyncIterator, Iterator
-from typing import Annotated, Any, Literal
+from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
-from pydantic import Field
 
-from localoss.chat import harmony
 from localoss.chat.grammar import Budget, Grammar
 from localoss.chat.harmony import ChatSetup, Function
 from localoss.chat.rules import AnswerRules
@@ -22,48 +20,14 @@ from localoss.server.core.bodies import BodyRoute
 from localoss.server.core.catalogue import Entry
 from localoss.server.core.keys import Client, client_of
 from localoss.server.core.models import Models, acquire
-from localoss.server.core.schemas import MAX_TOOLS, MAX_TOP_LOGPROBS, Known, Name, Pairs, Schema, Seed
 from localoss.server.core.service import Service, event_stream, pieces_of
 from localoss.server.core.threads import compiling, in_thread
+from localoss.server.tokens.schemas import Rules, TokensRequest
 from quant.sources.adapter import split_name
 
 router = APIRouter(prefix="/localoss", route_class=BodyRoute, include_in_schema=False)
 
 _LOOK_S = 0.5  # how often a client is told how far its prompt is read
-TokenId = Annotated[int, Field(ge=0, lt=harmony.VOCABULARY_TOKENS)]
-
-
-class Arguments(Known):
-    """What the arguments of a function are held to; strict: to every keyword."""
-
-    schema_: Annotated[Schema, Field(alias="schema")]
-    strict: bool
-
-
-class Rules(Known):
-    """What a chat's answer may be: see AnswerRules and ChatSetup."""
-
-    functions: Annotated[tuple[Name, ...], Field(max_length=MAX_TOOLS)] = ()
-    builtin_tools: Annotated[tuple[Literal["python", "browser"], ...], Field(max_length=2)] = ()
-    must_call: bool = False
-    preambles: bool = True
-    arguments: Pairs[Arguments] | None = None
-    think_budget: Annotated[int | None, Field(ge=0)] = None
-
-
-class TokensRequest(Known):
-    """rules: of a chat's answer; None for raw text that goes on. The others are those of SamplingParams."""
-
-    model: Name
-    prompt: Annotated[list[TokenId], Field(max_length=1_000_000, fail_fast=True)]
-    rules: Rules | None = None
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    seed: Seed = None
-    max_tokens: Annotated[int | None, Field(ge=0)] = None
-    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] = 0
 
 
 @router.get("/models")

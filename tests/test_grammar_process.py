@@ -5,23 +5,49 @@ import os
 import signal
 import threading
 import time
+from functools import partial
 
 import pytest
 
-from localoss.chat import grammar, grammar_limits, harmony
+from localoss.chat import grammar, grammar_limits, grammar_process, harmony
 from localoss.chat.grammar import Budget, Grammar
+from localoss.chat.grammar_process import GrammarProcess
 from localoss.chat.harmony import RETURN, Function
 from localoss.chat.rules import argument_grammars
 from localoss.errors import Cancelled, UsageError
 
 VOCAB = harmony.VOCABULARY_TOKENS
-PERSON = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
+PERSON = {"type": "object", "properties": {"age": {"type": "string"}}, "required": ["age"]}
+
+
+@pytest.fixture(params=["quick", pytest.param("as ever", marks=pytest.mark.soak)], scope="module")
+def process(request, tmp_path_factory):
+    """A process of these tests' own, which is started often, and some requests take all that they may.
+
+    So it is quick: it reads words of three letters at most, and its requests end early.
+    """
+    if request.param == "as ever":
+        process = GrammarProcess()
+        yield process
+        process.close()
+        return
+    folder = tmp_path_factory.mktemp("vocabulary")
+    lines = (grammar_process.VOCABULARY_FOLDER / "o200k_base.tiktoken").read_bytes().splitlines(True)
+    (folder / "o200k_base.tiktoken").write_bytes(b"".join(line for line in lines if line.index(b" ") <= 4))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grammar_process, "VOCABULARY_FOLDER", folder)
+        process = GrammarProcess(cpu_s=0.6)
+        yield process
+        process.close()
 
 
 @pytest.fixture(autouse=True)
-def one_process(monkeypatch):
+def one_process(process, monkeypatch):
     """As in a new program: what other tests compiled is no reason to compile elsewhere."""
-    monkeypatch.setattr(grammar, "_checker", grammar._process)
+    monkeypatch.setattr(grammar, "_process", process)
+    monkeypatch.setattr(grammar, "_checker", process)
+    monkeypatch.setattr(grammar, "_refusals", grammar.Remembered(4096))
+    monkeypatch.setattr(grammar, "GrammarProcess", partial(GrammarProcess, cpu_s=process._cpu_s))
     yield
     if grammar._checker is not grammar._process:
         grammar._checker.close()
@@ -69,7 +95,7 @@ def test_long_descriptions_are_no_matter():
 def test_a_schema_that_explodes_is_ended_and_others_go_on():
     """One that was half written when the process ended goes on where it was."""
     half = Grammar(PERSON).begin(VOCAB)
-    for token in harmony.encode_raw('{"name":"A'):
+    for token in harmony.encode_raw('{"age":"A'):
         assert half.mask(RETURN)[token]
         half.advance(token)
     for _ in range(2):  # the second time it is known
@@ -82,13 +108,13 @@ def test_a_schema_that_explodes_is_ended_and_others_go_on():
     with pytest.raises(UsageError, match="too complex"):
         Grammar(explosive(40, "_"))
     assert grammar._process._process is following, "from the second one on they are compiled elsewhere"
-    assert follow(Grammar(PERSON).begin(VOCAB), '{"name":"B"}')
+    assert follow(Grammar(PERSON).begin(VOCAB), '{"age":"B"}')
 
 
 def test_what_explodes_is_left_out_of_a_functions_schema():
-    schema = PERSON | {"properties": {"name": explosive(40, "A")}}
+    schema = PERSON | {"properties": {"age": explosive(40, "A")}}
     grammars = argument_grammars([Function("f", "", schema)])
-    assert follow(grammars["f"].begin(VOCAB), '{"name":"x"}')
+    assert follow(grammars["f"].begin(VOCAB), '{"age":"x"}')
 
 
 def test_a_process_that_is_killed_is_started_again():
@@ -98,7 +124,7 @@ def test_a_process_that_is_killed_is_started_again():
     grammar._process._process._process.wait()
     with pytest.raises(UsageError):  # whoever asks first can't know what ended it
         Grammar({"type": "object", "properties": {"other": {}}})
-    assert follow(body, '{"name":"A"}')
+    assert follow(body, '{"age":"A"}')
 
 
 def test_a_panic_is_told_in_words(monkeypatch):
@@ -164,12 +190,12 @@ def test_what_compiles_can_be_ended_and_is_not_remembered_as_refused():
         time.sleep(0.01)
     grammar.interrupt()
     thread.join(timeout=60)
-    assert ended and follow(body, '{"name":"A"}')
+    assert ended and follow(body, '{"age":"A"}')
     assert grammar._refusals.get(json.dumps(explosive(40, "0-9")), "True") is None
 
 
 def test_the_process_for_new_schemas_ends_where_none_come():
-    process = grammar.GrammarProcess(idle_s=0.2)
+    process = GrammarProcess(idle_s=0.2)
     request = {"do": "compile", "schema": json.dumps(PERSON), "strict": True}
     for _ in range(2):  # and is started again
         assert process.ask(request)
@@ -192,7 +218,7 @@ def test_a_mask_is_made_while_others_go_on(monkeypatch):
     body = compiled.begin(VOCAB)
     assert not body.has_mask(0) and not body.has_mask(0.01)
     go_on.set()
-    assert body.has_mask(60) and follow(body, '{"name":"A"}')
+    assert body.has_mask(60) and follow(body, '{"age":"A"}')
 
 
 def test_what_goes_wrong_beside_is_told_by_the_mask(monkeypatch):

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-CPU_S, _WALL_S, _MEMORY_BYTES = 2.0, 30.0, 2 << 30  # of one request
+_WALL_S, _MEMORY_BYTES = 30.0, 2 << 30  # of one request
 _NICENESS = 5
 _KEPT = 64  # compiled schemas
 # Unbounded whitespace lets a model that is at a loss go on with spaces until its tokens run out.
@@ -162,15 +162,19 @@ def write_frame(pipe: BinaryIO, *parts: bytes) -> None:
 
 
 def main() -> None:
-    """Answer frames until the parent is gone. Arguments: the vocabulary's file, and three numbers of it."""
+    """Answer frames until the parent is gone.
+
+    Arguments: the vocabulary's file, three numbers of it, and the processor time of one request, in s.
+    """
     pipe_in, pipe_out = sys.stdin.buffer, sys.stdout.buffer
     set_up()
-    follower = _Follower(_tokenizer(sys.argv[1], *map(int, sys.argv[2:])))
+    *numbers, cpu_s = sys.argv[2:]
+    follower = _Follower(_tokenizer(sys.argv[1], *map(int, numbers)))
     give_way(_NICENESS)  # only now: the first request waits until the vocabulary is read
     write_frame(pipe_out)
     while (content := read_frame(pipe_in)) is not None:
         began_s, status = time.process_time(), 0
-        with limited(CPU_S, _WALL_S):
+        with limited(float(cpu_s), _WALL_S):
             try:
                 answer = follower.answer(json.loads(content))
             except _Refused as refused:

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from localoss.chat.child import Child, end_when_idle
-from localoss.chat.grammar_child import CPU_S
 from localoss.chat.harmony import RETURN, TEXT_TOKENS, VOCABULARY_FOLDER, VOCABULARY_TOKENS
 from localoss.errors import Cancelled, UsageError
 
+CPU_S = 2.0  # of one request
 _HEAD = struct.Struct("<Bd")
 _PROGRAM = Path(__file__).with_name("grammar_child.py")
 
@@ -42,11 +42,12 @@ class Answer(NamedTuple):
 class GrammarProcess:
     """Compiles schemas and follows them; any thread may ask it, one at a time.
 
-    idle_s: how long after the last request it ends; None for not before its program.
+    idle_s: how long after the last request it ends; None for not before its program. cpu_s: processor time
+    that one request may take.
     """
 
-    def __init__(self, idle_s: float | None = None) -> None:
-        self._idle_s, self._asked_s = idle_s, 0.0
+    def __init__(self, idle_s: float | None = None, cpu_s: float = CPU_S) -> None:
+        self._idle_s, self._cpu_s, self._asked_s = idle_s, cpu_s, 0.0
         self._process: Child | None = None
         self._lock = threading.Lock()
         self._numbers = itertools.count()
@@ -93,7 +94,7 @@ class GrammarProcess:
             return None if generation is not None else self.ask(request)
         if content is None:
             told = "the JSON schema is too complex: it took more time or memory than one may"
-            raise RefusedError(told, CPU_S)
+            raise RefusedError(told, self._cpu_s)
         is_refused, cpu_s = _HEAD.unpack_from(content)
         content = content[_HEAD.size :]
         if is_refused:
@@ -117,7 +118,7 @@ class GrammarProcess:
         if find_spec("llguidance") is None:
             raise UsageError("JSON schemas need llguidance: pip install 'localoss[tools]'")
         vocabulary = VOCABULARY_FOLDER / "o200k_base.tiktoken"
-        numbers = map(str, (TEXT_TOKENS, VOCABULARY_TOKENS, RETURN))
+        numbers = map(str, (TEXT_TOKENS, VOCABULARY_TOKENS, RETURN, self._cpu_s))
         try:
             self._process = Child([sys.executable, "-P", str(_PROGRAM), str(vocabulary), *numbers])
         except OSError as error:

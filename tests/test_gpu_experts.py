@@ -122,13 +122,20 @@ def test_what_a_token_takes_of_the_bus(layers, experts, load):
     assert dispatches(plan) == figures["dispatches_per_token"]
 
 
+@pytest.fixture(scope="module")
+def answered(model):
+    """The answer of the CPU alone."""
+    return answer(localoss.load(model("short", **KEPT), **OPTIONS))
+
+
 @pytest.mark.parametrize("where", ["record", "write", "_read"])
-@pytest.mark.parametrize("call", [1, 2, 5, 9])
-def test_lost_at_each_stage(where, call, model, load, monkeypatch):
+@pytest.mark.parametrize(
+    "call", [1, pytest.param(2, marks=pytest.mark.soak), 5, pytest.param(9, marks=pytest.mark.soak)]
+)
+def test_lost_at_each_stage(where, call, answered, load, monkeypatch):
     """Before attention, between it and the experts on the cores, when their sum is written, at the end."""
     told = []
     engine = load("short", 3, 1, notice=told.append)
-    expected = answer(localoss.load(model("short", **KEPT), **OPTIONS))
     real, calls = getattr(Device, where), []
 
     def lose(self, *arguments):
@@ -138,7 +145,7 @@ def test_lost_at_each_stage(where, call, model, load, monkeypatch):
         return real(self, *arguments)
 
     monkeypatch.setattr(Device, where, lose)
-    assert answer(engine) == expected
+    assert answer(engine) == answered
     assert len(told) == 1 and "the GPU is left" in told[0] and "\n" not in told[0]
     assert engine.device_figures() is None
 

@@ -176,7 +176,8 @@ def _encode_int8(words: Any, shift: int, divisors: Any, out: Any) -> None:
     for row in range(words.shape[0]):
         for block in range(words.shape[1]):
             _encode_group(words[row, block], shift, divisors[row, block], -127, 127, codes)
-            out[row, block] = codes
+            for column in range(32):  # no slice: the message of its error alone takes Numba a second
+                out[row, block, column] = codes[column]
 
 
 @jit

@@ -190,6 +190,19 @@ def test_plan_of_a_split(asked, found, words, capsys, tmp_path, monkeypatch):
     assert "experts_apart" not in report and told.count("A GPU") == 1
 
 
+def test_a_split_leaves_memory_for_context(capsys, tmp_path, monkeypatch):
+    """As when the model is loaded: the context is chosen with what the GPU holds out of the way."""
+    monkeypatch.setenv("LOCALOSS_HOME", str(tmp_path))
+    asked = ["gpt-oss-20b", "--memory", "8GB", "--gpu-experts", "auto", "--gpu-memory", "12GB"]
+    told, report = (run_plan(capsys, *asked, *more) for more in ((), ("--json",)))
+    report = json.loads(report)
+    assert report["context_tokens"] < report["gpu"]["context_tokens"] == 32_768
+    split = replace(PLAN_20B, context_tokens=32_768, gpu_layers=24)
+    split = replace(split, gpu_experts=report["gpu"]["layers_with_experts"])
+    assert report["gpu"]["on_gpu_bytes"] == split.on_gpu and "speed" in report["gpu"]
+    assert "It leaves room for a context of 32,768 tokens." in told
+
+
 def test_plans_of_splits_that_cannot_be(listed, capsys, monkeypatch):
     assert cli.main(["plan", *SPLIT, "--gpu-experts", "20", "--gpu-memory", "8GB"]) == 2
     assert "too much for 8.0 GB and a reserve; --gpu-experts auto takes what" in capsys.readouterr().err

@@ -117,17 +117,21 @@ def plan(
         from localoss.model.adapters import bytes_of
 
         made = replace(made, adapter_bytes=bytes_of(adapter, config, made.chunk_tokens))
-    if context is None:
-        made = choose_context(made, machine.limit_bytes)
-    else:
-        made = replace(made, context_tokens=context)
+
+    def sized(plan: Plan) -> Plan:
+        return (
+            choose_context(plan, machine.limit_bytes)
+            if context is None
+            else replace(plan, context_tokens=context)
+        )
+
+    made = sized(made)
     if interactive:
         _change(label, made, machine)
         return
     streaming = _streaming(model, made, machine, expert_memory, measure)
-    on_gpu = plan_gpu.ways(
-        made, LoadOptions(gpu_layers=gpu_layers, gpu_experts=gpu_experts, gpu_memory=gpu_memory)
-    )
+    split = LoadOptions(gpu_layers=gpu_layers, gpu_experts=gpu_experts, gpu_memory=gpu_memory)
+    on_gpu = plan_gpu.ways(made, split, sized)
     if as_json:
         report = _report(label, made, machine, memory is None, on_gpu)
         echo(json.dumps(report | ({"experts": streaming.report()} if streaming else {}), indent=2))
@@ -281,7 +285,7 @@ def _print(
     for change in plan.changes(limit, machine.idle_limit_bytes):
         console.print(f"To make it fit: {change}", markup=False)
     if on_gpu:
-        plan_gpu.show(console, on_gpu, limit)
+        plan_gpu.show(console, on_gpu, plan.context_tokens, limit)
 
 
 def _coloured(bar: str) -> "Text":

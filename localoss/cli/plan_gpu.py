@@ -1,5 +1,6 @@
 """`localoss plan` with a GPU: what it holds by whole layers and with experts apart, or as it is asked for."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -31,14 +32,14 @@ class Ways:
     reason: str = ""
 
 
-def ways(plan: Plan, options: LoadOptions) -> Ways | None:
+def ways(plan: Plan, options: LoadOptions, sized: Callable[[Plan], Plan]) -> Ways | None:
     """`plan` with the layers and experts on a GPU that `options` ask for; where only its memory is told, with
     whole layers, and with experts apart where that is another plan. None if nobody asks for a GPU.
 
-    Raises: UsageError for what doesn't fit.
+    sized: gives a plan the context that it is to have. Raises: UsageError for what doesn't fit.
     """
     if options.uses_a_device:
-        return _asked(plan, options)
+        return _asked(plan, options, sized)
     room = options.gpu_memory
     if room is None:
         return None
@@ -50,7 +51,7 @@ def ways(plan: Plan, options: LoadOptions) -> Ways | None:
     return Ways(room, found)
 
 
-def _asked(plan: Plan, options: LoadOptions) -> Ways:
+def _asked(plan: Plan, options: LoadOptions, sized: Callable[[Plan], Plan]) -> Ways:
     """What `options` ask for; what is auto fills the memory that they name, or this machine's GPU has."""
     from localoss.gpu.adapters import choose_adapter
     from localoss.gpu.choice import asked_for, fit, room_on
@@ -58,7 +59,9 @@ def _asked(plan: Plan, options: LoadOptions) -> Ways:
     asked, room = asked_for(plan, options), None
     try:
         room = room_on(options, choose_adapter)
-        return Ways(room, [fit(asked, options, room, "the GPU")])
+        # Fitted twice, as by the loader: what the GPU holds leaves memory for context; it has its cache, too.
+        context = sized(fit(asked, options, room, "the GPU")).context_tokens
+        return Ways(room, [fit(replace(asked, context_tokens=context), options, room, "the GPU")])
     except GpuError as error:
         return Ways(room, [plan], f"No layers on a GPU: {error}.")
 
@@ -72,6 +75,7 @@ def report(found: Ways, limit_bytes: int) -> dict[str, Any]:
 
 def _figures(plan: Plan, limit_bytes: int) -> dict[str, Any]:
     figures = {
+        "context_tokens": plan.context_tokens,
         "layers": plan.gpu_layers,
         "layers_with_experts": plan.gpu_expert_layers,
         "on_gpu_bytes": plan.on_gpu,
@@ -83,14 +87,16 @@ def _figures(plan: Plan, limit_bytes: int) -> dict[str, Any]:
     return figures
 
 
-def show(console: "Console", found: Ways, limit_bytes: int) -> None:
-    """Print what the GPU holds, and how fast that would be."""
+def show(console: "Console", found: Ways, context_tokens: int, limit_bytes: int) -> None:
+    """Print what the GPU holds, how fast that would be, and the context if it isn't that of the CPU alone."""
     if found.reason:
         console.print(found.reason, markup=False)
         return
     for way in found.plans:
         if way.gpu_layers:
             _show_way(console, way, found.room_bytes, limit_bytes)
+            if way.context_tokens != context_tokens:
+                console.print(f"It leaves room for a context of {way.context_tokens:,} tokens.")
 
 
 def _show_way(console: "Console", plan: Plan, room_bytes: int | None, limit_bytes: int) -> None:

@@ -114,6 +114,7 @@ class Bench:
         """What `time` gives for a product with `rows` rows, and the bytes of its weights.
 
         The full matrix comes in copies that take turns, a smaller one stays the same."""
+        from localoss.kernels.layer import ROUTINES
         from localoss.kernels.matmul import PANELS, matmul
         from localoss.kernels.products import KINDS
         from localoss.model.weights import address
@@ -129,11 +130,12 @@ class Bench:
         scratch, counter = np.empty(threads * SCRATCH_BYTES, np.uint8), np.zeros(1, np.int64)
         inputs = (False, address(x), address(x_scales))
         workers = (threads, address(scratch), address(counter), PANELS.address)
+        at = ROUTINES["share"].address, ROUTINES["multiply"].address
 
         def call(copy: int) -> None:
             place = codes + copy * codes_bytes
             tiles = (KINDS[dtype], place, address(scales[copy]), 0, groups, blocks)
-            matmul(address(out), tiles, inputs, tokens, False, workers)
+            matmul(address(out), tiles, inputs, tokens, False, workers, at)
 
         calls = [partial(call, copy) for copy in range(copies)]
         return self.time(calls, threads), codes_bytes + scales_bytes
@@ -173,12 +175,11 @@ class Bench:
         out, sinks = np.empty((HEADS * HEAD_DIM // 32, tokens, 32), np.float32), np.zeros(HEADS, np.float32)
         floats = attention_scratch_floats(HEADS // KV_HEADS, HEAD_DIM)
         scratch, counter = np.empty((threads, floats), np.float32), np.zeros(1, np.int64)
-        first, block = POSITION - tokens, routines("f16")[3]
+        first, (shared, _, attending, block) = POSITION - tokens, routines("f16")
 
         def call(copy: int) -> None:
-            attention(
-                out, 0, qkv, caches[copy], offsets, sinks, first, window, scratch, address(counter), block
-            )
+            own = out, 0, qkv, caches[copy], offsets, sinks, first, window, scratch, address(counter)
+            attention(*own, (shared, attending, block))
 
         seconds, _ = self.time([partial(call, copy) for copy in range(copies)], threads)
         seen = sum(min(first + t + 1, window or POSITION) for t in range(tokens))

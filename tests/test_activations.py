@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from support import naive
-from support.tiled import address, from_blocks, to_blocks
+from support.tiled import address, at, from_blocks, to_blocks
 
 from localoss.kernels import activations as kernels
 from localoss.kernels.simd import exp, jit, load_f32x8, splat_f32, store_f32x8
@@ -55,14 +55,16 @@ def test_rms_norm(tokens, columns):
     x, weight = random_x(tokens, columns), random_x(1, columns, seed=1)[0]
     x[0] *= 1e-4  # where eps counts
     out = np.empty((columns // 32, tokens, 32), np.float32)
-    kernels.rms_norm(address(out), address(x), address(weight), tokens, columns, np.float32(1e-5))
+    kernels.rms_norm(
+        address(out), address(x), address(weight), tokens, columns, np.float32(1e-5), 2, at("norm")
+    )
     expected = naive.rmsnorm(x.astype(np.float64), weight.astype(np.float64), 1e-5)
     np.testing.assert_allclose(from_blocks(out), expected, rtol=2e-6, atol=1e-30)
 
 
 def test_rms_norm_of_zeros_is_zeros():
     x, weight, out = np.zeros((1, 32), np.float32), np.ones(32, np.float32), np.ones(32, np.float32)
-    kernels.rms_norm(address(out), address(x), address(weight), 1, 32, np.float32(1e-5))
+    kernels.rms_norm(address(out), address(x), address(weight), 1, 32, np.float32(1e-5), 2, at("norm"))
     assert (out == 0).all()
 
 
@@ -80,7 +82,8 @@ def test_quantize(tokens, places, columns, offset):
     blocks = to_blocks(x)
     codes = np.empty((columns // 32, places, 32), np.int8)
     scales = np.empty((columns // 32, places), np.float32)
-    kernels.quantize(address(codes), address(scales), address(blocks), sources, tokens, columns // 32, offset)
+    own = address(codes), address(scales), address(blocks), sources, tokens, columns // 32, offset
+    kernels.quantize(*own, 2, at("quantize"))
     wanted = blocks[:, sources]
     largest = np.abs(wanted).max(axis=2)
     np.testing.assert_allclose(scales, largest / 127, rtol=2e-7)
@@ -96,7 +99,8 @@ def test_quantize_rounds_ties_to_even():
     x = np.zeros((1, 32), np.float32)
     x[0, :6] = [127, 0.5, 1.5, 2.5, -0.5, -3.5]
     codes, scales = np.empty(32, np.int8), np.empty(1, np.float32)
-    kernels.quantize(address(codes), address(scales), address(x), np.zeros(1, np.int32), 1, 1, 0)
+    own = address(codes), address(scales), address(x), np.zeros(1, np.int32), 1, 1, 0
+    kernels.quantize(*own, 2, at("quantize"))
     assert codes[:7].tolist() == [127, 0, 2, 2, 0, -4, 0]
     assert scales.tolist() == [1.0]
 
@@ -104,7 +108,7 @@ def test_quantize_rounds_ties_to_even():
 def test_gather():
     x, sources = random_x(5, 96), np.array([4, 0, 0, 3, 2, 4, 1], np.int32)
     blocks, out = to_blocks(x), np.empty((3, 7, 32), np.float32)
-    kernels.gather(address(out), address(blocks), sources, 5, 3)
+    kernels.gather(address(out), address(blocks), sources, 5, 3, 2, at("gather"))
     np.testing.assert_array_equal(from_blocks(out), x[sources])
 
 
@@ -174,5 +178,5 @@ def test_add_experts(tokens, columns, active):
     for t in range(tokens):
         for a in range(active):
             expected[t] += weights[t, a].astype(np.float64) * y[places[t, a]]
-    kernels.add_experts(address(x), address(y), places, weights, columns)
+    kernels.add_experts(address(x), address(y), places, weights, columns, 2, at("add_experts"))
     np.testing.assert_allclose(x, expected, atol=2e-6)

@@ -72,9 +72,17 @@ class Conversation:
         if self.biased:  # else it turns them as no model does, which only the bias is known to
             angles = np.arange(position, position + tokens)[:, None] * self.turns
             cos, sin = (np.float32(CONCENTRATION * f(angles)) for f in (np.cos, np.sin))
-        _, _, token, block = routines(self.dtype)
+        shared, storing, attending, block = routines(self.dtype)
         rotate_and_store(
-            qkv.reshape(tokens, -1), self.cache.arrays, cos, sin, self.offsets, position, heads, token
+            qkv.reshape(tokens, -1),
+            self.cache.arrays,
+            cos,
+            sin,
+            self.offsets,
+            position,
+            heads,
+            THREADS,
+            (shared, storing),
         )
         self._check_stored(qkv, before, cos, sin)
 
@@ -91,7 +99,7 @@ class Conversation:
             shape.window,
             self.scratch,
             address(counter),
-            block,
+            (shared, attending, block),
         )
         assert np.isnan(out[:, :GUARD]).all() and np.isnan(out[:, -GUARD:]).all()
         expected = [self._attend(qkv[t], position + t) for t in range(tokens)]
@@ -246,7 +254,7 @@ def test_float16_is_rounded_to_nearest_even():
     keys, values, *_ = cache
     still = np.ones((tokens, 4), np.float32), np.zeros((tokens, 4), np.float32)
     offsets = (np.zeros((1, 8), np.float32), *offsets_of(np.ones(4), tokens))
-    rotate_and_store(qkv.reshape(tokens, -1), cache, *still, offsets, 0, 1, routines("f16")[2])
+    rotate_and_store(qkv.reshape(tokens, -1), cache, *still, offsets, 0, 1, THREADS, routines("f16")[:2])
     expected = np.clip(numbers, -65504, 65504).astype(np.float16)
     np.testing.assert_array_equal(values[0, :tokens].view(np.float16), expected)
     stored = keys[0].swapaxes(1, 2).reshape(slots, 8)[:tokens]

@@ -14,6 +14,7 @@ from support.tiled import (
     activations_of,
     address,
     assert_product,
+    at,
     exact_activations,
     from_blocks,
     limits_of,
@@ -40,7 +41,9 @@ def multiply(weights, x, bias=None, into=None):
     out = guarded[1:-1]
     if into is not None:
         out[:] = into
-    matmul.matmul(address(out), weights.tiles(bias), x.inputs, tokens, into is not None, WORKERS)
+    matmul.matmul(
+        address(out), weights.tiles(bias), x.inputs, tokens, into is not None, WORKERS, at("multiply")
+    )
     assert np.isnan(guarded[[0, -1]]).all(), "written outside of the result"
     return out
 
@@ -243,7 +246,7 @@ def test_gate_up(dtype, exact):
         np.float32(1.702),
         np.float32(7.0),
         WORKERS,
-        None,
+        at("gate_up"),
     )
     clamped = 0
     for e, (weights, bias, _, _) in enumerate(made.experts):
@@ -273,7 +276,9 @@ def test_down(dtype, exact):
     made, kind, total = expert_weights(dtype), KINDS[dtype], sum(PLACES)
     h = random_activations(kind, exact, total, INTERMEDIATE, seed=2)
     y = np.full((total + 2, HIDDEN), np.nan, np.float32)
-    experts.down(address(y[1:]), made.down, made.runs, h.inputs, STARTS, active_experts(), WORKERS)
+    experts.down(
+        address(y[1:]), made.down, made.runs, h.inputs, STARTS, active_experts(), WORKERS, at("down")
+    )
     assert np.isnan(y[[0, -1]]).all(), "written outside of the result"
     for e, (_, _, weights, bias) in enumerate(made.experts):
         part = SimpleNamespace(exact=exact, values=h.values[places_of(e)])
@@ -287,5 +292,5 @@ def test_threads_without_work_are_harmless(groups):
     x = random_activations(weights.kind, False, 1, 32, seed=1)
     out, scratch = np.empty((1, 8 * groups), np.float32), np.empty(16 * SCRATCH_BYTES, np.uint8)
     workers = (16, address(scratch), *WORKERS[2:])
-    matmul.matmul(address(out), weights.tiles(), x.inputs, 1, False, workers)
+    matmul.matmul(address(out), weights.tiles(), x.inputs, 1, False, workers, at("multiply"))
     assert_product(out, x, weights)

@@ -76,7 +76,7 @@ def warm_up(form: KernelForm, threads: int, report: Callable[[str], None] = lamb
 
 
 # What each of two processes compiles first, so that neither does what the other one will have done.
-_LONGEST, _OTHERS = ("matmul", "gate_up", "down"), ("rms_norm", "quantize", "add_experts")
+_LONGEST, _OTHERS = ("share", "multiply", "gate_up", "down"), ("norm", "quantize", "add_experts")
 
 
 def _compile(names: tuple[str, ...]) -> None:

@@ -1,26 +1,29 @@
 """Between the matmuls: RMSNorm, quantizing activations, routing, adding the experts' results up.
 
 x is the residual stream, (T, D) f32. What a matmul reads lies block by block, (D/32, P, 32): see products.py.
+at: the addresses of sharing.SHARE and of what a thread does, which stands before each kernel that takes it.
 Parameters named after buffers are addresses, unless their description says "array".
 """
 
 import numpy as np
-from numba import prange
+from numba import types
 
+from localoss.kernels.calls import packing
 from localoss.kernels.isa.common import force_inline
+from localoss.kernels.sharing import share
 from localoss.kernels.simd import (
     absolute,
     add,
     div,
     exp,
     fma,
+    inner,
     jit,
     load_f32x8,
     max_lanes,
     maximum,
     minimum,
     mul,
-    parallel,
     round_even,
     splat_f32,
     store_f32,
@@ -33,9 +36,15 @@ from localoss.kernels.simd import (
 )
 
 SERIAL_TOKENS = 4  # for so few tokens, waking the other threads costs more than they save
+_NUMBER, _FACTOR, _IDS = types.int64, types.float32, types.Array(types.int32, 1, "C")
+_put_norm, _take_norm = packing((*[_NUMBER] * 5, _FACTOR))
+_put_quantize, _take_quantize = packing((*[_NUMBER] * 3, _IDS, *[_NUMBER] * 2))
+_put_gather, _take_gather = packing((_NUMBER, _NUMBER, _IDS, _NUMBER))
+_PLACES, _WEIGHTS = types.Array(types.int32, 2, "C"), types.Array(types.float32, 2, "C")
+_put_add, _take_add = packing((_NUMBER, _NUMBER, _PLACES, _WEIGHTS, _NUMBER))
 
 
-@jit
+@inner
 def _norm_token(out, x, weight, t, tokens, columns, eps):
     row = x + 4 * columns * t
     squares = zero()
@@ -48,18 +57,21 @@ def _norm_token(out, x, weight, t, tokens, columns, eps):
         store_f32x8(out + 128 * (i // 32 * tokens + t) + 4 * (i % 32), normed)
 
 
-@parallel
-def rms_norm(out, x, weight, tokens, columns, eps):
+@inner
+def norm_tokens(begin, end, arguments):
+    out, x, weight, tokens, columns, eps = _take_norm(arguments)
+    for t in range(begin, end):
+        _norm_token(out, x, weight, t, tokens, columns, eps)
+
+
+@jit
+def rms_norm(out, x, weight, tokens, columns, eps, threads, at):
     """Write x / rms(x) * weight to `out` (columns/32, tokens, 32) f32; x (tokens, columns) f32.
 
     weight (columns,) f32. Sums in f32. Oracle: tests/support/naive.py.
     """
-    if tokens <= SERIAL_TOKENS:
-        for t in range(tokens):
-            _norm_token(out, x, weight, t, tokens, columns, eps)
-    else:
-        for t in prange(tokens):
-            _norm_token(out, x, weight, np.int64(t), tokens, columns, eps)  # not compiled again for uint64
+    parts = threads if tokens > SERIAL_TOKENS else 1
+    share(at, _put_norm((out, x, weight, tokens, columns, eps)), tokens, parts)
 
 
 @force_inline
@@ -74,7 +86,7 @@ def quantize_block(codes, scale, v0, v1, v2, v3, offset):
     store_i8x8(codes + 24, to_bytes(round_even(mul(v3, inverse)), offset))
 
 
-@jit
+@inner
 def _quantize_block_of_all(codes, scales, x, sources, b, tokens, offset):
     places = len(sources)
     for p in range(places):
@@ -91,29 +103,38 @@ def _quantize_block_of_all(codes, scales, x, sources, b, tokens, offset):
         )
 
 
-@parallel
-def quantize(codes, scales, x, sources, tokens, blocks, offset):
+@inner
+def quantize_blocks(begin, end, arguments):
+    codes, scales, x, sources, tokens, offset = _take_quantize(arguments)
+    for b in range(begin, end):
+        _quantize_block_of_all(codes, scales, x, sources, b, tokens, offset)
+
+
+@jit
+def quantize(codes, scales, x, sources, tokens, blocks, offset, threads, at):
     """Write token sources[p] of x (blocks, tokens, 32) f32 as int8 to place p of `codes` (blocks, P, 32).
 
     scales (blocks, P) f32. sources array (P,) i32. offset is added to the codes (modulo 256): see isa.py.
     """
-    if tokens <= SERIAL_TOKENS:
-        for b in range(blocks):
-            _quantize_block_of_all(codes, scales, x, sources, b, tokens, offset)
-    else:
-        for b in prange(blocks):
-            _quantize_block_of_all(codes, scales, x, sources, np.int64(b), tokens, offset)
+    parts = threads if tokens > SERIAL_TOKENS else 1
+    share(at, _put_quantize((codes, scales, x, sources, tokens, offset)), blocks, parts)
 
 
-@parallel
-def gather(out, x, sources, tokens, blocks):
-    """As quantize, without quantizing: `out` (blocks, P, 32) f32. sources array (P,) i32."""
+@inner
+def gather_blocks(begin, end, arguments):
+    out, x, sources, tokens = _take_gather(arguments)
     places = len(sources)
-    for b in prange(blocks):
+    for b in range(begin, end):
         for p in range(places):
             row = x + 128 * (b * tokens + sources[p])
             for i in range(0, 128, 32):
                 store_f32x8(out + 128 * (b * places + p) + i, load_f32x8(row + i))
+
+
+@jit
+def gather(out, x, sources, tokens, blocks, threads, at):
+    """As quantize, without quantizing: `out` (blocks, P, 32) f32. sources array (P,) i32."""
+    share(at, _put_gather((out, x, sources, tokens)), blocks, threads)
 
 
 @force_inline
@@ -181,7 +202,7 @@ def sort_by_expert(starts, sources, places, expert_ids):
     starts[0] = 0
 
 
-@jit
+@inner
 def _add_experts_of_token(x, y, places, expert_weights, t, columns):
     row = x + 4 * columns * t
     for i in range(0, columns, 8):
@@ -192,15 +213,19 @@ def _add_experts_of_token(x, y, places, expert_weights, t, columns):
         store_f32x8(row + 4 * i, total)
 
 
-@parallel
-def add_experts(x, y, places, expert_weights, columns):
+@inner
+def add_experts_of_tokens(begin, end, arguments):
+    x, y, places, expert_weights, columns = _take_add(arguments)
+    for t in range(begin, end):
+        _add_experts_of_token(x, y, places, expert_weights, t, columns)
+
+
+@jit
+def add_experts(x, y, places, expert_weights, columns, threads, at):
     """Add each token's weighted experts to x (T, columns) f32. y (P, columns) f32.
 
     Arrays: places (T, A) i32, expert_weights (T, A) f32.
     """
-    if len(places) <= SERIAL_TOKENS:
-        for t in range(len(places)):
-            _add_experts_of_token(x, y, places, expert_weights, t, columns)
-    else:
-        for t in prange(len(places)):
-            _add_experts_of_token(x, y, places, expert_weights, np.int64(t), columns)
+    tokens = len(places)
+    parts = threads if tokens > SERIAL_TOKENS else 1
+    share(at, _put_add((x, y, places, expert_weights, columns)), tokens, parts)

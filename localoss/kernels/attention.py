@@ -13,26 +13,27 @@ Parameters named after buffers are addresses, unless their description says "arr
 from functools import lru_cache
 
 import numpy as np
-from numba import prange, types
+from numba import types
 from numba.extending import overload
 
 from localoss.kernels import isa
-from localoss.kernels.calls import Routine, call
+from localoss.kernels.calls import Routine, call, packing
 from localoss.kernels.isa.common import force_inline
-from localoss.kernels.kv_store import SCALES, rotate_and_store, rotate_and_store_token, turn_bias
+from localoss.kernels.kv_store import FLOAT_ROWS, NUMBER, OFFSETS, SCALES, cache_type, storing, turn_bias
+from localoss.kernels.sharing import SHARE, share, worker
 from localoss.kernels.simd import (
     add,
     div,
     exp,
     fetch_add,
     fma,
+    inner_in_order,
     jit_in_order,
     load_f32x8,
     load_i8x8,
     max_lanes,
     maximum,
     mul,
-    parallel_in_order,
     prefetch,
     splat_f32,
     store_f32,
@@ -82,7 +83,7 @@ def _overload_wide(cache, address):
     return lambda cache, address: load_f32w(address)
 
 
-@jit_in_order
+@inner_in_order
 def _decode_keys(out, turned, cache, within, k, slot, count, ahead):
     """Write the keys of `count` slots from `slot` on to out (1, KEYS_AT_ONCE/16, head_dim, 16) f32, an array.
 
@@ -109,7 +110,7 @@ def _decode_keys(out, turned, cache, within, k, slot, count, ahead):
             store_f32w(out[0, at, j, place:].ctypes.data, add(b, add(mul(y, cos), mul(x, sin))))
 
 
-@jit_in_order
+@inner_in_order
 def _decode_values(out, cache, k, slot, count, ahead):
     """Write the values of `count` slots from `slot` on to out (1, KEYS_AT_ONCE, head_dim) f32, an array."""
     values, scales = cache[1], cache[4]
@@ -166,7 +167,7 @@ def _add_tile(out, rows, cache, vectors, next_vector, stride, count, ahead):
     store_tile(out, tile)
 
 
-@jit_in_order
+@inner_in_order
 def _softmax_step(scores, low, high, count, out, head_dim, largest, total):
     """Turn a row of `count` scores into weights, those outside low ≤ i < high into none.
 
@@ -198,7 +199,7 @@ def _softmax_step(scores, low, high, count, out, head_dim, largest, total):
     return new, total + sum_lanes(sums)
 
 
-@jit_in_order
+@inner_in_order
 def _score_keys(scores, queries, keys, k, slot, count, ahead):
     """Write queries · keys to scores (rows, KEYS_AT_ONCE), for `count` positions from `slot` on. Arrays."""
     rows, head_dim = queries.shape
@@ -219,7 +220,7 @@ def _score_keys(scores, queries, keys, k, slot, count, ahead):
             )
 
 
-@jit_in_order
+@inner_in_order
 def _add_values(results, scores, values, k, slot, count, ahead):
     """Add scores · values to results (rows, head_dim), for `count` positions from `slot` on. Arrays."""
     rows, head_dim = results.shape
@@ -245,7 +246,7 @@ def _add_values(results, scores, values, k, slot, count, ahead):
             store_f32x8(results[r, i:].ctypes.data, total)
 
 
-@jit_in_order
+@inner_in_order
 def _attend_block(out, out_first, qkv, cache, offsets, sinks, position, chunk, window, k, scratch, threads):
     """Attention of query rows first … first + tokens - 1, for the heads that share key/value head `k`.
 
@@ -307,50 +308,61 @@ def _attend_block(out, out_first, qkv, cache, offsets, sinks, position, chunk, w
             store_f32x8(out[i // 32, out_first + first + row // group, i % 32 :].ctypes.data, value)
 
 
-@parallel_in_order
-def attention(out, out_first, qkv, cache, offsets, sinks, position, window, scratch, counter, block):
+def _kinds(kv_dtype):
+    sinks, out = types.Array(types.float32, 1, "C"), types.Array(types.float32, 3, "C")
+    own = (out, NUMBER, FLOAT_ROWS, cache_type(kv_dtype), OFFSETS, sinks, NUMBER)
+    return (*own, NUMBER, FLOAT_ROWS, NUMBER, NUMBER)
+
+
+_put, _take = packing({kv_dtype: _kinds(kv_dtype) for kv_dtype in KV_NUMPY_DTYPES})
+
+
+@lru_cache
+def attending(kv_dtype):
+    """What a thread does of attention, for caches of `kv_dtype`."""
+
+    @inner_in_order
+    def attend_in_threads(begin, end, arguments):
+        own = _take(arguments, kv_dtype)
+        out, out_first, qkv, cache, offsets, sinks, position, window, scratch, counter, block = own
+        kv_heads, tokens = cache[1].shape[0], len(qkv)
+        blocks = (tokens + QUERIES_AT_ONCE - 1) // QUERIES_AT_ONCE
+        for thread in range(begin, end):
+            while True:
+                work = fetch_add(counter, 1)
+                if work >= blocks * kv_heads:
+                    break
+                first = work // kv_heads * QUERIES_AT_ONCE
+                count = min(QUERIES_AT_ONCE, tokens - first)
+                chunk, k = (first, count), work % kv_heads
+                its = (out, out_first, qkv, cache, offsets, sinks, position, chunk, window, k)
+                call(block, (*its, scratch[thread], len(scratch)))
+
+    return worker(attend_in_threads)
+
+
+@jit_in_order
+def attention(out, out_first, qkv, cache, offsets, sinks, position, window, scratch, counter, at):
     """Write each query's attention over its sequence's cache to `out`, block by block.
 
     Arrays: out (H * head_dim / 32, ≥ out_first + T, 32) f32, of which tokens out_first, … are overwritten;
     qkv (T, (H + 2K) * head_dim) f32 with rotated queries, of positions `position`, position + 1, …, already
     in the cache; cache: the layer's arrays; offsets: see kv_store.py; sinks (H,) f32; scratch (threads,
-    attention_scratch_floats()) f32. counter: the address of an i64; block: that of _attend_block, see
-    routines. window: 0 for full attention. Sums in f32. Oracle: tests/support/naive.py.
+    attention_scratch_floats()) f32. counter: the address of an i64. window: 0 for full attention. at: of
+    `attending`, as activations.py has it, and of _attend_block. Sums in f32. Oracle: tests/support/naive.py.
     """
-    kv_heads = cache[1].shape[0]
-    tokens = len(qkv)
-    blocks = (tokens + QUERIES_AT_ONCE - 1) // QUERIES_AT_ONCE
     store_i64(counter, 0)
-    for thread in prange(len(scratch)):
-        while True:
-            work = fetch_add(counter, 1)
-            if work >= blocks * kv_heads:
-                break
-            first = work // kv_heads * QUERIES_AT_ONCE
-            count = min(QUERIES_AT_ONCE, tokens - first)
-            chunk, k = (first, count), work % kv_heads
-            own = (out, out_first, qkv, cache, offsets, sinks, position, chunk, window, k)
-            call(block, (*own, scratch[thread], len(scratch)))
+    threads = len(scratch)
+    own = (out, out_first, qkv, cache, offsets, sinks, position, window, scratch, counter, at[2])
+    share(at, _put(own), threads, threads)
 
 
 @lru_cache
 def routines(kv_dtype):
-    """Addresses, for caches of `kv_dtype`: rotate_and_store, attention, and after them what each calls."""
-    number, floats = getattr(types, KV_NUMPY_DTYPES[kv_dtype]), types.float32
-    octets = types.uint8
+    """Addresses, for caches of `kv_dtype`.
 
-    def array(kind, dimensions):
-        return types.Array(kind, dimensions, "C")
-
-    cache = types.Tuple(
-        (array(number, 4), array(number, 3), array(octets, 4), array(octets, 4), array(octets, 3))
-    )
-    offsets = types.Tuple((array(floats, 2), array(floats, 3), array(floats, 3)))
-    place, row, rows = types.int64, array(floats, 1), array(floats, 2)
-    taken = (array(floats, 3), place, rows, cache, offsets, row, place)  # from out to position
-    block = Routine(_attend_block, *taken, types.UniTuple(place, 2), place, place, row, place)
-    whole = Routine(attention, *taken, place, rows, place, place)
-    written = (rows, cache, rows, rows, offsets, place, place)
-    token = Routine(rotate_and_store_token, *written, place)
-    stored = Routine(rotate_and_store, *written, place)
-    return stored.address, whole.address, token.address, block.address
+    What shares work, what threads do to store and to attend, and _attend_block.
+    """
+    chunk, scratch = types.UniTuple(NUMBER, 2), types.Array(types.float32, 1, "C")
+    block = Routine(_attend_block, *_kinds(kv_dtype)[:7], chunk, NUMBER, NUMBER, scratch, NUMBER)
+    return SHARE.address, storing(kv_dtype).address, attending(kv_dtype).address, block.address

@@ -88,9 +88,29 @@ class _NoLock:
         """Nothing was ensured."""
 
 
+def _for_kernels_alone(made: Callable[[Callable[..., Any]], Any]) -> Callable[[Callable[..., Any]], Any]:
+    """As `made`, which leaves out the form for callers in Python; calling it from there is an error."""
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        kernel = made(function)
+
+        def add_overload(compiled: Any) -> None:
+            kernel.overloads[tuple(compiled.signature.args)] = compiled  # where C looks, it isn't found
+
+        def refuse(*arguments: Any, **named: Any) -> None:
+            raise TypeError(f"{function.__name__} is for other kernels: Python can't call it")
+
+        kernel.add_overload, kernel._compile_for_args = add_overload, refuse
+        return kernel
+
+    return decorate
+
+
 jit = _kept(fastmath=FASTMATH)
+# A function's form for Python takes a fifth of what compiling a small one does.
+inner = _for_kernels_alone(_kept(fastmath=FASTMATH, no_cpython_wrapper=True))
 parallel = _kept(fastmath=FASTMATH, parallel=True)
 # Where how long a loop runs hangs on how a prompt was cut: the order of a sum must not hang on that.
 _IN_ORDER = {"nsz", "contract"}
 jit_in_order = _kept(fastmath=_IN_ORDER)
-parallel_in_order = _kept(fastmath=_IN_ORDER, parallel=True)
+inner_in_order = _for_kernels_alone(_kept(fastmath=_IN_ORDER, no_cpython_wrapper=True))

@@ -7,17 +7,19 @@ description says "array".
 """
 
 import numpy as np
-from numba import prange
+from numba import prange, types
 
 from localoss.kernels.activations import quantize_block, swiglu
-from localoss.kernels.calls import call_for_number
+from localoss.kernels.calls import call_for_number, packing
 from localoss.kernels.isa.common import force_inline
 from localoss.kernels.low_rank import add_to_panel
-from localoss.kernels.matmul import store_panel, take_run
+from localoss.kernels.matmul import INPUTS, TILES, WORKERS, store_panel, take_run
 from localoss.kernels.products import OFFSETS
+from localoss.kernels.sharing import share
 from localoss.kernels.simd import (
     add,
     even_lanes,
+    inner,
     jit,
     load_f32x8,
     odd_lanes,
@@ -27,6 +29,13 @@ from localoss.kernels.simd import (
     store_i64,
 )
 from localoss.plan.sizes import PANEL, SCRATCH_BYTES, TOKENS_AT_ONCE
+
+_NUMBER, _FACTOR = types.int64, types.float32
+_PLACES, _IDS = types.Array(types.int64, 1, "C"), types.Array(types.int32, 1, "C")
+_put_gate_up, _take_gate_up = packing(
+    (INPUTS, TILES, _PLACES, INPUTS, _PLACES, _IDS, _FACTOR, _FACTOR, WORKERS)
+)
+_put_down, _take_down = packing((_NUMBER, TILES, _PLACES, INPUTS, _PLACES, _IDS, WORKERS))
 
 
 @jit
@@ -48,7 +57,7 @@ def _activate_16_rows(sums, bias, tokens, alpha, limit):
     return swiglu(even_lanes(a, b), odd_lanes(a, b), alpha, limit)
 
 
-@jit
+@inner
 def _activate_panel(tiles, panel, sums, h, first, tokens, stride, alpha, limit):
     """SwiGLU of sums (8, tokens, 8), 64 rows: block `panel` of h for `tokens` tokens from `first` on."""
     bias = tiles[3] + 32 * PANEL * panel
@@ -77,8 +86,8 @@ def _tiles_of(tiles, run):
     return kind, run + codes, run + scales, run + bias, groups, blocks
 
 
-@jit
-def _take_gate_up(
+@inner
+def _run_gate_up(
     h, tiles, runs, inputs, starts, active, alpha, limit, threads, scratch, counter, panel_at, added
 ):
     panels, places, count = tiles[4] // PANEL, starts[-1], np.int64(PANEL)
@@ -99,37 +108,43 @@ def _take_gate_up(
                 _activate_panel(own, panel, sums, h, first, here, places, alpha, limit)
 
 
-@parallel
-def gate_up(h, tiles, runs, inputs, starts, active, alpha, limit, workers, added):
-    """Write SwiGLU(W_e @ x + bias_e) of each place to h, inputs of a product with I columns.
-
-    tiles, inputs, workers: as matmul has them, but with codes, scales and bias as byte offsets in a run.
-    Arrays: runs (E,) i64; starts (E + 1,) i64; active (n,) i32, the experts that have places.
-    alpha, limit: SwiGLU's. added: what adapters add before it, (factors, sources) of low_rank.py, or None,
-    for which Numba compiles nothing. Oracle: tests/support/naive.py.
-    """
+@inner
+def gate_up_in_threads(begin, end, arguments):
+    h, tiles, runs, inputs, starts, active, alpha, limit, workers = _take_gate_up(arguments)
     threads, scratch, counter, panel = workers
-    store_i64(counter, 0)
-    if added is None:
-        for thread in prange(threads):
-            own = scratch + SCRATCH_BYTES * thread
-            _take_gate_up(
-                h, tiles, runs, inputs, starts, active, alpha, limit, threads, own, counter, panel, None
-            )
-    else:
-        (sets, addresses, ranks, between, width), sources = (
-            added  # Numba takes no array in a tuple into a loop
-        )
-        for thread in prange(threads):
-            own = scratch + SCRATCH_BYTES * thread
-            its = ((sets, addresses, ranks, between, width), sources)
-            _take_gate_up(
-                h, tiles, runs, inputs, starts, active, alpha, limit, threads, own, counter, panel, its
-            )
+    for thread in range(begin, end):
+        own = scratch + SCRATCH_BYTES * thread
+        _run_gate_up(h, tiles, runs, inputs, starts, active, alpha, limit, threads, own, counter, panel, None)
 
 
 @jit
-def _take_down(y, tiles, runs, inputs, starts, active, threads, scratch, counter, panel_at):
+def gate_up(h, tiles, runs, inputs, starts, active, alpha, limit, workers, at):
+    """Write SwiGLU(W_e @ x + bias_e) of each place to h, inputs of a product with I columns.
+
+    tiles, inputs, workers: as matmul has them, but with codes, scales and bias as byte offsets in a run; at:
+    of gate_up_in_threads. Arrays: runs (E,) i64; starts (E + 1,) i64; active (n,) i32, the experts that have
+    places. alpha, limit: SwiGLU's. Oracle: tests/support/naive.py.
+    """
+    threads, _, counter, _ = workers
+    store_i64(counter, 0)
+    own = (h, tiles, runs, inputs, starts, active, alpha, limit, workers)
+    share(at, _put_gate_up(own), threads, threads)
+
+
+@parallel
+def gate_up_with_adapters(h, tiles, runs, inputs, starts, active, alpha, limit, workers, added):
+    """As gate_up. added: what adapters add before SwiGLU, (factors, sources) of low_rank.py."""
+    threads, scratch, counter, panel = workers
+    store_i64(counter, 0)
+    (sets, addresses, ranks, between, width), sources = added  # Numba takes no array in a tuple into a loop
+    for thread in prange(threads):
+        own = scratch + SCRATCH_BYTES * thread
+        its = ((sets, addresses, ranks, between, width), sources)
+        _run_gate_up(h, tiles, runs, inputs, starts, active, alpha, limit, threads, own, counter, panel, its)
+
+
+@inner
+def _run_down(y, tiles, runs, inputs, starts, active, threads, scratch, counter, panel_at):
     groups, places = tiles[4], starts[-1]
     while True:
         begin, end = take_run(counter, threads, groups * len(active))
@@ -145,14 +160,21 @@ def _take_down(y, tiles, runs, inputs, starts, active, threads, scratch, counter
                 store_panel(y, own, group, count, sums, first, here, np.bool_(False))
 
 
-@parallel
-def down(y, tiles, runs, inputs, starts, active, workers):
+@inner
+def down_in_threads(begin, end, arguments):
+    y, tiles, runs, inputs, starts, active, workers = _take_down(arguments)
+    threads, scratch, counter, panel = workers
+    for thread in range(begin, end):
+        own = scratch + SCRATCH_BYTES * thread
+        _run_down(y, tiles, runs, inputs, starts, active, threads, own, counter, panel)
+
+
+@jit
+def down(y, tiles, runs, inputs, starts, active, workers, at):
     """Write W_e @ h + bias_e of each place to y (P, 8 * groups) f32; inputs: the h that gate_up wrote.
 
-    All else as gate_up has it. Oracle: tests/support/naive.py.
+    at: of down_in_threads. All else as gate_up has it. Oracle: tests/support/naive.py.
     """
-    threads, scratch, counter, panel = workers
+    threads, _, counter, _ = workers
     store_i64(counter, 0)
-    for thread in prange(threads):
-        own_scratch = scratch + SCRATCH_BYTES * thread
-        _take_down(y, tiles, runs, inputs, starts, active, threads, own_scratch, counter, panel)
+    share(at, _put_down((y, tiles, runs, inputs, starts, active, workers)), threads, threads)

@@ -10,29 +10,32 @@ there on. Both kernels turn it by the same numbers: what one takes off is what t
 Parameters named after buffers are addresses, unless their description says "array".
 """
 
+from functools import lru_cache
+
 import numpy as np
-from numba import prange, types
+from numba import types
 from numba.extending import overload
 
 from localoss.kernels import isa
 from localoss.kernels.activations import SERIAL_TOKENS
-from localoss.kernels.calls import call
+from localoss.kernels.calls import packing
 from localoss.kernels.isa.common import force_inline
+from localoss.kernels.sharing import share, worker
 from localoss.kernels.simd import (
     add,
+    inner,
     jit,
     load_f32x8,
     maximum,
     minimum,
     mul,
-    parallel,
     prefetch,
     splat_f32,
     store_f32x8,
     sub,
 )
 from localoss.kernels.wide import SCALE_ORIGIN
-from localoss.plan.sizes import CACHE_GROUP, KEY_LANES, KEYS_AT_ONCE
+from localoss.plan.sizes import CACHE_GROUP, KEY_LANES, KEYS_AT_ONCE, KV_NUMPY_DTYPES
 
 _F16_LARGEST = np.float32(65504.0)
 _KEY_STEPS, _VALUE_STEPS = 511, 127  # codes go as far to both sides
@@ -60,7 +63,7 @@ def _overload_store(cache, address, value):
     return lambda cache, address, value: store_f32x8(address, value)
 
 
-@jit
+@inner
 def _rotate(row, cos, sin, head_dim):
     """Rotate one head in place. row (head_dim,), cos and sin (head_dim/2,) f32 arrays."""
     half = head_dim // 2
@@ -86,7 +89,7 @@ def _turned_pair(offsets, k, i, position):
     return x * cos - y * sin, y * cos + x * sin
 
 
-@jit
+@inner
 def turn_bias(out, offsets, k, position):
     """Turn the bias of key head k to the first position of `position`'s block: out (head_dim,) f32 array."""
     half = len(out) // 2
@@ -94,7 +97,7 @@ def turn_bias(out, offsets, k, position):
         out[i], out[i + half] = _turned_pair(offsets, k, i, position)
 
 
-@jit
+@inner
 def _take_bias_off(key, offsets, k, position):
     """key (head_dim,) f32 array, rotated to `position`, minus its head's bias there."""
     half, within, step = len(key) // 2, offsets[2], position % KEYS_AT_ONCE
@@ -104,7 +107,7 @@ def _take_bias_off(key, offsets, k, position):
         key[i + half] -= y * within[0, i, step] + x * within[1, i, step]
 
 
-@jit
+@inner
 def _scale_code(numbers, steps):
     """The code of the least scale that takes all of `numbers`, an array of f32, to ±steps; else the last."""
     largest = np.float32(0.0)
@@ -114,7 +117,7 @@ def _scale_code(numbers, steps):
     return max(min(((bits + 0xFFFFF) >> 20) - SCALE_ORIGIN, 255), 0)
 
 
-@jit
+@inner
 def _code(number, scale, steps):
     code = np.rint(number * (np.float32(1.0) / scale))
     return np.int64(max(min(code, np.float32(steps)), np.float32(-steps)))
@@ -173,8 +176,8 @@ def _overload_value(cache, value, k, slot):
     return coded if cache[1].dtype == types.int8 else plain
 
 
-@jit
-def rotate_and_store_token(qkv, cache, cos, sin, offsets, t, position, heads):
+@inner
+def _rotate_and_store_token(qkv, cache, cos, sin, offsets, t, position, heads):
     """As rotate_and_store, for row t of qkv, whose position this is."""
     keys, values = cache[0], cache[1]
     kv_heads, slots, head_dim = values.shape
@@ -191,18 +194,46 @@ def rotate_and_store_token(qkv, cache, cos, sin, offsets, t, position, heads):
         _store_value(cache, qkv[t, value : value + head_dim], k, slot)
 
 
-@parallel
-def rotate_and_store(qkv, cache, cos, sin, offsets, position, heads, token):
+def _array(kind, dimensions):
+    return types.Array(kind, dimensions, "C")
+
+
+def cache_type(kv_dtype):
+    """The type of a layer's arrays, as attention.py has them."""
+    number = getattr(types, KV_NUMPY_DTYPES[kv_dtype])
+    octets = _array(types.uint8, 4), _array(types.uint8, 4), _array(types.uint8, 3)
+    return types.Tuple((_array(number, 4), _array(number, 3), *octets))
+
+
+FLOAT_ROWS, NUMBER = _array(types.float32, 2), types.int64
+OFFSETS = types.Tuple((FLOAT_ROWS, _array(types.float32, 3), _array(types.float32, 3)))
+_BOTH = (OFFSETS, NUMBER, NUMBER)
+_put, _take = packing(
+    {kv: (FLOAT_ROWS, cache_type(kv), FLOAT_ROWS, FLOAT_ROWS, *_BOTH) for kv in KV_NUMPY_DTYPES}
+)
+
+
+@lru_cache
+def storing(kv_dtype):
+    """What a thread does of rotate_and_store, for caches of `kv_dtype`."""
+
+    @inner
+    def store_tokens(begin, end, arguments):
+        qkv, cache, cos, sin, offsets, position, heads = _take(arguments, kv_dtype)
+        for t in range(begin, end):
+            _rotate_and_store_token(qkv, cache, cos, sin, offsets, t, position + t, heads)
+
+    return worker(store_tokens)
+
+
+@jit
+def rotate_and_store(qkv, cache, cos, sin, offsets, position, heads, threads, at):
     """Rotate queries and keys in place, and write keys and values to the cache.
 
     Arrays: qkv (T, (heads + 2K) * head_dim) f32, of positions `position`, position + 1, …, of which an int8
     cache has the keys' bias taken off; cache: the layer's arrays; cos, sin (T, head_dim/2) f32, YaRN's
-    concentration included; offsets: see the module. token: the address of rotate_and_store_token.
+    concentration included; offsets: see the module. at: of `storing`, as activations.py has it.
     """
-    if len(qkv) <= SERIAL_TOKENS:
-        for t in range(len(qkv)):
-            call(token, (qkv, cache, cos, sin, offsets, t, position + t, heads))
-    else:
-        for i in prange(len(qkv)):
-            t = np.int64(i)
-            call(token, (qkv, cache, cos, sin, offsets, t, position + t, heads))
+    tokens = len(qkv)
+    parts = threads if tokens > SERIAL_TOKENS else 1
+    share(at, _put((qkv, cache, cos, sin, offsets, position, heads)), tokens, parts)

@@ -1,6 +1,6 @@
 """The kernels of a layer in their order. Calling them one by one from Python cost a decoded token 4 % more.
 
-What takes long to compile is called by address, see calls.py: arguments have just the types that are listed
+What threads share is called by address, see sharing.py: packed arguments have just the types that are listed
 there, hence the casts.
 Parameters named after buffers are addresses, unless their description says "array". `work` and `buffers` are
 plain tuples in the order of Work and ExpertBuffers: a caller passes tuple(Work(...)), since a named one would
@@ -10,37 +10,29 @@ have every kernel compiled for a type of its own.
 from typing import NamedTuple
 
 import numpy as np
-from numba import carray, types
+from numba import carray
 
 from localoss.kernels import activations, experts
+from localoss.kernels.activations import quantize, rms_norm, sort_by_expert
 from localoss.kernels.activations import route as choose_experts
-from localoss.kernels.activations import sort_by_expert
-from localoss.kernels.calls import Routine, call
+from localoss.kernels.attention import attention
 from localoss.kernels.experts import list_active
+from localoss.kernels.kv_store import rotate_and_store
 from localoss.kernels.low_rank import DOWN, GATE_UP, expand_for_experts, reduce_for_experts
 from localoss.kernels.low_rank import add_low_rank as add_low_rank
-from localoss.kernels.matmul import matmul
+from localoss.kernels.matmul import matmul, take_panels
 from localoss.kernels.products import BF16, OFFSETS
-from localoss.kernels.simd import jit, to_pointer
-
-_NUMBER, _FACTOR, _YES = types.int64, types.float32, types.boolean
-_TILES, _INPUTS = types.UniTuple(_NUMBER, 6), types.Tuple((_YES, _NUMBER, _NUMBER))
-_WORKERS = types.UniTuple(_NUMBER, 4)
-
-
-def _array(kind: types.Type, dimensions: int = 1) -> types.Array:
-    return types.Array(kind, dimensions, "C")
-
-
-_IDS, _PLACES = _array(types.int32), _array(types.int64)  # of tokens, pairs or experts; of addresses, starts
+from localoss.kernels.sharing import SHARE, worker
+from localoss.kernels.simd import inner, jit, to_pointer
 
 
 class Routines(NamedTuple):
-    """Addresses of kernels that the ones here call: see ROUTINES."""
+    """Addresses of what the kernels here have threads do, and of what shares it among them."""
 
-    rms_norm: int
+    share: int
+    norm: int
     quantize: int
-    matmul: int
+    multiply: int
     gather: int
     gate_up: int
     down: int
@@ -48,19 +40,14 @@ class Routines(NamedTuple):
 
 
 ROUTINES = {
-    "rms_norm": Routine(activations.rms_norm, *[_NUMBER] * 5, _FACTOR),
-    "quantize": Routine(activations.quantize, *[_NUMBER] * 3, _IDS, *[_NUMBER] * 3),
-    "matmul": Routine(matmul, _NUMBER, _TILES, _INPUTS, _NUMBER, _YES, _WORKERS),
-    "gather": Routine(activations.gather, _NUMBER, _NUMBER, _IDS, _NUMBER, _NUMBER),
-    "gate_up": Routine(
-        experts.gate_up,
-        *(_INPUTS, _TILES, _PLACES, _INPUTS, _PLACES, _IDS, _FACTOR, _FACTOR, _WORKERS, types.none),
-    ),
-    "down": Routine(experts.down, _NUMBER, _TILES, _PLACES, _INPUTS, _PLACES, _IDS, _WORKERS),
-    "add_experts": Routine(
-        activations.add_experts,
-        *(_NUMBER, _NUMBER, _array(types.int32, 2), _array(types.float32, 2), _NUMBER),
-    ),
+    "share": SHARE,
+    "norm": worker(activations.norm_tokens),
+    "quantize": worker(activations.quantize_blocks),
+    "multiply": worker(take_panels),
+    "gather": worker(activations.gather_blocks),
+    "gate_up": worker(experts.gate_up_in_threads),
+    "down": worker(experts.down_in_threads),
+    "add_experts": worker(activations.add_experts_of_tokens),
 }
 
 
@@ -112,15 +99,23 @@ def multiply(out, tiles, tokens, adding, work):
     if not exact:
         x = codes
         rows = carray(to_pointer(in_order), tokens, np.int32)
-        call(run.quantize, (codes, scales, blocks, rows, tokens, columns, np.int64(OFFSETS[kind])))
-    call(run.matmul, (out, tiles, (exact, x, scales), tokens, adding, workers))
+        offset, at = np.int64(OFFSETS[kind]), (run.share, run.quantize)
+        quantize(codes, scales, blocks, rows, tokens, columns, offset, workers[0], at)
+    matmul(out, tiles, (exact, x, scales), tokens, adding, workers, (run.share, run.multiply))
+
+
+@inner
+def _norm(x, norm, columns, tokens, work):
+    """work's blocks = norm(x); x (tokens, columns) f32."""
+    own, (weight, eps) = Work(*work), norm
+    run = Routines(*own.routines)
+    rms_norm(own.blocks, x, weight, tokens, columns, eps, own.workers[0], (run.share, run.norm))
 
 
 @jit
 def norm_and_multiply(out, x, weight, eps, tiles, tokens, work):
     """out (tokens, rows) f32 = W @ norm(x) + bias; x (tokens, D) f32, weight (D,) f32."""
-    own = Work(*work)
-    call(Routines(*own.routines).rms_norm, (own.blocks, x, weight, tokens, 32 * tiles[5], eps))
+    _norm(x, (weight, eps), 32 * tiles[5], tokens, work)
     multiply(out, tiles, tokens, np.bool_(False), work)
 
 
@@ -131,13 +126,14 @@ def attend(out, out_first, qkv, cache, angles, offsets, sinks, position, window,
     run: attention.routines of the cache's type. All else: see attention.py and kv_store.py, whose cos and sin
     are `angles`.
     """
-    store, attention, token, block = run
     cos, sin = angles
-    call(store, (qkv, cache, cos, sin, offsets, position, len(sinks), token))
-    call(attention, (out, out_first, qkv, cache, offsets, sinks, position, window, scratch, counter, block))
+    threads, heads = len(scratch), len(sinks)
+    rotate_and_store(qkv, cache, cos, sin, offsets, position, heads, threads, (run[0], run[1]))
+    at = (run[0], run[2], run[3])
+    attention(out, out_first, qkv, cache, offsets, sinks, position, window, scratch, counter, at)
 
 
-@jit
+@inner
 def _choices(own, tokens):
     """Arrays over what `own`, ExpertBuffers, says of who goes where: ids, weights, places, starts, active."""
     pairs = (tokens, own.active_experts)
@@ -179,9 +175,7 @@ def sort_choices(buffers, tokens):
 @jit
 def take_choices(x, norm, columns, buffers, tokens, work):
     """As `route`, of x (tokens, columns) whose experts and their weights are in the buffers already."""
-    weight, eps = norm
-    own = Work(*work)
-    call(Routines(*own.routines).rms_norm, (own.blocks, x, weight, tokens, columns, eps))
+    _norm(x, norm, columns, tokens, work)
     return sort_choices(buffers, tokens)
 
 
@@ -221,27 +215,30 @@ def run_experts(x, both, buffers, which, tokens, work, factors):
         inputs = own.gathered
     if first == 0:
         if exact:
-            call(run.gather, (own.gathered, blocks, pairs, tokens, columns))
+            at = (run.share, run.gather)
+            activations.gather(own.gathered, blocks, pairs, tokens, columns, workers[0], at)
         else:
-            offset = np.int64(OFFSETS[gate_up_tiles[0]])
-            call(run.quantize, (codes, scales, blocks, pairs, tokens, columns, offset))
+            offset, at = np.int64(OFFSETS[gate_up_tiles[0]]), (run.share, run.quantize)
+            quantize(codes, scales, blocks, pairs, tokens, columns, offset, workers[0], at)
     between = (exact, own.h, own.h_scales)
     x_places, kind = (exact, inputs, scales), gate_up_tiles[0]
+    down_at = (run.share, run.down)
     if factors is None:
-        call(
-            run.gate_up,
-            (between, gate_up_tiles, runs, x_places, starts, chosen, alpha, limit, workers, None),
-        )
-        call(run.down, (own.y, down_tiles, runs, between, starts, chosen, workers))
+        at = (run.share, run.gate_up)
+        experts.gate_up(between, gate_up_tiles, runs, x_places, starts, chosen, alpha, limit, workers, at)
+        experts.down(own.y, down_tiles, runs, between, starts, chosen, workers, down_at)
     else:
         none = np.int64(0)
         normed = (np.bool_(True), blocks, none, none, columns, np.int64(tokens), none)
         reduce_for_experts(np.int64(GATE_UP), factors, normed, pairs, starts, chosen)
         added = (factors, pairs)
-        experts.gate_up(between, gate_up_tiles, runs, x_places, starts, chosen, alpha, limit, workers, added)
+        experts.gate_up_with_adapters(
+            between, gate_up_tiles, runs, x_places, starts, chosen, alpha, limit, workers, added
+        )
         activated = (exact, own.h, own.h, own.h_scales, down_tiles[5], len(pairs), np.int64(OFFSETS[kind]))
         reduce_for_experts(np.int64(DOWN), factors, activated, pairs, starts, chosen)
-        call(run.down, (own.y, down_tiles, runs, between, starts, chosen, workers))
+        experts.down(own.y, down_tiles, runs, between, starts, chosen, workers, down_at)
         expand_for_experts(own.y, down_tiles[4], factors, pairs, starts, chosen)
     if end == count:
-        call(run.add_experts, (x, own.y, places, weights, 32 * columns))
+        at = (run.share, run.add_experts)
+        activations.add_experts(x, own.y, places, weights, 32 * columns, workers[0], at)

@@ -11,7 +11,7 @@ from numba import carray, types
 from numba.extending import overload
 
 from localoss.kernels.calls import call, call_for_number
-from localoss.kernels.simd import jit, to_pointer
+from localoss.kernels.simd import inner, jit, to_pointer
 from localoss.plan.sizes import CACHE_GROUP, KEY_LANES
 
 # What stands where in a row of the table of layers: addresses, tiles of six numbers each, and a window.
@@ -82,12 +82,12 @@ def _overload_cache_arrays(keys, at, slots, shape):
     return arrays
 
 
-@jit
+@inner
 def _tiles(row, first):
     return row[first], row[first + 1], row[first + 2], row[first + 3], row[first + 4], row[first + 5]
 
 
-@jit
+@inner
 def _attend_all(attend, attending, row, index, sequences, keys, shape, places, tokens):
     """Each sequence's attention over its own cache, in layer `index` whose row this is."""
     half, heads = shape.head_dim // 2, shape.kv_heads

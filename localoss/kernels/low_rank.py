@@ -21,6 +21,7 @@ from localoss.kernels.simd import (
     broadcast_f32,
     broadcast_i8,
     fma,
+    inner,
     jit,
     load_f32x8,
     parallel,
@@ -32,7 +33,7 @@ GATE_UP, DOWN = 0, 1
 SERIAL_PRODUCTS = 1 << 18  # with fewer, waking the other threads costs more than they save: 20 µs of one
 
 
-@jit
+@inner
 def _multiply_panel(panel, x, blocks, columns, stride):
     """A panel of 8 rows times `blocks` blocks of `columns` floats, a multiple of 4, `stride` bytes apart."""
     a, b, c, d = zero(), zero(), zero(), zero()
@@ -47,7 +48,7 @@ def _multiply_panel(panel, x, blocks, columns, stride):
     return add(add(a, b), add(c, d))
 
 
-@jit
+@inner
 def _multiply_panel_int8(panel, codes, scales, blocks, stride, offset):
     """The same for blocks of 32 bytes, each plus `offset`, with a scale each; stride: of both, in blocks."""
     total = zero()
@@ -66,7 +67,7 @@ def _add_to(place, value):
     store_f32x8(place, add(load_f32x8(place), value))
 
 
-@jit
+@inner
 def _reduce_panel(between, a, ranks, columns, x, rows, group):
     first, tokens, all_tokens = rows
     panel = a + 32 * columns * group
@@ -85,7 +86,7 @@ def _reduce(between, a, ranks, columns, x, rows):
             _reduce_panel(between, a, ranks, columns, x, rows, np.int64(group))
 
 
-@jit
+@inner
 def _expand_panel(out, row_bytes, panels, between, ranks, rows, n):
     first, tokens, _ = rows
     group, panel, first_rank, count = panels[n, 0], panels[n, 1], panels[n, 2], panels[n, 3]
@@ -117,7 +118,7 @@ def add_low_rank(out, row_bytes, factors, x, rows, between):
     _expand(out, row_bytes, panels, between, ranks, rows)
 
 
-@jit
+@inner
 def _reduce_expert(kind, factors, x, sources, starts, expert, panel):
     sets, addresses, ranks, between, width = factors
     exact, floats, codes, scales, blocks, stride, offset = x
@@ -155,7 +156,7 @@ def reduce_for_experts(kind, factors, x, sources, starts, active):
             _reduce_expert(kind, its, x, sources, starts, expert, panel)
 
 
-@jit
+@inner
 def add_to_panel(sums, factors, sources, expert, group, groups, first, tokens):
     """Add B @ between to gate_up's sums (groups, tokens, 8) of the row groups from `group` on, and of the
     places from `first` on.
@@ -172,7 +173,7 @@ def add_to_panel(sums, factors, sources, expert, group, groups, first, tokens):
             _add_to(sums + 32 * (tokens * g + t), value)
 
 
-@jit
+@inner
 def _expand_group(y, groups, factors, sources, starts, active, group):
     sets, addresses, ranks, between, width = factors
     for n in range(len(active)):

@@ -10,14 +10,15 @@ are addresses, numbers, and plain tuples of them:
              address, see calls.py.
 """
 
-from numba import prange, types
+from numba import types
 
 from localoss.kernels import isa
-from localoss.kernels.calls import Routine, call_for_number
+from localoss.kernels.calls import Routine, call_for_number, packing
 from localoss.kernels.isa.common import force_inline
 from localoss.kernels.pairs import write_row_pair
 from localoss.kernels.products import add_row_group, clear
-from localoss.kernels.simd import add, fetch_add, jit, load_f32x8, parallel, store_f32x8, store_i64
+from localoss.kernels.sharing import share
+from localoss.kernels.simd import add, fetch_add, inner, jit, load_f32x8, store_f32x8, store_i64
 from localoss.plan.sizes import PAIR_SCRATCH_BYTES, PANEL, SCRATCH_BYTES, TILE_SCRATCH_BYTES, TOKENS_AT_ONCE
 from quant.format.weight_formats import BY_KERNEL_KIND, TILE_ROWS
 
@@ -26,7 +27,7 @@ _PAIR_TOKENS = 8  # fewer wait for the weights, however fast they are multiplied
 SCALES_BYTES = tuple(TILE_ROWS * form.scale_bytes for form in BY_KERNEL_KIND)
 
 
-@jit
+@inner
 def _pair(kind, exact, sums, codes, scales, x, x_scales, tokens, stride, blocks, scratch):
     """Multiply a row group and the next one, if that is worth it: how many row groups it did."""
     if exact or tokens < _PAIR_TOKENS:
@@ -36,7 +37,7 @@ def _pair(kind, exact, sums, codes, scales, x, x_scales, tokens, stride, blocks,
     return 2
 
 
-@jit
+@inner
 def _no_pair(kind, exact, sums, codes, scales, x, x_scales, tokens, stride, blocks, scratch):
     return 0
 
@@ -44,7 +45,7 @@ def _no_pair(kind, exact, sums, codes, scales, x, x_scales, tokens, stride, bloc
 _try_pair = _pair if isa.HAS_PAIRS else _no_pair
 
 
-@jit
+@inner
 def multiply_panel(tiles, group, groups, inputs, first, tokens, stride, scratch):
     """Multiply `groups` row groups from `group` on with `tokens` tokens from `first` on, of `stride` in all.
 
@@ -70,14 +71,13 @@ def multiply_panel(tiles, group, groups, inputs, first, tokens, stride, scratch)
 
 
 _NUMBER = types.int64
-PANELS = Routine(
-    multiply_panel,
-    *(types.UniTuple(_NUMBER, 6), _NUMBER, _NUMBER, types.Tuple((types.boolean, _NUMBER, _NUMBER))),
-    *(_NUMBER, _NUMBER, _NUMBER, _NUMBER),
-)
+TILES, INPUTS = types.UniTuple(_NUMBER, 6), types.Tuple((types.boolean, _NUMBER, _NUMBER))
+WORKERS = types.UniTuple(_NUMBER, 4)
+PANELS = Routine(multiply_panel, TILES, _NUMBER, _NUMBER, INPUTS, *[_NUMBER] * 4)
+_put, _take = packing((_NUMBER, TILES, INPUTS, _NUMBER, types.boolean, WORKERS))
 
 
-@jit
+@inner
 def store_panel(out, tiles, group, groups, sums, first, tokens, adding):
     """Write sums (groups, tokens, 8) plus bias to `out` (T, all rows) f32, or add them if `adding`."""
     _, _, _, bias, all_groups, _ = tiles
@@ -111,7 +111,7 @@ def take_run(counter, threads, count):
     return count, count
 
 
-@jit
+@inner
 def _take_panels(out, tiles, inputs, tokens, adding, threads, scratch, counter, panel):
     while True:
         begin, end = take_run(counter, threads, tiles[4])
@@ -125,17 +125,23 @@ def _take_panels(out, tiles, inputs, tokens, adding, threads, scratch, counter, 
                 store_panel(out, tiles, group, count, sums, first, here, adding)
 
 
-@parallel
-def matmul(out, tiles, inputs, tokens, adding, workers):
+@inner
+def take_panels(begin, end, arguments):
+    out, tiles, inputs, tokens, adding, workers = _take(arguments)
+    threads, scratch, counter, panel = workers
+    for thread in range(begin, end):
+        own_scratch = scratch + SCRATCH_BYTES * thread
+        _take_panels(out, tiles, inputs, tokens, adding, threads, own_scratch, counter, panel)
+
+
+@jit
+def matmul(out, tiles, inputs, tokens, adding, workers, at):
     """Write W @ x + bias to `out` (tokens, 8 * groups) f32, or add it if `adding`.
 
-    tiles, inputs, workers: see the module. Oracle: tests/support/naive.py.
+    tiles, inputs, workers: see the module; at: of take_panels, as activations.py has it.
+    Oracle: tests/support/naive.py.
     """
-    threads, scratch, counter, panel = workers
+    threads, _, counter, _ = workers
     store_i64(counter, 0)
-    if tiles[4] <= PANEL:
-        _take_panels(out, tiles, inputs, tokens, adding, threads, scratch, counter, panel)
-    else:
-        for thread in prange(threads):
-            own_scratch = scratch + SCRATCH_BYTES * thread
-            _take_panels(out, tiles, inputs, tokens, adding, threads, own_scratch, counter, panel)
+    parts = threads if tiles[4] > PANEL else 1
+    share(at, _put((out, tiles, inputs, tokens, adding, workers)), parts, parts)

@@ -8,7 +8,7 @@ products.py; `work` is the address of (tokens, 16) f32.
 from localoss.kernels import isa
 from localoss.kernels.isa.common import force_inline
 from localoss.kernels.products import AHEAD_4BIT, AHEAD_8BIT, INT4, MXFP4, ask_for
-from localoss.kernels.simd import jit, load_f32x8, store_f32x8, zero
+from localoss.kernels.simd import inner, load_f32x8, store_f32x8, zero
 
 
 @force_inline
@@ -18,7 +18,7 @@ def _add_tokens(work, x, x_scales, tokens, tiles, own):
         isa.add_to_pair((work + 64 * t, x + 32 * t, x_scales + 4 * t), tiles, own)
 
 
-@jit
+@inner
 def _add_mxfp4(work, codes, scales, x, x_scales, tokens, stride, blocks):
     other, other_scales = codes + 128 * blocks, scales + 8 * blocks
     for b in range(blocks):
@@ -29,7 +29,7 @@ def _add_mxfp4(work, codes, scales, x, x_scales, tokens, stride, blocks):
         _add_tokens(work, x + 32 * stride * b, x_scales + 4 * stride * b, tokens, tiles, own)
 
 
-@jit
+@inner
 def _add_int4(work, codes, scales, x, x_scales, tokens, stride, blocks):
     other, other_scales = codes + 128 * blocks, scales + 16 * blocks
     for b in range(blocks):
@@ -40,7 +40,7 @@ def _add_int4(work, codes, scales, x, x_scales, tokens, stride, blocks):
         _add_tokens(work, x + 32 * stride * b, x_scales + 4 * stride * b, tokens, tiles, own)
 
 
-@jit
+@inner
 def _add_int8(work, codes, scales, x, x_scales, tokens, stride, blocks):
     other, other_scales = codes + 256 * blocks, scales + 16 * blocks
     for b in range(blocks):
@@ -51,7 +51,7 @@ def _add_int8(work, codes, scales, x, x_scales, tokens, stride, blocks):
         _add_tokens(work, x + 32 * stride * b, x_scales + 4 * stride * b, tokens, tiles, own)
 
 
-@jit
+@inner
 def write_row_pair(kind, sums, codes, scales, x, x_scales, tokens, stride, blocks, work):
     """Write to `sums` (2, tokens, 8) f32 the products of two row groups with `tokens` tokens."""
     for i in range(2 * tokens):

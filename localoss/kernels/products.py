@@ -25,7 +25,7 @@ from localoss.kernels.simd import (
     byte_2,
     byte_3,
     fma,
-    jit,
+    inner,
     load_bf16_even,
     load_bf16_odd,
     load_e8m0,
@@ -105,7 +105,7 @@ def ask_for(once, ahead, codes, code_bytes, scales, scale_bytes, b):
         prefetch(scales + scale_bytes * b + ahead // code_bytes * scale_bytes)
 
 
-@jit
+@inner
 def _add_row_group_mxfp4(sums, codes, scales, x, x_scales, tokens, stride, blocks):
     for b in range(blocks):
         ask_for(False, AHEAD_4BIT, codes, 128, scales, 8, b)
@@ -113,7 +113,7 @@ def _add_row_group_mxfp4(sums, codes, scales, x, x_scales, tokens, stride, block
         _add_4bit(sums, w, scale, x + 32 * stride * b, x_scales + 4 * stride * b, tokens)
 
 
-@jit
+@inner
 def _exponents(scales, blocks):
     """The largest exponent of each row of a row group, and the smallest."""
     most = load_u8x8(scales)
@@ -124,7 +124,7 @@ def _exponents(scales, blocks):
     return most, least
 
 
-@jit
+@inner
 def _add_row_group_folded(sums, codes, scales, x, x_scales, tokens, stride, blocks):
     """As _add_row_group_mxfp4 to sums of 0, and to the last bit: powers of two round nothing.
 
@@ -161,7 +161,7 @@ def tokens_mxfp4(folds):
 _add_tokens_mxfp4 = tokens_mxfp4(isa.FOLDS_EXPONENTS)
 
 
-@jit
+@inner
 def _add_one_token_mxfp4(sums, codes, scales, x, x_scales, stride, blocks):
     total = load_f32x8(sums)
     for b in range(blocks):
@@ -172,7 +172,7 @@ def _add_one_token_mxfp4(sums, codes, scales, x, x_scales, stride, blocks):
     store_f32x8(sums, total)
 
 
-@jit
+@inner
 def _add_row_group_int4(sums, codes, scales, x, x_scales, tokens, stride, blocks):
     for b in range(blocks):
         ask_for(False, AHEAD_4BIT, codes, 128, scales, 16, b)
@@ -180,7 +180,7 @@ def _add_row_group_int4(sums, codes, scales, x, x_scales, tokens, stride, blocks
         _add_4bit(sums, w, scale, x + 32 * stride * b, x_scales + 4 * stride * b, tokens)
 
 
-@jit
+@inner
 def _add_one_token_int4(sums, codes, scales, x, x_scales, stride, blocks):
     total = load_f32x8(sums)
     for b in range(blocks):
@@ -191,7 +191,7 @@ def _add_one_token_int4(sums, codes, scales, x, x_scales, stride, blocks):
     store_f32x8(sums, total)
 
 
-@jit
+@inner
 def _add_row_group_int8(sums, codes, scales, x, x_scales, tokens, stride, blocks):
     for b in range(blocks):
         ask_for(False, AHEAD_8BIT, codes, 256, scales, 16, b)
@@ -199,7 +199,7 @@ def _add_row_group_int8(sums, codes, scales, x, x_scales, tokens, stride, blocks
         _add_8bit(sums, w, scale, x + 32 * stride * b, x_scales + 4 * stride * b, tokens)
 
 
-@jit
+@inner
 def _add_one_token_int8(sums, codes, scales, x, x_scales, stride, blocks):
     total = load_f32x8(sums)
     for b in range(blocks):
@@ -230,7 +230,7 @@ def _decode_integers(scratch, w, scale):
     _decode_4_columns(scratch + 896, w[7], scale)
 
 
-@jit
+@inner
 def _decode_tile(kind, scratch, codes, scales, block):
     """Write tile `block` of a row group to `scratch` as float32, column by column: (32, 8)."""
     if kind == MXFP4:
@@ -245,7 +245,7 @@ def _decode_tile(kind, scratch, codes, scales, block):
             store_f32x8(scratch + 64 * pair + 32, load_bf16_odd(codes + 512 * block + 32 * pair))
 
 
-@jit
+@inner
 def _add_row_group_exact(kind, sums, codes, scales, x, tokens, stride, blocks, scratch):
     for b in range(blocks):
         _decode_tile(kind, scratch, codes, scales, b)
@@ -258,7 +258,7 @@ def _add_row_group_exact(kind, sums, codes, scales, x, tokens, stride, blocks, s
             store_f32x8(sums + 32 * t, add(load_f32x8(sums + 32 * t), add(even, odd)))
 
 
-@jit
+@inner
 def _add_one_token_bf16(sums, codes, x, stride, blocks):
     """As _add_row_group_exact, to the last bit, without a detour over scratch: the router of each token."""
     total = load_f32x8(sums)
@@ -272,7 +272,7 @@ def _add_one_token_bf16(sums, codes, x, stride, blocks):
     store_f32x8(sums, total)
 
 
-@jit
+@inner
 def add_row_group(kind, exact, sums, codes, scales, x, x_scales, tokens, stride, blocks, scratch):
     """Write to `sums` (tokens, 8) f32, which are 0, the products of a row group with `tokens` tokens.
 
@@ -301,7 +301,7 @@ def add_row_group(kind, exact, sums, codes, scales, x, x_scales, tokens, stride,
         _add_row_group_int8(sums, codes, scales, x, x_scales, tokens, stride, blocks)
 
 
-@jit
+@inner
 def clear(sums, count):
     """Write zeros to `sums` (count, 8) f32."""
     for i in range(count):

@@ -9,6 +9,7 @@ from numba import carray
 from localoss.kernels.simd import (
     add,
     exp,
+    inner,
     jit,
     load_f32x8,
     max_lanes,
@@ -27,7 +28,7 @@ _SPAN = 256  # weights that are summed together before sums of sums
 _LEAST = 1.7e-38  # a little over e**-87, which simd.exp gives for everything further down
 
 
-@jit
+@inner
 def _bin(weight_bits):
     return weight_bits >> 20
 
@@ -130,7 +131,7 @@ def to_weights(weights, logits, temperature):
             weights[i] = 0.0
 
 
-@jit
+@inner
 def _sift(heap, n, weights, at):
     """Bring the token at place `at` of a heap of `n` tokens to where it belongs: the heaviest is the root.
 
@@ -147,7 +148,7 @@ def _sift(heap, n, weights, at):
     heap[at] = token
 
 
-@jit
+@inner
 def _comes_before(weights, a, b):
     return weights[a] > weights[b] or (weights[a] == weights[b] and a < b)
 

@@ -11,7 +11,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic, models, register_model
 
-from localoss.kernels.compiled import FASTMATH, jit, jit_in_order, parallel, parallel_in_order  # noqa: F401
+from localoss.kernels.compiled import FASTMATH, inner, inner_in_order, jit, jit_in_order, parallel  # noqa: F401
 
 _ELEMENTS = {
     "i8": ir.IntType(8),

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from localoss.kernels import layer
 from localoss.kernels.products import BF16, KINDS, OFFSETS
 from quant.format.tiles import scales_to_tiles, to_tiles
 from support import naive
@@ -17,6 +18,11 @@ WAYS += [("mxfp4", True), ("int4", True), ("int8", True), ("bf16", True)]
 def address(array):
     """Where `array` lies; 0 for none."""
     return 0 if array is None else array.ctypes.data
+
+
+def at(name):
+    """Where kernels find what shares their work among threads, and what a thread does of it."""
+    return layer.ROUTINES["share"].address, layer.ROUTINES[name].address
 
 
 @dataclass(frozen=True)

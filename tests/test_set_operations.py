@@ -23,6 +23,29 @@ from localoss.kernels.simd import jit, load_f32x8, store_f32x8
 from localoss.plan.sizes import KEY_LANES, KEYS_AT_ONCE, TILE_SCRATCH_BYTES
 
 
+# What Python can call of what kernels alone call.
+
+
+@jit
+def one_row_group(*own):
+    add_row_group(*own)
+
+
+@jit
+def one_block(*own):
+    activations._quantize_block_of_all(*own)
+
+
+@jit
+def one_score(*own):
+    attention._score_keys(*own)
+
+
+@jit
+def one_result(*own):
+    attention._add_values(*own)
+
+
 def multiply(weights, x):
     """x @ weights.T (T, R), a row group after the other."""
     tokens = len(x.values)
@@ -31,7 +54,7 @@ def multiply(weights, x):
     exact, values, scales = x.inputs
     for g in range(groups):
         its_scales = 0 if weights.scales is None else address(weights.scales[g:])
-        add_row_group(
+        one_row_group(
             *(weights.kind, exact, address(sums[g:]), address(weights.codes[g:]), its_scales),
             *(values, scales, tokens, tokens, blocks, address(scratch)),
         )
@@ -80,7 +103,7 @@ def test_what_is_quantized_has_the_offset_that_products_take_off(dtype):
     values = np.random.RandomState(1).standard_normal((1, 32)).astype(np.float32)
     codes, scales = np.empty((1, 1, 32), np.int8), np.empty((1, 1), np.float32)
     whole = address(codes), address(scales), address(values)
-    activations._quantize_block_of_all(*whole, np.zeros(1, np.int32), 0, 1, OFFSETS[weights.kind])
+    one_block(*whole, np.zeros(1, np.int32), 0, 1, OFFSETS[weights.kind])
     steps = np.rint(values / scales).astype(np.int64)
     x = activations_of(weights.kind, steps, scales)
     np.testing.assert_array_equal(codes, x.blocks)
@@ -121,10 +144,10 @@ def test_attention_products():
     lanes = keys.reshape(heads, slots // KEY_LANES, KEY_LANES, head_dim).swapaxes(2, 3)
     queries = rng.standard_normal((rows, head_dim)).astype(np.float32)
     scores = np.full((rows, KEYS_AT_ONCE), np.nan, np.float32)
-    attention._score_keys(scores, queries, np.ascontiguousarray(lanes).view(np.uint16), 1, slot, 32, 0)
+    one_score(scores, queries, np.ascontiguousarray(lanes).view(np.uint16), 1, slot, 32, 0)
     seen = keys[1, slot : slot + 32].astype(np.float64)
     np.testing.assert_allclose(scores[:, :32], queries @ seen.T, rtol=1e-5, atol=1e-5)
     assert np.isnan(scores[:, 32:]).all()
     results = np.ones((rows, head_dim), np.float32)
-    attention._add_values(results, scores, keys.view(np.uint16), 1, slot, 32, 0)
+    one_result(results, scores, keys.view(np.uint16), 1, slot, 32, 0)
     np.testing.assert_allclose(results, 1 + scores[:, :32].astype(np.float64) @ seen, rtol=1e-5, atol=1e-4)

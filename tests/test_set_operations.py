@@ -22,7 +22,6 @@ from localoss.kernels.products import OFFSETS, add_row_group
 from localoss.kernels.simd import jit, load_f32x8, store_f32x8
 from localoss.plan.sizes import KEY_LANES, KEYS_AT_ONCE, TILE_SCRATCH_BYTES
 
-
 # What Python can call of what kernels alone call.
 
 

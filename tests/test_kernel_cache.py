@@ -2,22 +2,18 @@
 
 import json
 import os
-import shutil
 import stat
 import subprocess
 import sys
 import textwrap
+from contextlib import closing
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
+from support.numba_forks import Forker
 
-import localoss
-from localoss.engine import warmup
-from localoss.kernels import compiled, isa, layer
-from localoss.model import buffers, cpu_layers, forward
+from localoss.kernels import compiled, isa
 from localoss.settings import SIMD_NAMES
-from quant.format import kernel_cache
 
 ROOT = Path(__file__).parent.parent
 # Two modules of kernels: one calls the other's.
@@ -41,25 +37,28 @@ print(calls(20), len(calls.stats.cache_hits), folder.path)
 
 
 @pytest.fixture
-def python(tmp_path):
-    """Run a script in a process whose caches lie in the test's folder: its output's lines, and its errors."""
+def environment(tmp_path):
+    """Variables with which a process's caches lie in the test's folder."""
+    (tmp_path / "cache").mkdir(mode=0o700)
+    return os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)]),
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        "TMPDIR": str(tmp_path),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+
+
+@pytest.fixture
+def python(tmp_path, environment):
+    """Run a script in a process of its own: its output's lines, and its errors."""
 
     def run(script, *arguments, **variables):
-        (tmp_path / "cache").mkdir(exist_ok=True, mode=0o700)
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)]),
-            "XDG_CACHE_HOME": str(tmp_path / "cache"),
-            "TMPDIR": str(tmp_path),
-            "PYTHONDONTWRITEBYTECODE": "1",
-            **variables,
-        }
         done = subprocess.run(
             [sys.executable, "-c", textwrap.dedent(script), *arguments],
             capture_output=True,
             text=True,
             cwd=tmp_path,
-            env=environment,
+            env=environment | variables,
             timeout=120,
         )
         assert done.returncode == 0, done.stderr
@@ -68,14 +67,26 @@ def python(tmp_path):
     return run
 
 
+@pytest.fixture(scope="module")
+def forker():
+    if not hasattr(os, "fork"):
+        yield None
+        return
+    with closing(Forker(ROOT)) as forker:
+        yield forker
+
+
 @pytest.fixture
-def modules(tmp_path, python):
+def modules(tmp_path, environment, python, forker):
     """Run the two modules, the callee multiplying by `factor`: result, hits, folder, and what was said."""
 
     def run(factor=2, **variables):
         (tmp_path / "callee.py").write_text(CALLEE.format(factor=factor))
         (tmp_path / "caller.py").write_text(CALLER)
-        (line,), said = python("import caller", **variables)
+        if forker:
+            (line,), said = forker.run("import caller", environment | variables, tmp_path)
+        else:
+            (line,), said = python("import caller", **variables)
         result, hits, folder = line.split(" ", 2)
         return int(result), int(hits), Path(folder), said
 
@@ -280,87 +291,6 @@ def test_a_home_that_is_a_file(modules, tmp_path):
     result, _, folder, said = modules(XDG_CACHE_HOME=str(tmp_path / "file"))
     assert result == 41 and folder.parent.name.startswith("localoss-kernels-") and said == ""
     assert not list(tmp_path.glob("localoss-kernels-*"))
-
-
-FORM = warmup.KernelForm("f16")
-
-
-@pytest.fixture
-def calls(monkeypatch):
-    """The kernels that a run of warm_up calls, by name; what can't be had elsewhere is as it is here."""
-    made = set()
-
-    class Noted:
-        def __init__(self, name, kernel):
-            self.name, self.kernel = name, kernel
-
-        def __call__(self, *arguments):
-            made.add(self.name)
-            return self.kernel(*arguments)
-
-        def __getattr__(self, name):
-            return getattr(self.kernel, name)
-
-    listening = {
-        name: Noted(name, kernel) for name, kernel in vars(layer).items() if hasattr(kernel, "py_func")
-    }
-    for module in (forward, cpu_layers):
-        monkeypatch.setattr(module, "kernels", SimpleNamespace(**(vars(layer) | listening)))
-    return made
-
-
-def test_the_first_process_calls_all_but_attention(calls):
-    warmup._run(FORM, 1)
-    whole = set(calls)
-    calls.clear()
-    warmup._run(FORM, 1, with_attention=False)
-    assert calls == whole - {"attend"}
-
-
-@pytest.fixture
-def first_start(monkeypatch, tmp_path):
-    """As on a machine on which nothing was compiled, with two cores; what is compiled is the tests' own."""
-    warmup._run(FORM, 1)  # whoever runs first compiles: it isn't counted
-    folder = kernel_cache.KernelFolder([], "first")
-    vars(folder)["path"] = tmp_path
-    monkeypatch.setattr(compiled, "FOLDER", folder)
-    monkeypatch.setattr(warmup, "usual_threads", lambda: 2)
-    return folder
-
-
-def test_the_second_process_tells_what_it_compiles_and_is_asked_once(first_start, monkeypatch):
-    started, real = [], subprocess.Popen
-
-    def popen(command, **options):
-        started.append(command)
-        return real([sys.executable, "-c", "print('attend'); print('keep_prefix')"], **options)
-
-    monkeypatch.setattr(warmup.subprocess, "Popen", popen)
-    names = []
-    warmup.warm_up(FORM, 1, names.append)
-    assert names == ["attend", "keep_prefix"], "nothing was compiled here"
-    assert started[0][3:] == ["f16"] and first_start.has_all(str(FORM))
-    warmup.warm_up(FORM, 1, names.append)
-    assert len(started) == 1
-    warmup.warm_up(warmup.KernelForm("f16", is_exact=True), 1)
-    assert len(started) == 2, "another form"
-
-
-@pytest.mark.parametrize("program", ["", "/no/such/python", "false"])
-def test_without_a_second_process_all_is_done_here(program, first_start, monkeypatch):
-    monkeypatch.setattr(sys, "executable", shutil.which(program) or program)
-    warmup.warm_up(FORM, 1)
-    assert first_start.has_all(str(FORM))
-
-
-def test_kernels_are_compiled_before_an_engine_asks_for_them(model, monkeypatch):
-    """Its buffers ask for addresses: what they compiled, the second process had nothing left of."""
-    asked = []
-    monkeypatch.setattr(warmup, "warm_up", lambda *form: asked.append("warm_up"))
-    real = buffers.routines
-    monkeypatch.setattr(buffers, "routines", lambda *exact: asked.append("routines") or real(*exact))
-    localoss.load(model("short"), context_tokens=64)
-    assert asked == ["warm_up", "routines"]
 
 
 @pytest.mark.soak

@@ -1,9 +1,9 @@
 """`localoss run` and `chat` where a running server has the model: it answers, and nothing is loaded."""
 
 import contextlib
+import io
 import json
 import shutil
-import subprocess
 import sys
 from dataclasses import replace
 
@@ -188,12 +188,11 @@ def _remote(server, folder):
     return RemoteModel(Running(1, server.url, 0.0), MODEL, folder, 8192)
 
 
-def test_a_session_goes_on_with_a_server_and_without(server, folder, home):
+def test_a_session_goes_on_with_a_server_and_without(server, folder, home, monkeypatch, capsys):
     def chat(text, *options):
-        command = [sys.executable, "-m", "localoss", "chat", str(folder), "--session", "one", *options]
-        done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-        return done.stdout, done.stderr
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+        assert cli.main(["chat", str(folder), "--session", "one", *options]) == 0
+        return capsys.readouterr()
 
     out, err = chat("What is 3 plus 4?\n", "--temperature", "0")
     assert "7" in out and f"at {server.url}" in err

@@ -16,7 +16,7 @@ from localoss.errors import Cancelled, LocalossError
 from localoss.model.stack import F32Array
 
 _SCORED_ROWS = 16  # logits of so many at once
-_BRISK_STEPS = 4.0  # beside other owners a step takes no longer than so many of one that answers alone
+_BRISK_STEPS = 2.0  # beside other owners a step takes no longer than so many of one that answers alone
 _LEAST_PASS = 64  # tokens
 _MASK_SHARE = 0.25  # of what a step took: so long the others wait for the masks of some
 _MASK_POLL_S = 0.02  # and so long at a time where there is nothing else to do

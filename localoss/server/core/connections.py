@@ -72,7 +72,7 @@ class Connections:
         spare = 2 * most if files is None else max(files - _OTHER_FILES, 16)
         self.most = min(most, spare * 2 // 3)
         # As many are accepted at a time, and closed only after that.
-        self.backlog = min(32, spare // 3)
+        self.backlog = min(8, spare // 3)
         self.waiting: OrderedDict[_Protocol, None] = OrderedDict()  # for headers, the oldest first
         self.rate = _Rate()
 
@@ -145,6 +145,7 @@ class _Protocol(H11Protocol):
             piece = left[:_HEADER_BYTES] if reads_lines else left
             super().data_received(piece)
             left = left[len(piece) :]
+        data = data[: len(data) - len(left)]
         if is_head or self._is_chunked():  # other bodies aren't read line by line
             requests = data.count(b" HTTP/1.") if is_head else 0
             has_body = requests == 1 and not self._is_chunked()

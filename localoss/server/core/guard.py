@@ -6,6 +6,7 @@ from collections.abc import Collection
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from localoss.server.core.entrance import Entrance
 from localoss.server.core.errors import ApiError
 from localoss.server.core.keys import CLIENT, Keys, admit
 
@@ -21,14 +22,16 @@ class Guard:
     """
 
     def __init__(self, app: ASGIApp, hosts: Collection[str] | None, keys: Keys | None) -> None:
-        self._app, self._keys = app, keys
+        self._app, self._keys, self._entrance = app, keys, Entrance()
         self._hosts = None if hosts is None else {host.lower() for host in hosts}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and CLIENT not in scope and (error := self._refusal(scope)):
-            await error.response(scope["path"])(scope, receive, send)
-        else:
-            await self._app(scope, receive, send)
+        if scope["type"] == "http" and CLIENT not in scope:
+            if error := self._refusal(scope):
+                await error.response(scope["path"])(scope, receive, send)
+                return
+            await self._entrance.wait(scope[CLIENT])
+        await self._app(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> ApiError | None:
         headers = Headers(scope=scope)

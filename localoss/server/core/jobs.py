@@ -15,6 +15,7 @@ from localoss.server.core.keys import Client
 if TYPE_CHECKING:
     from localoss.engine.sampler import Token
 
+_AT_ONCE = 8  # items that a client is sent before others' turn comes
 _END = object()
 _gathering = threading.local()
 
@@ -104,12 +105,14 @@ class Job:
 
         Leaving this early cancels the job.
         """
+        at_once = 0
         try:
             while True:
                 try:
                     item = self._items.get_nowait()
                 except asyncio.QueueEmpty:
                     try:
+                        at_once = 0
                         async with asyncio.timeout(idle_s):
                             item = await self._items.get()
                     except TimeoutError:
@@ -120,7 +123,10 @@ class Job:
                 if isinstance(item, Exception):
                     raise item
                 yield item
-                await asyncio.sleep(0)  # else many that wait are sent in one go, to a client that left, too
+                at_once += 1
+                if at_once == _AT_ONCE:  # many that wait would all be sent to a client that left, too
+                    at_once = 0
+                    await asyncio.sleep(0)
         finally:
             self.cancel()
 

@@ -80,16 +80,29 @@ def run(tmp_path, *arguments, stdin, variables=(), **script):
 
 
 @pytest.mark.parametrize("variables", LOCALES)
-@pytest.mark.parametrize("command", ["run", "chat"])
-def test_pipes_are_utf8_in_every_locale(tmp_path, variables, command):
+@pytest.mark.parametrize(
+    ("command", "data"),
+    [
+        ("run", codecs.BOM_UTF8 + TEXT.encode()),
+        pytest.param("run", TEXT.encode("utf-16"), marks=pytest.mark.soak),
+        pytest.param("chat", codecs.BOM_UTF8 + TEXT.encode(), marks=pytest.mark.soak),
+        ("chat", TEXT.encode("utf-16")),
+    ],
+    ids=["run utf-8", "run utf-16", "chat utf-8", "chat utf-16"],
+)
+def test_pipes_are_utf8_in_every_locale(tmp_path, variables, command, data):
     """Whatever the locale says; the answer too."""
     answer = HELLO.replace("Hello!", TEXT)
-    for data in (codecs.BOM_UTF8 + TEXT.encode(), TEXT.encode("utf-16")):
-        code, out, err, prompts = run(
-            tmp_path, command, "tiny", stdin=data + b"", variables=variables, answers=[answer]
-        )
-        assert (code, out) == (0, TEXT.encode() + os.linesep.encode()), err
-        assert f"<|message|>{TEXT}<|end|>" in prompts[-1]
+    code, out, err, prompts = run(
+        tmp_path, command, "tiny", stdin=data, variables=variables, answers=[answer]
+    )
+    assert (code, out) == (0, TEXT.encode() + os.linesep.encode()), err
+    assert f"<|message|>{TEXT}<|end|>" in prompts[-1]
+
+
+@pytest.mark.parametrize("variables", LOCALES)
+@pytest.mark.parametrize("command", ["run", pytest.param("chat", marks=pytest.mark.soak)])
+def test_what_is_no_text_is_refused_in_every_locale(tmp_path, variables, command):
     code, out, err, _ = run(tmp_path, command, "tiny", stdin=b"\x7fELF\xff\0", variables=variables)
     assert (code, out) == (2, b"") and "stdin: not UTF-8 text" in err and "Traceback" not in err
 

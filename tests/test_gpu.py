@@ -209,7 +209,7 @@ def layers_of(sequence):
     [
         pytest.param(2, "What is 37 + 48?", 40, marks=pytest.mark.soak),
         pytest.param(2, "How do I get gpt-oss-20b?", 40, marks=pytest.mark.soak),
-        ("all", "What is 37 + 48?", 9),
+        ("all", "What is 37 + 48?", 4),
     ],
 )
 def test_the_demo_answers_alike(layers, question, tokens, demo):

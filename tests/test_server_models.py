@@ -47,6 +47,13 @@ class Machine:
         return engine
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _what_other_tests_left_is_kept():
+    """Each model that is loaded here has all garbage collected: so what is none isn't looked at each time."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def machine():
     return Machine()

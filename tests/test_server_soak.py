@@ -27,7 +27,7 @@ def engines(model, tmp_path_factory):
     return {name: localoss.load(folder, context_tokens=1024, threads=1) for name, folder in folders.items()}
 
 
-@pytest.mark.parametrize("count", [24, pytest.param(2000, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("count", [18, pytest.param(2000, marks=pytest.mark.soak)])
 @pytest.mark.parametrize(
     ("weights", "bonus"),
     [("noise", 0.0), ("noise", 16.0), ("demo", 0.0)],

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx2
 import pytest
@@ -181,3 +182,28 @@ def test_what_is_no_http_is_logged_seldom(server, caplog):
             with connect(server, b"nonsense\r\n\r\n") as one:
                 assert is_closed(one)
     assert len(caplog.records) <= 1
+
+
+def test_memory_is_given_back_between_requests_and_now_and_then_among_them(monkeypatch):
+    """After the first idle moment since a request; among requests every so often; never without any."""
+    trimmed, ticks = [], []
+    state = SimpleNamespace(total_requests=0, tasks={})
+    # By tick: how many requests were answered by then, and whether one runs.
+    plan = [(0, False), (5, True), (6, True), (7, True), (7, False), (7, False), (8, False)]
+
+    async def tick(seconds):
+        if len(ticks) == len(plan):
+            raise asyncio.CancelledError
+        state.total_requests, state.tasks = plan[len(ticks)][0], {1: 1} if plan[len(ticks)][1] else {}
+        ticks.append(seconds)
+
+    async def at_once(trim, keep):
+        trim(keep)
+
+    monkeypatch.setattr(connections, "_malloc_trim", lambda: lambda keep: trimmed.append(len(ticks)))
+    monkeypatch.setattr(connections, "_BUSY_TIDY_AFTER", 4)
+    monkeypatch.setattr(connections.asyncio, "sleep", tick)
+    monkeypatch.setattr(connections.asyncio, "to_thread", at_once)
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(connections.give_memory_back(state))
+    assert trimmed == [4, 7]  # among requests at the fourth; the fifth and the sixth have nothing new

@@ -40,6 +40,7 @@ _KERNEL_BACKLOG = 1024  # what is left out of it comes again a second later
 _OTHER_FILES = 40  # the model's, the store's, the log's
 _FILES_WANTED = 65_536
 _TIDY_EVERY_S = 5.0
+_BUSY_TIDY_AFTER = 12  # times that, among requests: it holds up whoever allocates for some milliseconds
 _SAY_AGAIN_S = 60.0
 
 logger = logging.getLogger("localoss.server")
@@ -272,16 +273,19 @@ def report_errors_once(loop: asyncio.AbstractEventLoop) -> None:
 
 
 async def give_memory_back(state: ServerState) -> None:
-    """Whenever requests were answered and none runs, give the C library's free memory back to the system.
+    """Whenever requests were answered and none runs, give the C library's free memory back to the system; and
+    now and then where some always run.
 
-    glibc keeps what large bodies and prompts took: 356 MB had become 1.5 GB, and stayed.
+    glibc keeps what large bodies and prompts took: 356 MB had become 1.5 GB, and stayed. Sixteen clients who
+    never paused took 11 % more after ten minutes.
     """
     trim = _malloc_trim()
-    seen = 0
+    seen = waited = 0
     while trim:
         await asyncio.sleep(_TIDY_EVERY_S)
-        if state.total_requests != seen and not state.tasks:
-            seen = state.total_requests
+        waited += 1
+        if state.total_requests != seen and (not state.tasks or waited >= _BUSY_TIDY_AFTER):
+            seen, waited = state.total_requests, 0
             await asyncio.to_thread(trim, 0)
 
 

@@ -92,7 +92,7 @@ def test_a_disk_that_fails_at_any_step(fault, every, tiny, whole, step_count, tm
 
 
 @posix
-@pytest.mark.parametrize(("fault", "every"), [(KILL, 3), (POWER_CUT, 5), EACH[KILL], EACH[POWER_CUT]])
+@pytest.mark.parametrize(("fault", "every"), [(KILL, 5), (POWER_CUT, 7), EACH[KILL], EACH[POWER_CUT]])
 def test_a_process_that_dies_at_any_step(fault, every, tiny, whole, step_count, tmp_path, monkeypatch):
     for at in range(0, step_count, every):
         out = tmp_path / f"out{at}"

@@ -8,6 +8,7 @@ import atexit
 import contextlib
 import fcntl
 import functools
+import gc
 import importlib
 import json
 import os
@@ -38,6 +39,10 @@ def _serve(requests: socket.socket) -> None:
     from localoss.chat import harmony
 
     harmony.encoding()
+    # What is forked looks at none of this for garbage, a sixth of a second for each chat.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
     told: dict[int, int] = {}  # by pid: where its status is wanted
 
     def reap(*_: Any) -> None:

@@ -1,5 +1,6 @@
 """A function in a process of its own, forked: its exit code, what it said, its processor time and memory."""
 
+import gc
 import importlib
 import os
 import sys
@@ -18,6 +19,8 @@ localoss.server.core.response_store localoss.tools.documents_index quant.convert
 def preload():
     for name in PRELOADED.split():
         importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # what is forked looks at none of it for garbage
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from localoss.gpu.weights import GpuMatrix
 from quant.format.config import SWIGLU_ALPHA, ModelConfig
 from quant.format.layout import expert_run, round_up
 from quant.format.manifest import Dtypes
-from quant.format.weight_formats import WEIGHT_FORMATS
+from quant.format.weight_formats import MXFP4, WEIGHT_FORMATS
 
 
 class Kernels:
@@ -149,7 +149,7 @@ class Kernels:
 
     def _decoding(self, dtype: str) -> tuple[str, ...]:
         """The files that decode weights of a format."""
-        return (dtype, self._features.fp4_file) if dtype == "mxfp4" else (dtype,)
+        return (dtype, self._features.fp4_file) if dtype == MXFP4.name else (dtype,)
 
     def _kernel(self, access: str, *files: str, **constants: int | float | bool) -> Kernel:
         key = (*files, *constants.items())

@@ -15,7 +15,7 @@ from localoss.gpu.weights import GpuMatrix, MatrixPart
 from localoss.plan.gpu_sizes import tokens_at_once
 from quant.format.config import ModelConfig
 from quant.format.manifest import Dtypes
-from quant.format.weight_formats import TILE_COLUMNS, TILE_ROWS, WEIGHT_FORMATS
+from quant.format.weight_formats import MXFP4, TILE_COLUMNS, TILE_ROWS, WEIGHT_FORMATS
 
 _BYTES = 120 << 20  # of a matrix: more than a card's cache, and what every card binds
 _SOFTWARE_BYTES = 8 << 20  # where the cores play the GPU
@@ -60,7 +60,7 @@ def measure_rates(device: Device, config: ModelConfig) -> Rates:
     bus_s, used, formats = _fastest_s(copy), features_of(device), []
     for name in WEIGHT_FORMATS:
         matrix = _matrix(device, config, name, codes, scales)
-        for file in FP4_FILES if name == "mxfp4" else ("",):
+        for file in FP4_FILES if name == MXFP4.name else ("",):
             kernels = Kernels(
                 device, config, Dtypes(), "f32", Features(file or used.fp4_file, used.subgroups)
             )

@@ -29,3 +29,25 @@ def test_what_a_step_gives_comes_in_one_go():
         return [[item async for item in job.items()] for job in jobs]
 
     assert asyncio.run(step()) == [["a", "d"], ["b", "c"]]
+
+
+def test_the_loop_comes_round_while_much_is_sent():
+    """Else it doesn't learn that the client has left, and asyncio logs each write from the fifth on."""
+
+    async def most_at_once():
+        job, loop = Job(SimpleNamespace(close=lambda: None), Client("a")), asyncio.get_running_loop()
+        for item in range(20):
+            job.put(item)
+        job.end()
+        rounds = 0
+
+        def come_round():
+            nonlocal rounds
+            rounds += 1
+            loop.call_soon(come_round)
+
+        come_round()
+        by_round = [rounds async for _ in job.items()]
+        return max(by_round.count(one) for one in by_round)
+
+    assert asyncio.run(asyncio.wait_for(most_at_once(), 10)) < 5

@@ -15,7 +15,9 @@ from localoss.server.core.keys import Client
 if TYPE_CHECKING:
     from localoss.engine.sampler import Token
 
-_AT_ONCE = 8  # items that a client is sent before others' turn comes
+# Items that a client is sent before others' turn comes. Only then does the loop learn that a client left, and
+# from the fifth write to one on asyncio logs a line for each.
+_AT_ONCE = 2
 _END = object()
 _gathering = threading.local()
 

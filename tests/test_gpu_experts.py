@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from support import checkpoints
+from support.device_loss import lose_at
 from support.golden_files import read_golden
 
 import localoss
 from localoss.errors import Cancelled, UsageError
 from localoss.gpu.choice import asked_for, filled
-from localoss.gpu.device import Device
 from localoss.gpu.layers import GpuLayers
 from localoss.hub.registry import known_models
 from localoss.model.forward import Chunk
@@ -136,15 +136,7 @@ def test_lost_at_each_stage(where, call, answered, load, monkeypatch):
     """Before attention, between it and the experts on the cores, when their sum is written, at the end."""
     told = []
     engine = load("short", 3, 1, notice=told.append)
-    real, calls = getattr(Device, where), []
-
-    def lose(self, *arguments):
-        calls.append(where)
-        if len(calls) == call:
-            self._device.destroy()
-        return real(self, *arguments)
-
-    monkeypatch.setattr(Device, where, lose)
+    lose_at(monkeypatch, where, call)
     assert answer(engine) == answered
     assert len(told) == 1 and "the GPU is left" in told[0] and "\n" not in told[0]
     assert engine.device_figures() is None

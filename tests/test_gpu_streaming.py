@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from support.device_loss import lose_at
 from support.golden_files import read_golden
 from support.gpu_fixtures import gpu_of
 from test_gpu_experts import run_three
@@ -98,15 +99,7 @@ def test_cancelled_among_parts(load):
 def test_lost_while_experts_come(where, call, load, monkeypatch):
     told = []
     engine = load("short", 1, notice=told.append)
-    real, calls = getattr(Device, where), []
-
-    def lose(self, *arguments):
-        calls.append(where)
-        if len(calls) == call:
-            self._device.destroy()
-        return real(self, *arguments)
-
-    monkeypatch.setattr(Device, where, lose)
+    lose_at(monkeypatch, where, call)
     golden, tokens = read_golden("short"), read_golden("short").tokens[:90]
     assert np.abs(engine.prefill(engine.sequence(), tokens) - golden.logits[89]).max() <= CLOSE
     assert len(told) == 1 and "the GPU is left" in told[0]

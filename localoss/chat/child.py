@@ -1,6 +1,6 @@
 """A process that answers frames: what may take too long, or too much memory, is done there and can be ended.
 
-Frames go over its standard input and output: four bytes of length, then the content. child_frames.py is the
+Frames go over its standard input and output: four bytes of length, then the content. grammar_child.py has the
 other end.
 """
 

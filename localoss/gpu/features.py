@@ -10,7 +10,7 @@ from localoss.gpu.device import Device, Dispatch
 from localoss.gpu.sources import source
 from quant.format.numbers import FP4_VALUES
 
-FP4_FILES = ("fp4_halves", "fp4_integers")  # of shaders/, that decode MXFP4's codes: the fastest first
+FP4_FILES = ("fp4_halves", "fp4_integers")  # of shaders/: fewest instructions first
 
 
 class Features(NamedTuple):
@@ -37,7 +37,7 @@ def fp4_numbers(device: Device, file: str, codes: NDArray[Any]) -> NDArray[np.fl
 
 
 def fp4_file(device: Device) -> str:
-    """The file of shaders/ that decodes MXFP4's codes fastest of those that are right on `device`.
+    """The first of FP4_FILES that is right on `device`. Whether it is the faster one, no card has told yet.
 
     WGSL leaves it open whether a subnormal float16 number is read as zero.
     """

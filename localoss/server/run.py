@@ -30,11 +30,12 @@ from localoss.server.core.connections import (
     let_wait,
     report_errors_once,
 )
+from localoss.server.core.garbage import collect, passes_are_short
 from localoss.server.core.guard import LOOPBACK
 from localoss.server.core.hosted import HostedTools
 from localoss.server.core.keys import Keys
 from localoss.server.core.metrics import Metrics
-from localoss.server.core.models import Models, collect
+from localoss.server.core.models import Models
 from localoss.server.core.parked import ParkedCaches
 from localoss.server.core.pool import SequencePool
 from localoss.server.core.response_store import ResponseStore
@@ -159,7 +160,7 @@ def run_server(
     # uvicorn raises the signal again once it is done, which would end the process by it.
     before = {number: signal.signal(number, lambda *_: None) for number in _signals()}
     try:
-        with ExitStack() as held:
+        with passes_are_short(), ExitStack() as held:
             _Server(config, serving, lambda: held.enter_context(listening(url))).run(sockets=list(bound))
     finally:
         for number, handler in before.items():

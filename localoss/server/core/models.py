@@ -6,7 +6,6 @@ turn in order, so that no model waits for ever behind another.
 """
 
 import asyncio
-import gc
 import time
 from collections.abc import Callable, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +21,7 @@ from localoss.options import LoadOptions
 from localoss.server.core.bodies import Bodies
 from localoss.server.core.catalogue import Catalogue, Entry
 from localoss.server.core.errors import ApiError
+from localoss.server.core.garbage import collect
 from localoss.server.core.pulls import Pulls
 from localoss.server.core.scheduler import going_down
 from localoss.server.core.service import Service
@@ -220,17 +220,6 @@ class Models:
                     await self._let_go(held)
 
         self._letting_go = asyncio.create_task(let_go())  # a task that nobody holds may be lost
-
-
-def collect() -> None:
-    """Free what has only cycles to hold it, and look at what is left no more.
-
-    Each later pass stops all threads for as long as it takes: over what a loaded model and its libraries
-    are made of, a tenth of a second, as often as a body with many lists is parsed.
-    """
-    gc.unfreeze()
-    gc.collect()
-    gc.freeze()
 
 
 def only(service: Service, folder: Path, aliases: Sequence[str] = ()) -> Models:
